@@ -1,0 +1,132 @@
+"""Make a run folder ready to train: data, tokenizer, shards, database, first weights, client secrets.
+
+Nothing counts as prepared until `run.json` is there, which is written last; a preparation that was
+interrupted starts over. What takes seconds says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from bithaul.cli.local.folder import RunFolder, RunSpec
+from bithaul.coordinator.commands.create_run import CreateRun, create_run
+from bithaul.coordinator.context import Coordinator, open_coordinator
+from bithaul.coordinator.identity.clients import create_client, delete_client, list_clients
+from bithaul.coordinator.settings import load_settings
+from bithaul.corpus.example import Example, TextLine
+from bithaul.corpus.generator import generate
+from bithaul.corpus.importers import read_any
+from bithaul.corpus.shards import CorpusManifest, build_corpus
+from bithaul.errors import InvalidData
+from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
+from bithaul.model.config import load_config
+from bithaul.training.recipe import TrainingRecipe
+
+TRUCK_MATE_EXAMPLES = 50_000
+TRUCK_MATE_HELDOUT = 2_000
+ADMIN_CLIENT = "up"
+
+Say = Callable[[str], None]
+Items = Sequence[Example] | Sequence[TextLine]
+
+
+def worker_ids(count: int) -> list[str]:
+    return [f"worker-{i + 1}" for i in range(count)]
+
+
+def prepare(folder: RunFolder, spec: RunSpec, *, budget_tokens: int | None, budget_seconds: float | None, say: Say) -> None:
+    """Build everything a coordinator needs in `folder`; `spec` is written when all of it is durable."""
+    load_config(spec.preset, vocab_size=spec.vocab_size)  # a wrong preset is said before anything is built
+    manifest = _build_corpus(folder, spec, say)
+    config = load_config(spec.preset, vocab_size=manifest.vocab_size, ternary=spec.ternary)
+    for warning in config.warnings():
+        say(f"note: {warning}")
+    recipe = TrainingRecipe.for_preset(config.name, kind=manifest.kind)
+    with closing(open_coordinator(load_settings(folder.root))) as coordinator:
+        create_run(
+            coordinator,
+            CreateRun(
+                run=folder.root.name.lower(),
+                model=config,
+                recipe=recipe.model_dump(mode="json"),
+                corpus_dir=folder.corpus,
+                merge_rule=spec.merge_rule,
+                merge_options={},
+                budget_tokens=budget_tokens,
+                budget_seconds=budget_seconds,
+                task_seconds=spec.task_seconds,
+                codec=spec.codec,
+                seed=spec.seed,
+            ),
+        )
+        _make_clients(coordinator, folder, spec.workers)
+    folder.write_spec(spec)
+
+
+def ensure_clients(folder: RunFolder, workers: int) -> None:
+    """Every worker of this run has a client and a secret file (more workers than last time, or a lost file)."""
+    with closing(open_coordinator(load_settings(folder.root))) as coordinator:
+        _make_clients(coordinator, folder, workers)
+
+
+def data_digest(train: Path, valid: Path) -> str:
+    """SHA-256 (hex) over names and bytes of both inputs; folders are read file by file in name order."""
+    digest = hashlib.sha256()
+    for root in (train, valid):
+        if not root.exists():
+            raise InvalidData(f"There is no file or folder {root}; name your data with --train and --valid.")
+        for path in sorted(root.rglob("*")) if root.is_dir() else [root]:
+            if path.is_file():
+                digest.update(path.name.encode() + b"\0")
+                with path.open("rb") as file:
+                    while chunk := file.read(1 << 20):
+                        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _build_corpus(folder: RunFolder, spec: RunSpec, say: Say) -> CorpusManifest:
+    aside = folder.root / "corpus.new"
+    for leftover in (aside, folder.corpus, folder.root / "blobs"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in folder.root.glob("coordinator.db*"):
+        leftover.unlink()
+    train, heldout = _read_data(spec, say)
+    say(f"{len(train):,} training and {len(heldout):,} held-out examples; learning the vocabulary")
+    context = load_config(spec.preset, vocab_size=spec.vocab_size).context_length
+    manifest = build_corpus(
+        aside,
+        train,
+        heldout,
+        vocab_size=spec.vocab_size,
+        min_frequency=2,
+        seed=spec.seed,
+        max_tokens=context + 1,
+    )
+    os.replace(aside, folder.corpus)
+    say(f"{manifest.train_tokens:,} training tokens, {manifest.vocab_size:,} words in the vocabulary")
+    return manifest
+
+
+def _read_data(spec: RunSpec, say: Say) -> tuple[Items, Items]:
+    if spec.train is None or spec.valid is None:
+        count = spec.examples or TRUCK_MATE_EXAMPLES
+        say(f"generating {count:,} Truck Mate requests")
+        train = list(generate(count=count, seed=spec.seed, split="train"))
+        return train, list(generate(count=TRUCK_MATE_HELDOUT, seed=spec.seed, split="heldout"))
+    return read_any(Path(spec.train)), read_any(Path(spec.valid))
+
+
+def _make_clients(coordinator: Coordinator, folder: RunFolder, workers: int) -> None:
+    known = {client.id for client in list_clients(coordinator)}
+    wanted = [(ADMIN_CLIENT, ADMIN_SCOPE), *((name, WORKER_SCOPE) for name in worker_ids(workers))]
+    for client_id, scope in wanted:
+        if client_id in known and folder.secret_file(client_id).exists():
+            continue
+        if client_id in known:
+            delete_client(coordinator, client_id)
+        folder.write_secret(client_id, create_client(coordinator, client_id, scope=scope))

@@ -1,0 +1,123 @@
+"""The operator's API (scope `bithaul.admin`): progress, steering, worker keys, metrics.
+
+A leaked admin token must not dig in: clients with the admin scope are made and changed only by the CLI on
+the coordinator's machine.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from bithaul.coordinator.api.guard import AdminRoute, Caller
+from bithaul.coordinator.api.metrics import HttpMetrics
+from bithaul.coordinator.commands.steer import drain_worker, pause_run, resume_run
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.clients import (
+    LONGEST_GRACE,
+    Client,
+    create_client,
+    disable_client,
+    list_clients,
+    rotate_client,
+)
+from bithaul.coordinator.queries.metrics import metrics
+from bithaul.coordinator.queries.progress import ProgressView, progress
+from bithaul.errors import Forbidden
+from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE, Name, RunState
+
+PathName = Annotated[Name, Path()]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DrainRequest(_Request):
+    on: bool = True
+
+
+class KeyRequest(_Request):
+    client_id: Name
+
+
+class RotateRequest(_Request):
+    grace_seconds: Annotated[float, Field(ge=0, le=LONGEST_GRACE, allow_inf_nan=False)] = 0.0
+
+
+class IssuedKey(BaseModel):
+    """The only time a secret is shown."""
+
+    client_id: str
+    scope: str
+    secret: str
+
+
+class Keys(BaseModel):
+    keys: list[Client]
+
+
+class RunAnswer(BaseModel):
+    state: RunState
+
+
+def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
+    router = APIRouter(route_class=AdminRoute, tags=["admin"])
+
+    @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def prometheus() -> Response:
+        """Figures for Prometheus; no names, no secrets."""
+        return Response(http.render(metrics(c)), media_type=http.media_type)
+
+    @router.get("/api/progress")
+    def run_progress() -> ProgressView:
+        """How training goes."""
+        return progress(c)
+
+    @router.post("/api/run/pause")
+    def pause() -> RunAnswer:
+        """No new leases until resumed."""
+        return RunAnswer(state=RunState(pause_run(c).state))
+
+    @router.post("/api/run/resume")
+    def resume() -> RunAnswer:
+        """Undo a pause."""
+        return RunAnswer(state=RunState(resume_run(c).state))
+
+    @router.post("/api/workers/{worker}/drain", status_code=204)
+    def drain(worker: PathName, message: DrainRequest) -> None:
+        """Let a worker finish its step and take no more work, or take it back."""
+        drain_worker(c, worker, on=message.on)
+
+    @router.get("/api/keys")
+    def keys() -> Keys:
+        """All clients, without secrets."""
+        return Keys(keys=list_clients(c))
+
+    @router.post("/api/keys", status_code=201)
+    def create_key(caller: Caller, message: KeyRequest) -> IssuedKey:
+        """Create a worker client; its secret is in this answer only."""
+        secret = create_client(c, message.client_id, scope=WORKER_SCOPE, actor=caller.client_id)
+        return IssuedKey(client_id=message.client_id, scope=WORKER_SCOPE, secret=secret)
+
+    @router.post("/api/keys/{client}/rotate")
+    def rotate_key(caller: Caller, client: PathName, message: RotateRequest) -> IssuedKey:
+        """Give a worker a new secret; its tokens die at once."""
+        _refuse_admins(c, client)
+        secret = rotate_client(c, client, grace_seconds=message.grace_seconds, actor=caller.client_id)
+        return IssuedKey(client_id=client, scope=WORKER_SCOPE, secret=secret)
+
+    @router.post("/api/keys/{client}/disable", status_code=204)
+    def disable_key(caller: Caller, client: PathName) -> None:
+        """Refuse a worker from now on."""
+        _refuse_admins(c, client)
+        disable_client(c, client, actor=caller.client_id)
+
+    return router
+
+
+def _refuse_admins(c: Coordinator, client_id: str) -> None:
+    if any(client.id == client_id and ADMIN_SCOPE in client.scope.split(" ") for client in list_clients(c)):
+        raise Forbidden("Admin clients are changed with `bithaul keys` on the machine.", code="needs_machine_access")

@@ -1,0 +1,107 @@
+"""POST /gradient: stream one update to disk, then submit it; memory stays at one piece, whatever the size.
+
+Everything that can refuse an upload is asked before the first byte of the body is read: token, scope, query,
+encoding, length, lease, free disk. A connection that breaks leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Query, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+
+from bithaul.coordinator.api.guard import Caller, WorkerRoute, bearer
+from bithaul.coordinator.api.problems import BadRequest, LengthRequired, UnsupportedMediaType
+from bithaul.coordinator.blobs.store import Incoming
+from bithaul.coordinator.commands.begin_upload import begin_upload
+from bithaul.coordinator.commands.submit_gradient import submit_gradient
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.provider import Identity
+from bithaul.errors import OutOfDisk, Unavailable
+from bithaul.exchange.messages import Fence, Receipt, Verdict
+
+PIECE = 1 << 20
+WRITERS = 8
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+TaskId = Annotated[int, Query(ge=1, le=2**53)]
+
+
+def gradient_routes(c: Coordinator, identity: Identity) -> APIRouter:
+    router = APIRouter(route_class=WorkerRoute, tags=["work"])
+    writers = CapacityLimiter(WRITERS)  # apart from the default threads: a slow disk must not stop heartbeats
+
+    @router.post("/gradient", openapi_extra=_BODY)
+    async def gradient(
+        request: Request, response: Response, caller: Caller, task: TaskId, fence: Annotated[Fence, Query()]
+    ) -> Receipt:
+        """Deliver the result of a leased task; asking again returns the stored receipt."""
+        length = _length(request)
+        receipt = await run_in_threadpool(
+            _begin, c, worker=caller.client_id, task=task, fence=fence, content_length=length
+        )
+        if receipt is None:
+            with c.blobs.receive(c.ids.nonce()) as incoming:
+                try:
+                    await _receive(request, incoming, length=length, writers=writers)
+                except ClientDisconnect as error:
+                    raise Unavailable("The upload broke off; send it again.", code="upload_interrupted") from error
+
+                def submit() -> Receipt:
+                    identity.principal(bearer(request))  # the credential may have been rotated meanwhile
+                    upload = incoming.finish()
+                    return submit_gradient(c, caller.client_id, task=task, fence=fence, upload=upload)
+
+                receipt = await anyio.to_thread.run_sync(submit, limiter=writers)
+        response.status_code = 422 if receipt.verdict is Verdict.REJECTED else 200
+        return receipt
+
+    return router
+
+
+def _length(request: Request) -> int:
+    """The declared length of an acceptable body."""
+    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+        raise UnsupportedMediaType("Send the update without Content-Encoding.", code="unsupported_encoding")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/octet-stream":
+        raise UnsupportedMediaType("Send the update as application/octet-stream.")
+    declared = request.headers.get("content-length", "")
+    if not declared:
+        raise LengthRequired("Send the update with a Content-Length.")
+    if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
+        raise BadRequest("The Content-Length is not a number.")
+    return int(declared)
+
+
+def _begin(c: Coordinator, *, worker: str, task: int, fence: str, content_length: int) -> Receipt | None:
+    receipt = begin_upload(c, worker, task=task, fence=fence, content_length=content_length)
+    if receipt is None and c.blobs.free_bytes() < content_length + c.settings.disk_reserve_bytes:
+        raise OutOfDisk("The coordinator's disk is almost full; the update was not taken. Try again later.")
+    return receipt
+
+
+async def _receive(request: Request, incoming: Incoming, *, length: int, writers: CapacityLimiter) -> None:
+    """Write the body in pieces of 1 MiB, one thread call each; exactly `length` bytes or an error."""
+    received = 0
+    piece = bytearray()
+    async for part in request.stream():
+        received += len(part)
+        if received > length:
+            raise BadRequest("The body is longer than its Content-Length.", code="wrong_length")
+        piece += part
+        if len(piece) >= PIECE:
+            await anyio.to_thread.run_sync(incoming.write, piece, limiter=writers)
+            piece = bytearray()
+    if received != length:
+        raise BadRequest("The body is shorter than its Content-Length.", code="wrong_length")
+    await anyio.to_thread.run_sync(incoming.write, piece, limiter=writers)

@@ -1,0 +1,126 @@
+"""Routes behind a token. The order is fixed: token, scope, then body (bounded), then validation, then the use case.
+
+A route class, not a dependency, because FastAPI reads and parses a body before it solves dependencies: here
+nobody unproven makes us parse anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, ClassVar
+
+from fastapi import Depends
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
+
+from bithaul.coordinator.api.problems import BadRequest, UnsupportedMediaType
+from bithaul.coordinator.identity.provider import Identity
+from bithaul.coordinator.identity.tokens import InvalidToken, Principal
+from bithaul.errors import Forbidden, TooLarge
+from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
+
+MAX_JSON_BYTES = 1 << 20
+MAX_JSON_DEPTH = 32
+_JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+def bearer(request: Request) -> str:
+    """The token of the one Authorization header; a token in the query or a cookie does nothing."""
+    values = request.headers.getlist("authorization")
+    if len(values) > 1:
+        raise BadRequest("Send one Authorization header.", code="repeated_authorization")
+    scheme, _, token = values[0].partition(" ") if values else ("", "", "")
+    if scheme.lower() != "bearer":
+        raise InvalidToken
+    return token
+
+
+async def authenticate(request: Request, scope: str) -> Principal:
+    """Who calls, or InvalidToken (401) or Forbidden (403) when the token lacks the route's scope."""
+    identity: Identity = request.app.state.identity
+    principal = await run_in_threadpool(identity.principal, bearer(request))
+    if scope not in principal.scopes:
+        raise Forbidden(f"This needs a token with the scope {scope}.", code="insufficient_scope")
+    return principal
+
+
+async def read_body(request: Request, *, limit: int) -> bytes:
+    """The whole body, or TooLarge as soon as `limit` is passed, before it by Content-Length."""
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared[:20]) > limit:
+        raise TooLarge(f"The body may have at most {limit} bytes.")
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > limit:
+            raise TooLarge(f"The body may have at most {limit} bytes.")
+    return bytes(body)
+
+
+class _GuardedRoute(APIRoute):
+    required_scope: ClassVar[str]
+
+    def get_route_handler(self) -> Handler:
+        handle = super().get_route_handler()
+        takes_json = self.body_field is not None
+
+        async def guarded(request: Request) -> Response:
+            request.state.principal = await authenticate(request, self.required_scope)
+            return await handle(await _bounded(request) if takes_json else request)
+
+        return guarded
+
+
+class WorkerRoute(_GuardedRoute):
+    required_scope = WORKER_SCOPE
+
+
+class AdminRoute(_GuardedRoute):
+    required_scope = ADMIN_SCOPE
+
+
+async def _caller(request: Request) -> Principal:
+    principal = request.state.principal
+    assert isinstance(principal, Principal)
+    return principal
+
+
+Caller = Annotated[Principal, Depends(_caller)]
+
+
+async def _bounded(request: Request) -> Request:
+    """The same request with its JSON body read under the caps."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("Send the body as application/json.")
+    body = await read_body(request, limit=MAX_JSON_BYTES)
+    if depth(body) > MAX_JSON_DEPTH:
+        raise BadRequest(f"The JSON is nested deeper than {MAX_JSON_DEPTH} levels.", code="json_too_deep")
+
+    async def replay() -> Message:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return Request(request.scope, receive=replay)
+
+
+def depth(body: bytes) -> int:
+    """How deep brackets nest outside of strings, in linear time and without recursion."""
+    if body.count(b"[") + body.count(b"{") <= MAX_JSON_DEPTH:
+        return 0
+    deepest = level = 0
+    for match in _JSON_TOKEN.finditer(body):
+        match match[0]:
+            case b"[" | b"{":
+                level += 1
+                deepest = max(deepest, level)
+            case b"]" | b"}":
+                level -= 1
+            case _:
+                pass
+    return deepest

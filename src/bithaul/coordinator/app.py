@@ -1,0 +1,78 @@
+"""The coordinator's ASGI application: one FastAPI app over one `Coordinator`, wrapped in one envelope.
+
+No state of its own beside throttling and request counts, so two may live in one process. Documentation pages
+are off; /openapi.json is served and is what the tests fuzz.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+from starlette.types import ASGIApp
+
+from bithaul import __version__
+from bithaul.coordinator.api import problems
+from bithaul.coordinator.api.admin import admin_routes
+from bithaul.coordinator.api.blobs import blob_routes
+from bithaul.coordinator.api.gradient import gradient_routes
+from bithaul.coordinator.api.metrics import HttpMetrics
+from bithaul.coordinator.api.middleware import Envelope, allowed_hosts
+from bithaul.coordinator.api.openapi import describe
+from bithaul.coordinator.api.public import public_routes
+from bithaul.coordinator.api.worker import worker_routes
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.provider import Identity
+from bithaul.coordinator.identity.throttle import Limits
+from bithaul.coordinator.services.runner import ServiceRunner
+
+
+def create_api(
+    c: Coordinator, http: HttpMetrics, *, runner: ServiceRunner | None = None, limits: Limits | None = None
+) -> FastAPI:
+    """The routes. With a `runner`, its services run as long as the app's lifespan."""
+    identity = Identity(c, limits=limits or Limits())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if runner is not None:
+            await run_in_threadpool(runner.start)
+        try:
+            yield
+        finally:
+            if runner is not None:
+                await run_in_threadpool(runner.stop)
+
+    app = FastAPI(
+        title="bithaul coordinator",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry={"auto_configure": False},
+    )
+    app.state.identity = identity
+    problems.install(app)
+    app.include_router(public_routes(c, identity))
+    app.include_router(worker_routes(c))
+    app.include_router(gradient_routes(c, identity))
+    app.include_router(blob_routes(c))
+    app.include_router(admin_routes(c, http))
+    describe(app)
+    return app
+
+
+def create_app(c: Coordinator, *, runner: ServiceRunner | None = None, limits: Limits | None = None) -> ASGIApp:
+    """What a server runs."""
+    http = HttpMetrics()
+    return Envelope(
+        create_api(c, http, runner=runner, limits=limits),
+        hosts=allowed_hosts(c.settings),
+        https=urlsplit(c.settings.base_url).scheme == "https",
+        observe=http.observe,
+    )

@@ -1,0 +1,118 @@
+"""The database handle: one writer connection that serialises every decision, and readers beside it.
+
+SQLite runs in WAL mode. The writer begins with BEGIN IMMEDIATE, so a transaction that reads and then writes
+never fails half-way, and syncs fully, because it stores receipts and versions. Readers have their own engine
+and never wait for the writer. Other databases use one engine for both.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from bithaul.coordinator.database.migrate import upgrade
+from bithaul.errors import InvalidConfig, OutOfDisk, Unavailable
+
+READERS = 16
+
+
+class Database:
+    """`read()` and `write()` are transactions: write commits on exit and rolls back on any exception."""
+
+    def __init__(self, reader: Engine, writer: Engine) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    def open(cls, url: str, *, lock_folder: Path) -> Database:
+        """Connect and migrate to the newest schema. Raises `InvalidConfig` or `Unavailable`."""
+        try:
+            parsed = make_url(url)
+        except Exception as error:  # noqa: BLE001 - SQLAlchemy raises ArgumentError and ValueError here
+            raise InvalidConfig(f"{url!r} is not a database URL.") from error
+        if parsed.get_backend_name() == "sqlite":
+            reader, writer = _sqlite(url, immediate=False), _sqlite(url, immediate=True)
+        else:
+            reader = writer = create_engine(url, pool_size=READERS)
+        try:
+            upgrade(writer, lock_folder=lock_folder)
+        except OperationalError as error:
+            raise Unavailable(f"The database cannot be opened: {error.orig}.") from error
+        return cls(reader, writer)
+
+    @property
+    def writer_engine(self) -> Engine:
+        """For migrations and backup; use cases use `write`."""
+        return self._writer
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A consistent view; nothing written in it is kept."""
+        with _translated(), self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """The only place where rows change. Raises `OutOfDisk` or `Unavailable` when it cannot."""
+        with _translated(), self._writer.begin() as connection:
+            yield connection
+
+    def close(self) -> None:
+        self._reader.dispose()
+        self._writer.dispose()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except PoolTimeout as error:
+        raise Unavailable("The database is busy; try again.") from error
+    except OperationalError as error:
+        text = str(error.orig)
+        if "full" in text:
+            raise OutOfDisk("The coordinator's disk is full; free some space and try again.") from error
+        if "locked" in text or "busy" in text:
+            raise Unavailable("The database is busy; try again.") from error
+        raise
+    except DBAPIError as error:
+        if "full" in str(error.orig):
+            raise OutOfDisk("The coordinator's disk is full; free some space and try again.") from error
+        raise
+
+
+def _sqlite(url: str, *, immediate: bool) -> Engine:
+    pool = {"pool_size": 1 if immediate else READERS, "max_overflow": 0 if immediate else READERS}
+    engine = create_engine(
+        url, pool_timeout=30, connect_args={"isolation_level": None, "check_same_thread": False}, **pool
+    )
+
+    @event.listens_for(engine, "connect")
+    def _pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
+        assert isinstance(connection, sqlite3.Connection)
+        for pragma in (
+            "journal_mode=WAL",
+            f"synchronous={'FULL' if immediate else 'NORMAL'}",
+            "busy_timeout=5000",
+            "foreign_keys=ON",
+            "temp_store=MEMORY",
+        ):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        except BaseException:  # give the connection back (sqlalchemy#5034)
+            connection.invalidate()
+            raise
+
+    return engine

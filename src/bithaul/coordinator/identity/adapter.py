@@ -1,0 +1,211 @@
+"""The token endpoint on Authlib's AuthorizationServer: our request object, client methods, grants and answers.
+
+Authlib has no Starlette side, so this is ours; it does no I/O but the database session it is given, and it
+is used inside one call of the thread pool. The overrides of the security page are marked A1 to A10: each is
+pinned by a test of that number. One `TokenServer` serves one request and is thrown away.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+from urllib.parse import unquote_plus
+
+from authlib.oauth2.rfc6749 import AuthorizationServer, ClientMixin, InvalidRequestError, OAuth2Request
+from authlib.oauth2.rfc6749.errors import InvalidClientError, InvalidScopeError, OAuth2Error
+from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant
+from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
+from authlib.oauth2.rfc6750 import BearerTokenGenerator
+from sqlalchemy import Connection, RowMapping
+
+from bithaul.coordinator.identity.clients import SecretHasher, find
+from bithaul.coordinator.identity.tokens import Tokens, lifetime
+
+METHODS = ["client_secret_basic", "client_secret_post"]
+_DESCRIPTION = "Client authentication failed."
+_MAX_SCOPE = 200
+
+
+@dataclass(frozen=True)
+class TokenForm:
+    """A parsed token request: the form's fields (none repeated) and the Authorization header, if any."""
+
+    fields: Mapping[str, str]
+    authorization: str | None
+
+    def claimed_client(self) -> str:
+        """The client id the request names, for throttling only; it proves nothing."""
+        basic = _basic(self.authorization)
+        return basic[0] if basic else self.fields.get("client_id", "")
+
+
+@dataclass(frozen=True)
+class TokenAnswer:
+    status: int
+    body: dict[str, object]
+    headers: dict[str, str]
+    client_id: str | None  # who proved itself; None when nobody did
+
+    @property
+    def failed_authentication(self) -> bool:
+        return self.status == 401
+
+
+class _Request(OAuth2Request):  # type: ignore[misc]  # Authlib carries no types
+    """Authlib's request over a parsed form. A2: the URI it wants is the https spelling of a fixed name."""
+
+    def __init__(self, form: TokenForm) -> None:
+        headers = {} if form.authorization is None else {"Authorization": form.authorization}
+        super().__init__("POST", "https://token-endpoint.invalid/connect/token", headers=headers)
+        self.payload = BasicOAuth2Payload(dict(form.fields))
+        self._fields = dict(form.fields)
+
+    @property
+    def args(self) -> dict[str, str]:
+        return {}
+
+    @property
+    def form(self) -> dict[str, str]:
+        return self._fields
+
+
+class _Client(ClientMixin):  # type: ignore[misc]  # Authlib carries no types
+    """A client row in Authlib's clothes."""
+
+    def __init__(self, row: RowMapping) -> None:
+        self.row = row
+        self.id: str = row["id"]
+
+    def get_client_id(self) -> str:
+        return self.id
+
+    def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
+        return endpoint == "token" and method in METHODS
+
+    def check_grant_type(self, grant_type: str) -> bool:
+        return grant_type == ClientCredentialsGrant.GRANT_TYPE
+
+    def get_allowed_scope(self, scope: str | None) -> str:
+        """All registered scopes when none is asked for; never more than the registered ones."""
+        registered: list[str] = self.row["scope"].split(" ")
+        wanted = scope.split(" ") if scope else registered
+        if len(scope or "") > _MAX_SCOPE or not set(wanted) <= set(registered):
+            raise InvalidScopeError
+        return " ".join(name for name in registered if name in wanted)
+
+
+class _ClientCredentials(ClientCredentialsGrant):  # type: ignore[misc]  # Authlib carries no types
+    TOKEN_ENDPOINT_AUTH_METHODS = METHODS
+
+
+class _AnyOtherGrant(ClientCredentialsGrant):  # type: ignore[misc]  # Authlib carries no types
+    """What is not offered is refused only to a proven client; all others get the one 401 (A3, SEC-01)."""
+
+    TOKEN_ENDPOINT_AUTH_METHODS = METHODS
+
+    @classmethod
+    def check_token_endpoint(cls, request: OAuth2Request) -> bool:
+        return bool(request.payload.grant_type != ClientCredentialsGrant.GRANT_TYPE)
+
+    def validate_token_request(self) -> NoReturn:
+        self.request.client = self.authenticate_token_endpoint_client()
+        if not self.request.payload.grant_type:
+            raise InvalidRequestError("The parameter grant_type is missing.")
+        raise OAuth2Error("Only grant_type=client_credentials is offered.", error="unsupported_grant_type")
+
+
+class TokenServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries no types
+    """Authlib's server over one database session."""
+
+    def __init__(self, connection: Connection, *, hasher: SecretHasher, tokens: Tokens, now: float) -> None:
+        super().__init__()
+        self._connection = connection
+        self._hasher = hasher
+        self._tokens = tokens
+        self._now = now
+        self._proven: str | None = None
+        self.register_client_auth_method("client_secret_basic", self._by_basic)
+        self.register_client_auth_method("client_secret_post", self._by_post)
+        self.register_grant(_ClientCredentials)
+        self.register_grant(_AnyOtherGrant)
+        # A1: our own lifetimes; A8: the signer sees exactly one key, in Tokens.mint.
+        self.register_token_generator(
+            "default", BearerTokenGenerator(self._access_token, expires_generator=self._expires)
+        )
+
+    def answer(self, form: TokenForm) -> TokenAnswer:
+        """The token response for a parsed form. Raises nothing a client can cause."""
+        answer = self.create_token_response(form)
+        assert isinstance(answer, TokenAnswer)
+        return answer
+
+    # What Authlib asks of a framework
+
+    def create_oauth2_request(self, request: TokenForm | OAuth2Request) -> OAuth2Request:
+        return request if isinstance(request, OAuth2Request) else _Request(request)
+
+    def query_client(self, client_id: str) -> _Client | None:
+        row = find(self._connection, client_id)
+        return None if row is None else _Client(row)
+
+    def save_token(self, token: dict[str, object], request: OAuth2Request) -> None:
+        """Tokens are not stored; `last_used_at` is written by the caller from the answer's client."""
+
+    def handle_response(self, status: int, body: Any, headers: list[tuple[str, str]]) -> TokenAnswer:
+        fixed = {"Cache-Control": "no-store", "Pragma": "no-cache"}
+        return TokenAnswer(status, dict(body), {**dict(headers), **fixed}, self._proven)
+
+    def send_signal(self, name: str, *args: object, **kwargs: object) -> None:
+        """No listeners: proven clients and failures are recorded by the caller, in its transaction."""
+
+    # Client methods: one path, one message, one status (A3); bad Basic is the ordinary 401 (A4)
+
+    def _by_basic(self, query_client: object, request: _Request) -> _Client | None:
+        header = request.headers.get("Authorization")
+        if header is None:
+            return None
+        posted = request.form
+        credentials = _basic(header)
+        if credentials is None:
+            _refuse()
+        client_id, secret = credentials
+        if "client_secret" in posted or posted.get("client_id", client_id) != client_id:
+            raise InvalidRequestError("Use one way of client authentication, not two.")
+        return self._prove(client_id, secret)
+
+    def _by_post(self, query_client: object, request: _Request) -> _Client:
+        posted = request.form
+        return self._prove(posted.get("client_id", ""), posted.get("client_secret", ""))
+
+    def _prove(self, client_id: str, secret: str) -> _Client:
+        client = self.query_client(client_id)
+        if not self._hasher.proves(client.row if client else None, secret, now=self._now) or client is None:
+            _refuse()
+        self._proven = client.id
+        return client
+
+    def _access_token(self, client: _Client, grant_type: str, user: None, scope: str) -> str:
+        return self._tokens.mint(self._connection, client_id=client.id, scope=scope, cv=client.row["cv"])
+
+    def _expires(self, client: _Client, grant_type: str) -> int:
+        return lifetime(client.row["scope"])
+
+
+def _refuse() -> NoReturn:
+    raise InvalidClientError(_DESCRIPTION, status_code=401)
+
+
+def _basic(header: str | None) -> tuple[str, str] | None:
+    """User and password of a Basic header, percent-decoded (RFC 6749, 2.3.1); None when it is not one."""
+    scheme, _, encoded = (header or "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        text = base64.b64decode(encoded.strip(), validate=True).decode()
+        client_id, colon, secret = text.partition(":")
+        return (unquote_plus(client_id, errors="strict"), unquote_plus(secret, errors="strict")) if colon else None
+    except (binascii.Error, UnicodeDecodeError):
+        return None

@@ -1,0 +1,70 @@
+"""Throttling of failed attempts on a credential path: per client and address, per address, and in all.
+
+It slows guessing and never locks out: only a failed attempt is counted, and only a failed attempt is ever
+answered with 429, so the right secret works under attack. Attempts are also rows, so a restart forgets none.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import MovingWindowRateLimiter
+from sqlalchemy import delete, insert, select
+
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.tables import failed_attempts
+
+WINDOW_SECONDS = 60.0
+KEEP_SECONDS = 7 * 24 * 3600.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Failed attempts a minute before the answer becomes 429."""
+
+    per_client_and_address: int = 10
+    per_address: int = 60
+    in_all: int = 600
+
+
+class Throttle:
+    """One per credential path. Not a queue and not a ban."""
+
+    def __init__(self, c: Coordinator, path: str, *, limits: Limits) -> None:
+        self._c = c
+        self._path = path
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._pair = RateLimitItemPerMinute(limits.per_client_and_address, namespace="pair")
+        self._address = RateLimitItemPerMinute(limits.per_address, namespace="address")
+        self._all = RateLimitItemPerMinute(limits.in_all, namespace="all")
+        since = c.clock.now() - WINDOW_SECONDS
+        recent = select(failed_attempts).where(failed_attempts.c.path == path, failed_attempts.c.time > since)
+        with c.database.read() as connection:
+            for row in connection.execute(recent.limit(limits.in_all)).mappings():
+                self._count(row["client_id"], row["address"])
+
+    def failed(self, client_id: str, address: str) -> int | None:
+        """Count a failed attempt. None: answer as usual. A number: answer 429, try again after these seconds."""
+        client_id, address = client_id[:64], address[:64]
+        wait = self._count(client_id, address)
+        if wait is not None:
+            return wait
+        now = self._c.clock.now()
+        with self._c.database.write() as connection:
+            connection.execute(delete(failed_attempts).where(failed_attempts.c.time < now - KEEP_SECONDS))
+            connection.execute(
+                insert(failed_attempts).values(path=self._path, client_id=client_id, address=address, time=now)
+            )
+        return None
+
+    def _count(self, client_id: str, address: str) -> int | None:
+        # Checked from wide to narrow: once the wide window is full, no new keys are stored in memory.
+        for item, key in ((self._all, ("*",)), (self._address, (address,)), (self._pair, (address, client_id))):
+            if not self._window.hit(item, self._path, *key):
+                reset = self._window.get_window_stats(item, self._path, *key).reset_time
+                return max(1, math.ceil(reset - time.time()))
+        return None

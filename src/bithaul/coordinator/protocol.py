@@ -1,0 +1,99 @@
+"""uvicorn's httptools protocol with the bounds it lacks: header size, header time, and a floor under body speed.
+
+Leans on uvicorn's internals, so uvicorn is pinned exactly and SEC-43 is a fast test; h11 is the way back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import ClassVar
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+MAX_HEADER_BYTES = 32 * 1024
+
+
+class HardenedHttpToolsProtocol(HttpToolsProtocol):
+    """431 above 32 KiB of headers; closed when headers take over 10 s or a body is slower than 1 KiB/s."""
+
+    header_seconds: ClassVar[float] = 10.0
+    body_seconds: ClassVar[float] = 30.0
+    body_floor: ClassVar[int] = 1024  # bytes per second, averaged over `body_seconds`
+
+    _in_headers = True
+    _header_bytes = 0
+    _body_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self._arm(self.header_seconds, self._headers_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_headers:
+            self._header_bytes += len(data)
+            if self._timer is None:
+                self._arm(self.header_seconds, self._headers_late)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._refuse_headers()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_headers = True
+
+    def on_headers_complete(self) -> None:
+        self._in_headers = False
+        self._disarm()
+        if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > MAX_HEADER_BYTES:
+            self._refuse_headers()
+            return
+        super().on_headers_complete()
+        self._body_bytes = 0
+        self._arm(self.body_seconds, self._body_late)
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        if self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._disarm()
+        self._in_headers = True
+        self._header_bytes = 0
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def _refuse_headers(self) -> None:
+        text = b"The request's headers are too large."
+        head = STATUS_LINE[431] + b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        self.transport.write(head % len(text) + text)
+        self.transport.close()
+
+    def _headers_late(self) -> None:
+        self._timer = None
+        self.transport.close()
+
+    def _body_late(self) -> None:
+        """A body that we wait for must have brought its floor; one that we do not read is not late."""
+        self._timer = None
+        paused = self.flow is not None and self.flow.read_paused
+        if not paused and self._body_bytes < self.body_floor * self.body_seconds:
+            self.transport.abort()
+            return
+        self._body_bytes = 0
+        self._arm(self.body_seconds, self._body_late)
+
+    def _arm(self, seconds: float, action: object) -> None:
+        assert callable(action)
+        self._disarm()
+        self._timer = self.loop.call_later(seconds, action)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -1,0 +1,86 @@
+"""Runs the application on uvicorn: one process, hardened settings, a clean start and a clean stop.
+
+The socket is bound here, before anything is printed, so a port in use is one clear sentence and the address
+that is announced is the one that listens.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+import uvicorn
+
+from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
+from bithaul.errors import BithaulError, InvalidConfig
+
+from starlette.types import ASGIApp
+
+MAX_CONNECTIONS = 512
+KEEP_ALIVE_SECONDS = 30
+SHUTDOWN_SECONDS = 10
+
+
+class PortInUse(BithaulError):
+    code = "port_in_use"
+    http_status = 503
+    exit_code = 9
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `PortInUse` or `InvalidConfig`; port 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # on Windows this option would let two coordinators share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(256)
+    except OSError as error:
+        listener.close()
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            raise PortInUse(
+                f"Port {port} on {host} is in use or not allowed; stop the program that holds it, or choose "
+                "another one with --port."
+            ) from error
+        raise InvalidConfig(f"Cannot listen on {host}: {error.strerror or error}; check --host.") from error
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """http://host:port of a bound socket."""
+    name = f"[{host}]" if ":" in host else host
+    return f"http://{name}:{listener.getsockname()[1]}"
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a call when it is ready."""
+
+    def __init__(self, app: ASGIApp, *, on_ready: Callable[[], None]) -> None:
+        super().__init__(config(app))
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: Sequence[socket.socket] | None = None) -> None:  # type: ignore[override]
+        await super().startup(list(sockets) if sockets else None)
+        if self.started:
+            self._on_ready()
+
+
+def config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]  # Starlette and uvicorn spell the ASGI types differently
+        loop="asyncio",
+        http=HardenedHttpToolsProtocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )

@@ -1,0 +1,97 @@
+"""Settings of one coordinator: arguments over environment (`BITHAUL_*`) over a TOML file over defaults.
+
+An unknown key in the file or in an argument is an error. Everything with a path is derived from
+`directory`, the run's folder. What a run trains is not a setting: it is a row, made by `create_run`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from bithaul.errors import InvalidConfig
+
+
+class Settings(BaseSettings):
+    """Seconds and bytes, unless the name says otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="BITHAUL_", extra="forbid", frozen=True)
+
+    directory: Path
+    host: str = "127.0.0.1"
+    port: int = Field(default=8817, ge=0, le=65_535)
+    public_url: str = ""  # what workers dial; empty: http://host:port
+    database_url: str = ""  # empty: SQLite in `directory`
+
+    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    worker_gone_seconds: float = Field(default=60.0, gt=0)
+    merge_interval: float = Field(default=0.2, gt=0)
+    sweep_interval: float = Field(default=5.0, gt=0)
+    prune_interval: float = Field(default=3600.0, gt=0)
+    retention_interval: float = Field(default=60.0, gt=0)
+    disk_interval: float = Field(default=30.0, gt=0)
+
+    telemetry_days: float = Field(default=7.0, gt=0)
+    log_days: float = Field(default=3.0, gt=0)
+    retention_keep: int = Field(default=4, ge=2)
+    retention_every: int = Field(default=0, ge=0)  # also keep each Nth version; 0: none
+    payload_keep_versions: int = Field(default=8, ge=0)  # merged updates stay so many versions longer
+    disk_reserve_bytes: int = Field(default=256 * 2**20, ge=0)  # uploads are refused below this
+
+    @property
+    def base_url(self) -> str:
+        """The address workers dial, without a trailing slash."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/")
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{(self.directory / 'coordinator.db').absolute().as_posix()}"
+
+    @property
+    def blob_folder(self) -> Path:
+        return self.directory / "blobs"
+
+    @property
+    def incoming_folder(self) -> Path:
+        return self.directory / "incoming"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(directory: Path, *, config: Path | None = None, **overrides: object) -> Settings:
+    """Settings for the run in `directory`. Raises `InvalidConfig` naming every bad key.
+
+    `config` defaults to `directory/bithaul.toml`, which may be absent; overrides that are None do not count.
+    """
+    file = config or directory / "bithaul.toml"
+    if config is not None and not config.is_file():
+        raise InvalidConfig(f"There is no settings file {config}.")
+
+    class WithFile(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return WithFile(directory=directory, **given)  # type: ignore[arg-type]  # checked by pydantic
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{file} is not valid TOML: {error}.") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidConfig(f"The coordinator's settings are not valid: {problems}.") from error

@@ -1,0 +1,1 @@
+"""What the model learns from: the Truck Mate generator, importers, the tokenizer and binary shards."""

@@ -1,0 +1,143 @@
+"""How a line falls into pieces: the normaliser, the splitter and the decoder of `tokenizer.json`.
+
+A piece is a word, one digit, one punctuation mark, or a fused bit of label JSON. `▁` in front of a piece
+says "after a space", so text decodes exactly. Bits of label JSON are spelled with the full-width quote `＂`,
+which NFKC turns into a plain one: whatever a person types, it can never become a structural piece.
+"""
+
+from __future__ import annotations
+
+from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+SPACE = "▁"
+QUOTE = "＂"
+
+PAD, UNK, BOS, EOS, USER, INTENT = "[PAD]", "[UNK]", "[BOS]", "[EOS]", "[USER]", "[INTENT]"
+SPECIAL = (PAD, UNK, BOS, EOS, USER, INTENT)
+
+OPEN_INTENT = f"{SPACE}{{{QUOTE}intent{QUOTE}:"
+CLOSE_NO_SLOTS = f"{QUOTE}}}"
+OPEN_SLOTS = f"{QUOTE},{QUOTE}slots{QUOTE}:{{"
+KEY_VALUE = QUOTE
+NEXT_SLOT = f"{QUOTE},"
+CLOSE = f"{QUOTE}}}}}"
+LIST_OPEN = f"[{QUOTE}"
+LIST_NEXT = f"{QUOTE},{QUOTE}"
+LIST_CLOSE_NEXT = f"{QUOTE}],"
+LIST_CLOSE = f"{QUOTE}]}}}}"
+STRUCTURAL = (
+    OPEN_INTENT,
+    CLOSE_NO_SLOTS,
+    OPEN_SLOTS,
+    KEY_VALUE,
+    NEXT_SLOT,
+    CLOSE,
+    LIST_OPEN,
+    LIST_NEXT,
+    LIST_CLOSE_NEXT,
+    LIST_CLOSE,
+)
+# Both forms of every digit, and what JSON needs to escape a quote inside a value.
+ALWAYS = tuple(f"{mark}{char}" for mark in (SPACE, "") for char in '0123456789\\"')
+
+
+def intent_piece(normalised: str) -> str:
+    """The one piece of an intent name."""
+    return QUOTE + normalised.replace(" ", SPACE)
+
+
+def slot_piece(normalised: str) -> str:
+    """The one piece of a slot name, with the colon behind it."""
+    return QUOTE + normalised.replace(" ", SPACE) + QUOTE + ":"
+
+
+def intent_name(piece: str) -> str | None:
+    """The normalised name behind an intent's piece, None for any other piece."""
+    if piece in STRUCTURAL or not piece.startswith(QUOTE) or piece.endswith(QUOTE + ":"):
+        return None
+    return piece[1:].replace(SPACE, " ")
+
+
+def slot_name(piece: str) -> str | None:
+    """The normalised name behind a slot's piece, None for any other piece."""
+    if piece in STRUCTURAL or not (piece.startswith(QUOTE) and piece.endswith(QUOTE + ":")):
+        return None
+    return piece[1:-2].replace(SPACE, " ")
+
+
+_WORD = r"[\p{L}\p{M}]+"
+_ENDING = r"'(?:s|t|re|ve|m|ll|d)(?![\p{L}\p{M}])"
+_PLAIN = rf"▁?(?:{_WORD}|{_ENDING}|[^▁])|▁"
+_STRUCTURE = r"▁\{＂intent＂:|＂,＂slots＂:\{|＂,＂(?=▁)|＂\]?,(?=＂)|＂\]?\}\}?|\[?＂(?=[▁＂])|＂[^＂]+＂:|＂[^＂]+(?=＂)"
+
+_LABEL = r'(?=.*"\]?\}\}?$)'  # only where the rest of the segment ends like a label
+
+
+def _replace(pattern: str, content: str) -> normalizers.Normalizer:
+    return normalizers.Replace(Regex(pattern), content)
+
+
+def _folding() -> list[normalizers.Normalizer]:
+    return [
+        normalizers.NFKC(),
+        normalizers.Lowercase(),
+        normalizers.NFKC(),
+        _replace("[‘’ʼ]", "'"),
+        _replace("[“”]", '"'),
+        _replace("▁", "_"),
+        _replace(r"\s+", " "),
+        normalizers.Strip(),
+    ]
+
+
+def folding() -> normalizers.Normalizer:
+    """The normal form of text: NFKC, lower case, plain quotes, single spaces."""
+    return normalizers.Sequence(_folding())
+
+
+def plain_normalizer() -> normalizers.Normalizer:
+    """Folding, then `▁` for each space and in front: what user text goes through."""
+    return normalizers.Sequence([*_folding(), _replace(" ", SPACE), normalizers.Prepend(SPACE)])
+
+
+def line_normalizer() -> normalizers.Normalizer:
+    """Like `plain_normalizer`, and label JSON gets its structural spelling: what a whole line goes through."""
+    free = r"(?<!\\)"
+    structure = [
+        _replace(r'^\{"intent":"' + _LABEL, "{＂intent＂:＂"),
+        _replace(free + r'","slots":\{"' + _LABEL, "＂,＂slots＂:{＂"),
+        _replace(free + r'":\["' + _LABEL, "＂:[＂▁"),
+        _replace(free + r'":"(?!"[,}])' + _LABEL, "＂:＂▁"),
+        _replace(free + r'":"' + _LABEL, "＂:＂"),
+        _replace(free + r'"\],"' + _LABEL, "＂],＂"),
+        _replace(free + r'","(?=[^"＂]*＂:)' + _LABEL, "＂,＂"),
+        _replace(free + r'","' + _LABEL, "＂,＂▁"),
+        _replace(free + r'"\]\}\}$', "＂]}}"),
+        _replace(free + r'"\}\}$', "＂}}"),
+        _replace(free + r'"\}$', "＂}"),
+    ]
+    spaces = [_replace(" ", SPACE), normalizers.Prepend(SPACE)]
+    return normalizers.Sequence([*_folding(), *structure, *spaces])
+
+
+def plain_splitter() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(_PLAIN), "isolated")
+
+
+def line_splitter() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Split(Regex(f"{_STRUCTURE}|{_PLAIN}"), "isolated")
+
+
+def decoder() -> decoders.Decoder:
+    """Pieces back to text; exact, because every space is in a piece."""
+    return decoders.Sequence(
+        [
+            decoders.Replace(INTENT, SPACE + INTENT),
+            decoders.Replace(UNK, SPACE + UNK),
+            decoders.Fuse(),
+            decoders.Replace(QUOTE + SPACE, QUOTE),
+            decoders.Replace(QUOTE, '"'),
+            decoders.Replace(SPACE, " "),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )

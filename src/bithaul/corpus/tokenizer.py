@@ -1,0 +1,343 @@
+"""The word-level tokenizer of a run, on the `tokenizers` library; `tokenizer.json` alone does all of it.
+
+Promises: `decode(encode_example(e))` is the normalised line exactly when every word is known (an unknown one
+shows as `[UNK]`); digits are spelled; every intent and slot name is one token; user text never becomes a
+special or structural token. It does not learn sub-words and never changes after training.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, models, processors
+
+from bithaul.corpus import pieces
+from bithaul.corpus.example import Example, SlotValue, TextLine
+from bithaul.corpus.files import sha256_of, write_bytes
+from bithaul.corpus.pieces import SPECIAL as SPECIAL
+from bithaul.errors import CorruptFile, InvalidData, NotFound
+
+DEFAULT_VOCAB_SIZE = 5174
+DEFAULT_MIN_FREQUENCY = 2
+MAX_NAME = 100
+
+_NAME = re.compile(r"[^\s\"\\＂▁]*\w[^\"\\＂▁]*")
+
+
+@dataclass(frozen=True)
+class JsonStructure:
+    """Token ids a label is made of, for constrained decoding. In the order of a label:
+
+    `open_intent INTENT`, then `close_no_slots`, or `open_slots` and one or more of
+    `SLOT key_value words` (one value) or `SLOT list_open words (list_next words)*` (several values).
+    Between slots stands `next_slot` after one value and `list_close_next` after a list; the label ends with
+    `close` or `list_close`. `list_next` and `next_slot` are different ids.
+    """
+
+    open_intent: int  # {"intent":
+    close_no_slots: int  # "}
+    open_slots: int  # ","slots":{
+    key_value: int  # " behind SLOT, which is "name":
+    next_slot: int  # ",
+    close: int  # "}}
+    list_open: int  # ["
+    list_next: int  # ","
+    list_close_next: int  # "],
+    list_close: int  # "]}}
+    intents: dict[str, int]  # normalised name -> id
+    slots: dict[str, int]
+
+    def ids(self) -> frozenset[int]:
+        """All ids that are part of a label's frame or names; every other id is a word of text or value."""
+        marks = (self.open_intent, self.close_no_slots, self.open_slots, self.key_value, self.next_slot)
+        marks += (self.close, self.list_open, self.list_next, self.list_close_next, self.list_close)
+        return frozenset((*marks, *self.intents.values(), *self.slots.values()))
+
+
+class Tokenizer:
+    """Words to ids and back. Make one with `train` or `load`."""
+
+    def __init__(self, serialised: str) -> None:
+        self._json = serialised
+        self._line = tokenizers.Tokenizer.from_str(serialised)
+        self._vocab = self._line.get_vocab(with_added_tokens=False)
+        # User text goes through the same words without the rules for labels and special tokens.
+        self._plain = tokenizers.Tokenizer(models.WordLevel(self._vocab, unk_token=pieces.UNK))
+        self._plain.normalizer = pieces.plain_normalizer()
+        self._plain.pre_tokenizer = pieces.plain_splitter()
+        self._fold = pieces.folding()
+        self._split = pieces.plain_splitter()
+        self._values: dict[str, list[int]] = {}
+        by_id = sorted(self._vocab.items(), key=lambda item: item[1])
+        self._intents = {name: i for p, i in by_id if (name := pieces.intent_name(p)) is not None}
+        self._slots = {name: i for p, i in by_id if (name := pieces.slot_name(p)) is not None}
+
+    @classmethod
+    def train(
+        cls,
+        items: Iterable[Example | TextLine],
+        *,
+        vocab_size: int = DEFAULT_VOCAB_SIZE,
+        min_frequency: int = DEFAULT_MIN_FREQUENCY,
+    ) -> Tokenizer:
+        """Special and structural tokens, digits and all names, then the most frequent pieces up to the cap.
+
+        Ties are broken by spelling, so equal input gives equal bytes.
+        """
+        counts: Counter[str] = Counter()
+        intents: dict[str, str] = {}
+        slots: dict[str, str] = {}
+        fold, split = pieces.folding(), pieces.plain_splitter()
+        texts: Counter[str] = Counter()
+        for item in items:
+            texts[item.text] += 1
+            if isinstance(item, Example):
+                _register(intents, item.intent, fold.normalize_str(item.intent), "intent")
+                for name, value in item.slots:
+                    _register(slots, name, fold.normalize_str(name), "slot")
+                    texts.update(_escape(fold.normalize_str(v)) for v in _each(value))
+        for text, times in texts.items():
+            for piece in _pieces(text, fold, split):
+                counts[piece] += times
+        fixed = [*SPECIAL, *pieces.STRUCTURAL, *pieces.ALWAYS]
+        fixed += [pieces.intent_piece(name) for name in sorted(intents)]
+        fixed += [pieces.slot_piece(name) for name in sorted(slots)]
+        if len(fixed) > vocab_size:
+            raise InvalidData(
+                f"{len(intents)} intents and {len(slots)} slots need a vocabulary of at least {len(fixed)}; "
+                f"raise --vocab-size from {vocab_size}."
+            )
+        always = set(fixed)
+        ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        words = [piece for piece, count in ranked if count >= min_frequency and piece not in always]
+        return cls._from_pieces([*fixed, *words[: vocab_size - len(fixed)]])
+
+    @classmethod
+    def _from_pieces(cls, ordered: Sequence[str]) -> Tokenizer:
+        vocab = {piece: i for i, piece in enumerate(ordered)}
+        backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=pieces.UNK))
+        backend.normalizer = pieces.line_normalizer()
+        backend.pre_tokenizer = pieces.line_splitter()
+        backend.decoder = pieces.decoder()
+        frame = [pieces.PAD, pieces.BOS, pieces.EOS]
+        backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in frame])
+        marks = [pieces.USER, pieces.INTENT]
+        backend.add_tokens([AddedToken(t, special=False, normalized=False) for t in marks])
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{pieces.BOS} $A {pieces.EOS}",
+            special_tokens=[(t, vocab[t]) for t in (pieces.BOS, pieces.EOS)],
+        )
+        return cls(backend.to_str(pretty=True))
+
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """Read a `tokenizer.json` written by `save`. NotFound, or CorruptFile when it is something else."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise NotFound(f"There is no tokenizer at {path}; run `bithaul corpus tokenize` first.") from None
+        try:
+            vocab = json.loads(text)["model"]["vocab"]
+            ordered = sorted(vocab, key=lambda piece: int(vocab[piece]))
+            needed = [*SPECIAL, *pieces.STRUCTURAL]
+            if ordered[: len(needed)] != needed or sorted(vocab.values()) != list(range(len(vocab))):
+                raise ValueError("its special tokens are not the expected ones")
+        except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise CorruptFile(
+                f"{path} is not a tokenizer of this program ({error}); make it again with `bithaul corpus tokenize`."
+            ) from None
+        return cls(text.removesuffix("\n"))
+
+    def save(self, path: Path) -> None:
+        """Write `tokenizer.json`, atomically; equal tokenizers give equal bytes."""
+        write_bytes(path, self._bytes())
+
+    def _bytes(self) -> bytes:
+        return self._json.encode() + b"\n"
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the saved file: the identity of this vocabulary."""
+        return sha256_of(self._bytes())
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._vocab)
+
+    @property
+    def pad(self) -> int:
+        return self._vocab[pieces.PAD]
+
+    @property
+    def unk(self) -> int:
+        return self._vocab[pieces.UNK]
+
+    @property
+    def bos(self) -> int:
+        return self._vocab[pieces.BOS]
+
+    @property
+    def eos(self) -> int:
+        return self._vocab[pieces.EOS]
+
+    @property
+    def user(self) -> int:
+        return self._vocab[pieces.USER]
+
+    @property
+    def intent(self) -> int:
+        return self._vocab[pieces.INTENT]
+
+    def structure(self) -> JsonStructure:
+        """The ids of label JSON, see `JsonStructure`."""
+        v = self._vocab
+        return JsonStructure(
+            open_intent=v[pieces.OPEN_INTENT],
+            close_no_slots=v[pieces.CLOSE_NO_SLOTS],
+            open_slots=v[pieces.OPEN_SLOTS],
+            key_value=v[pieces.KEY_VALUE],
+            next_slot=v[pieces.NEXT_SLOT],
+            close=v[pieces.CLOSE],
+            list_open=v[pieces.LIST_OPEN],
+            list_next=v[pieces.LIST_NEXT],
+            list_close_next=v[pieces.LIST_CLOSE_NEXT],
+            list_close=v[pieces.LIST_CLOSE],
+            intents=dict(self._intents),
+            slots=dict(self._slots),
+        )
+
+    def normalise(self, text: str) -> str:
+        """NFKC, lower case, plain quotes, single spaces; `[USER]` and `[INTENT]` of a whole line keep theirs."""
+        head, user, tail = text.partition(f"{pieces.USER} ")
+        if user and not head.strip():
+            body, mark, label = tail.rpartition(f" {pieces.INTENT} ")
+            if mark:
+                return f"{pieces.USER} {self.fold(body)} {pieces.INTENT} {self.fold(label)}"
+        return self.fold(text)
+
+    def fold(self, text: str) -> str:
+        """The normal form of user text or of one value; nothing in it has a special meaning."""
+        return str(self._fold.normalize_str(text))
+
+    def normalise_example(self, item: Example | TextLine) -> str:
+        """The line that `decode(encode_example(item))` gives back."""
+        if isinstance(item, TextLine):
+            return self.fold(item.text)
+        slots = tuple(
+            (self.fold(n), self.fold(v) if isinstance(v, str) else tuple(map(self.fold, v)))
+            for n, v in item.slots
+        )
+        label = Example("", self.fold(item.intent), slots).label_json()
+        return f"{pieces.USER} {self.fold(item.text)} {pieces.INTENT} {label}"
+
+    def encode_example(self, item: Example | TextLine) -> list[int]:
+        """`[BOS] [USER] text [INTENT] label [EOS]`, or `[BOS] words [EOS]` for plain text."""
+        return self.encode_many([item])[0]
+
+    def encode_many(self, items: Sequence[Example | TextLine]) -> list[list[int]]:
+        """`encode_example` of each item, much faster than one by one."""
+        encodings = self._plain.encode_batch([item.text for item in items], add_special_tokens=False)
+        return [self._frame(item, e.ids) for item, e in zip(items, encodings, strict=True)]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """`[BOS] [USER] text [INTENT]`: what the model continues with a label."""
+        return [self.bos, self.user, *self._encode_plain(text), self.intent]
+
+    def encode_words(self, text: str) -> list[tuple[int, str]]:
+        """Id and spelling of each piece; the spellings joined and stripped are the normalised text."""
+        found = _pieces(text, self._fold, self._split)
+        return [(self._vocab.get(p, self.unk), p.replace(pieces.SPACE, " ")) for p in found]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The normalised line, without `[PAD] [BOS] [EOS]`."""
+        return str(self._line.decode(list(ids), skip_special_tokens=True))
+
+    def token(self, token_id: int) -> str:
+        """The spelling of one id in the vocabulary file (`▁` stands for a space before it)."""
+        piece = self._line.id_to_token(token_id)
+        if piece is None:
+            raise NotFound(f"Token {token_id} is not in a vocabulary of {self.vocab_size}.")
+        return str(piece)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def _frame(self, item: Example | TextLine, words: Sequence[int]) -> list[int]:
+        if isinstance(item, TextLine):
+            return [self.bos, *words, self.eos]
+        return [self.bos, self.user, *words, self.intent, *self._label(item), self.eos]
+
+    def _label(self, item: Example) -> list[int]:
+        v = self._vocab
+        ids = [v[pieces.OPEN_INTENT], self._name(self._intents, item.intent, "intent")]
+        if not item.slots:
+            return [*ids, v[pieces.CLOSE_NO_SLOTS]]
+        ids.append(v[pieces.OPEN_SLOTS])
+        for i, (name, value) in enumerate(item.slots):
+            last = i == len(item.slots) - 1
+            ids.append(self._name(self._slots, name, "slot"))
+            if isinstance(value, str):
+                ids += [v[pieces.KEY_VALUE], *self._value(value)]
+                ids.append(v[pieces.CLOSE if last else pieces.NEXT_SLOT])
+                continue
+            if not value:
+                raise InvalidData(f"Slot {name!r} has an empty list; leave it out or give it a value.")
+            ids.append(v[pieces.LIST_OPEN])
+            for j, part in enumerate(value):
+                ids += [v[pieces.LIST_NEXT]] if j else []
+                ids += self._value(part)
+            ids.append(v[pieces.LIST_CLOSE if last else pieces.LIST_CLOSE_NEXT])
+        return ids
+
+    def _value(self, value: str) -> list[int]:
+        known = self._values.get(value)
+        if known is None:
+            escaped = _escape(self.fold(value))
+            known = self._values[value] = self._encode_plain(escaped) if escaped else []
+        return known
+
+    def _name(self, names: dict[str, int], name: str, kind: str) -> int:
+        known = names.get(name)
+        if known is None:
+            known = names.get(self.fold(name))
+        if known is None:
+            raise InvalidData(f"The tokenizer does not know the {kind} {name!r}; make a new corpus with it.")
+        return known
+
+
+def _pieces(
+    text: str, fold: tokenizers.normalizers.Normalizer, split: tokenizers.pre_tokenizers.PreTokenizer
+) -> list[str]:
+    """`▁`-marked pieces of plain text, the same that the plain backend makes."""
+    folded = fold.normalize_str(text)
+    if not folded:
+        return []
+    marked = pieces.SPACE + folded.replace(" ", pieces.SPACE)
+    return [piece for piece, _ in split.pre_tokenize_str(marked)]
+
+
+def _escape(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)[1:-1]
+
+
+def _each(value: SlotValue) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _register(names: dict[str, str], name: str, normalised: str, kind: str) -> None:
+    before = names.setdefault(normalised, name)
+    if before != name:
+        raise InvalidData(
+            f"The {kind} names {before!r} and {name!r} differ only in case or spacing; use one."
+        )
+    if len(normalised) > MAX_NAME or not _NAME.fullmatch(normalised):
+        raise InvalidData(
+            f"{name[:MAX_NAME]!r} cannot be the name of {'an' if kind == 'intent' else 'a'} {kind}: "
+            f"at most {MAX_NAME} characters, a letter or digit, no quote or backslash."
+        )

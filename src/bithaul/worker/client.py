@@ -1,0 +1,367 @@
+"""The worker's side of the coordinator's REST API: one method a route, with tokens and retries inside.
+
+Promises: the secret and the token go to the configured origin only; a token is renewed before it expires and
+once after a 401; what is worth repeating (no connection, 408, 429, 5xx) is repeated with jitter, as long as
+nobody asked to stop; everything else becomes one of the project's errors. No transfer has a total timeout,
+each fails after 60 s without a byte. Not here: what to do with an answer (loop), files (transfers, outbox).
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+import httpx2
+from pydantic import ValidationError
+from structlog.typing import FilteringBoundLogger
+
+from bithaul import __version__
+from bithaul.errors import BithaulError, Forbidden, Gone, InvalidInput, Unauthorized, Unavailable
+from bithaul.exchange.messages import (
+    WORKER_SCOPE,
+    HeartbeatRequest,
+    HeartbeatResponse,
+    LogBatch,
+    Message,
+    Problem,
+    Receipt,
+    RegisterRequest,
+    RegisterResponse,
+    RunState,
+    TaskMessage,
+)
+from bithaul.worker.backoff import Backoff
+from bithaul.worker.stop import Stop
+
+PIECE = 1_048_576
+_SILENCE = httpx2.Timeout(connect=10.0, read=60.0, write=60.0, pool=60.0)
+_LATER = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
+_SAY_AGAIN_SECONDS = 30.0
+Body = Callable[[], Iterator[bytes]]
+M = TypeVar("M", bound=Message)
+
+
+class Refused(BithaulError):
+    """A final answer other than success; `status` and `error_code` say which."""
+
+    code = "refused"
+
+    def __init__(self, status: int, message: str, *, code: str) -> None:
+        super().__init__(message, code=code)
+        self.status = status
+
+
+class Stopped(Exception):
+    """Given up because the worker was asked to stop."""
+
+
+class _Later(Exception):
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+@dataclass(frozen=True)
+class WorkAnswer:
+    """GET /work: a task, or when to ask again."""
+
+    task: TaskMessage | None
+    retry_after: float
+    state: RunState | None
+
+
+@dataclass
+class _Token:
+    value: str
+    renew_at: float
+
+
+class CoordinatorClient:
+    """Thread-safe; holds one connection pool. Close it when done."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client_id: str,
+        secret: str,
+        stop: Stop,
+        log: FilteringBoundLogger,
+        transport: httpx2.BaseTransport | None = None,
+        backoff: Backoff | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._base = httpx2.URL(url.rstrip("/"))
+        if self._base.scheme not in ("http", "https") or not self._base.host:
+            raise InvalidInput(f"{url!r} is not a coordinator's address; give one like https://host:8817.")
+        self._basic = httpx2.BasicAuth(quote(client_id, safe=""), quote(secret, safe=""))
+        self._client_id = client_id
+        self._stop = stop
+        self._log = log
+        self._backoff = backoff or Backoff()
+        self._clock = clock
+        self._jitter = jitter
+        self._token: _Token | None = None
+        self._token_lock = threading.Lock()
+        self._http = httpx2.Client(
+            transport=transport,
+            timeout=_SILENCE,
+            trust_env=not is_loopback(self._base.host),
+            headers={"User-Agent": f"bithaul-worker/{__version__}"},
+            limits=httpx2.Limits(max_connections=8, keepalive_expiry=60.0),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- routes ---------------------------------------------------------------------------------------
+
+    def register(self, request: RegisterRequest) -> RegisterResponse:
+        """POST /register; waits for as long as the coordinator is away."""
+        response = self._persist("POST", "/register", _json(request))
+        return _parse(RegisterResponse, response)
+
+    def work(self) -> WorkAnswer:
+        """GET /work; waits for as long as the coordinator is away."""
+        response = self._persist("GET", "/work")
+        header = response.headers.get("Bithaul-Run-State")
+        state = RunState(header) if header in set(RunState) else None
+        wait = _retry_after(response)
+        if response.status_code == 204:
+            return WorkAnswer(None, 1.0 if wait is None else wait, state)
+        return WorkAnswer(_parse(TaskMessage, response), 0.0, state)
+
+    def heartbeat(self, request: HeartbeatRequest, *, persist: bool = False) -> HeartbeatResponse:
+        """POST /heartbeat. One try, unless `persist`: then until the grace period after a stop is over."""
+        if persist:
+            response = self._persist("POST", "/heartbeat", _json(request), urgent=True)
+        else:
+            response = self._try("POST", "/heartbeat", _json(request))
+        return _parse(HeartbeatResponse, response)
+
+    def logs(self, batch: LogBatch) -> None:
+        """POST /logs, one try."""
+        self._try("POST", "/logs", _json(batch))
+
+    def submit(self, task: int, fence: str, file: Path, *, moved: Callable[[int], None]) -> Receipt:
+        """POST /gradient with the file's bytes, again and again, until a receipt.
+
+        `moved` hears each piece's size. Raises `Refused` when there will never be one (409, 413, 422 without
+        a receipt), `Gone` when the worker must register first, `Stopped` after the grace period of a stop.
+        """
+
+        def body() -> Iterator[bytes]:
+            with file.open("rb") as stream:
+                while piece := stream.read(PIECE):
+                    yield piece
+                    moved(len(piece))
+
+        path = f"/gradient?task={task}&fence={fence}"
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.stat().st_size)}
+        while True:
+            response = self._persist("POST", path, (headers, body), urgent=True, receipts=True)
+            if response.status_code != 202:
+                return _parse(Receipt, response)
+            if self._stop.wait(_retry_after(response) or 1.0, urgent=True):
+                raise Stopped("the coordinator is still judging the update")
+
+    @contextmanager
+    def download(self, path: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
+        """GET a blob as a stream; the answer is 200, 206 or 416. One try: the caller keeps what arrived.
+
+        A redirect is followed up to three times; another origin than the configured one gets no token.
+        Raises `Unavailable` for what is worth repeating.
+        """
+        url, token = self._url(path), ""
+        for _ in range(4):
+            bearer = {}
+            if (url.scheme, url.host, url.port) == (self._base.scheme, self._base.host, self._base.port):
+                token = self._bearer()
+                bearer = {"Authorization": f"Bearer {token}"}
+            with self._http.stream("GET", url, headers={**headers, **bearer}) as response:
+                if response.status_code in (301, 302, 303, 307, 308):
+                    url = url.join(response.headers.get("Location", ""))
+                    continue
+                if response.status_code not in (200, 206, 416):
+                    response.read()
+                    if response.status_code == 401:
+                        self._forget(token)  # the caller tries again with a new one
+                    try:
+                        self._judge(response)
+                    except _Later as later:
+                        raise Unavailable(f"The coordinator cannot send {path} now: {later}.") from later
+                yield response
+                return
+        raise Unavailable(f"The coordinator redirects {path} in circles.")
+
+    # -- how ------------------------------------------------------------------------------------------
+
+    def _persist(
+        self,
+        method: str,
+        path: str,
+        content: tuple[dict[str, str], Body] | None = None,
+        *,
+        urgent: bool = False,
+        receipts: bool = False,
+    ) -> httpx2.Response:
+        """Repeat until there is a final answer, or until a stop (`urgent`: and its grace period)."""
+        attempt, said = 0, float("-inf")
+        while True:
+            try:
+                response = self._once(method, path, content, receipts=receipts)
+            except (_Later, httpx2.TransportError) as error:
+                asked = error.after if isinstance(error, _Later) else None
+                wait = self._backoff.wait(attempt, random=self._jitter(), asked=asked)
+                now = self._clock()
+                if now - said >= _SAY_AGAIN_SECONDS:
+                    reason = str(error) or type(error).__name__
+                    self._log.warning(
+                        "coordinator does not answer, trying again",
+                        url=str(self._base),
+                        reason=reason,
+                        seconds=round(wait, 1),
+                    )
+                    said = now
+                attempt += 1
+                if self._stop.wait(wait, urgent=urgent):
+                    raise Stopped(f"{method} {path} was not answered") from error
+            else:
+                if attempt:
+                    self._log.info("coordinator answers again", url=str(self._base))
+                return response
+
+    def _try(self, method: str, path: str, content: tuple[dict[str, str], Body]) -> httpx2.Response:
+        try:
+            return self._once(method, path, content)
+        except (_Later, httpx2.TransportError) as error:
+            raise Unavailable(f"The coordinator did not answer {method} {path}: {error}.") from error
+
+    def _once(
+        self, method: str, path: str, content: tuple[dict[str, str], Body] | None, *, receipts: bool = False
+    ) -> httpx2.Response:
+        """One request, and a second one with a new token after a 401."""
+        headers, body = content if content is not None else ({}, None)
+        for renewed in (False, True):
+            token = self._bearer()
+            response = self._http.request(
+                method,
+                self._url(path),
+                headers={**headers, "Authorization": f"Bearer {token}"},
+                content=body() if body is not None else None,
+            )
+            if response.status_code != 401 or renewed:
+                break
+            self._forget(token)
+        if receipts and response.status_code == 422 and _is_receipt(response):
+            return response
+        if not response.is_success:
+            self._judge(response)
+        return response
+
+    def _judge(self, response: httpx2.Response) -> None:
+        """Raise what an answer other than success means."""
+        status = response.status_code
+        if status in _LATER:
+            raise _Later(f"HTTP {status}", _retry_after(response))
+        try:
+            problem = Problem.model_validate_json(response.content)
+        except ValidationError:
+            problem = Problem(title="", status=status, detail=f"HTTP {status}", code=f"http_{status}")
+        if status == 410:
+            raise Gone(problem.detail)
+        if status == 401:
+            raise Unauthorized(f"The coordinator refuses the token of {self._client_id!r}: {problem.detail}")
+        if status == 403:
+            raise Forbidden(problem.detail, code=problem.code)
+        raise Refused(status, problem.detail, code=problem.code)
+
+    def _url(self, path: str) -> httpx2.URL:
+        return httpx2.URL(str(self._base).rstrip("/") + path)
+
+    def _bearer(self) -> str:
+        with self._token_lock:
+            if self._token is None or self._clock() >= self._token.renew_at:
+                self._token = self._fetch_token()
+            return self._token.value
+
+    def _forget(self, value: str) -> None:
+        with self._token_lock:
+            if self._token is not None and self._token.value == value:
+                self._token = None
+
+    def _fetch_token(self) -> _Token:
+        response = self._http.post(
+            self._url("/connect/token"),
+            data={"grant_type": "client_credentials", "scope": WORKER_SCOPE},
+            auth=self._basic,
+        )
+        if response.status_code in _LATER:
+            raise _Later(f"HTTP {response.status_code} for a token", _retry_after(response))
+        if response.status_code in (400, 401, 403):
+            raise Unauthorized(
+                f"The coordinator does not accept the secret of client {self._client_id!r}; "
+                "check client id and secret, or make a new one with `bithaul keys rotate`."
+            )
+        try:
+            answer = response.json()
+            value, lifetime = str(answer["access_token"]), float(answer.get("expires_in", 300))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Unavailable(
+                f"{self._base} answered the token request with HTTP {response.status_code} and no token; "
+                "is this really a bithaul coordinator?"
+            ) from error
+        return _Token(value, self._clock() + lifetime - min(60.0, 0.2 * lifetime))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this very machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _json(message: Message) -> tuple[dict[str, str], Body]:
+    data = message.model_dump_json().encode()
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(data))}
+    return headers, lambda: iter((data,))
+
+
+def _parse(kind: type[M], response: httpx2.Response) -> M:
+    try:
+        return kind.model_validate_json(response.content)
+    except ValidationError as error:
+        raise Refused(
+            response.status_code,
+            f"The coordinator's answer is no {kind.__name__}; do both sides run the same version of bithaul?",
+            code="bad_answer",
+        ) from error
+
+
+def _is_receipt(response: httpx2.Response) -> bool:
+    try:
+        Receipt.model_validate_json(response.content)
+    except ValidationError:
+        return False
+    return True
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds, also fractions; dates are not used by our coordinator and count as absent."""
+    try:
+        seconds = float(response.headers.get("Retry-After", ""))
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds < float("inf") else None

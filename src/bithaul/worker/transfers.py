@@ -1,0 +1,151 @@
+"""Fetches weights and corpus shards: resumable, verified, kept on disk under their SHA-256.
+
+What arrived before a cut stays in a `.part` file and the next try asks for the rest. A file is believed only
+after its SHA-256 was computed once in this process; a damaged one is deleted and fetched again. The newest two
+weight files are kept, shards for as long as the state folder lives.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+
+from bithaul.errors import CorruptFile, OutOfDisk, Unavailable
+from bithaul.worker.backoff import Backoff
+from bithaul.worker.client import PIECE, CoordinatorClient, Stopped
+from bithaul.worker.files import move_into_place
+from bithaul.worker.stop import Stop
+
+KEPT_WEIGHTS = 2
+_DAMAGED_TRIES = 3
+
+
+class Transfers:
+    """The download cache in `folder`. `moved` hears the size of each piece as it arrives."""
+
+    def __init__(
+        self,
+        client: CoordinatorClient,
+        folder: Path,
+        *,
+        stop: Stop,
+        moved: Callable[[int], None],
+        backoff: Backoff | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._client = client
+        self._weights = folder / "weights"
+        self._corpus = folder / "corpus"
+        self._stop = stop
+        self._moved = moved
+        self._backoff = backoff or Backoff()
+        self._jitter = jitter
+        self._verified: set[Path] = set()
+        for place in (self._weights, self._corpus):
+            place.mkdir(parents=True, exist_ok=True)
+
+    def weights(self, version: int, *, sha256: str, size: int) -> Path:
+        """The weight file of a version. Raises as `fetch`."""
+        path = self.fetch(f"/weights/{version}", self._weights / f"{sha256}.bgwt", sha256=sha256, size=size)
+        path.touch()
+        newest_first = sorted(self._weights.glob("*.bgwt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
+        for old in newest_first[KEPT_WEIGHTS:]:
+            self._forget(old)
+        for leftover in self._weights.glob("*.part"):
+            leftover.unlink(missing_ok=True)
+        return path
+
+    def shard(self, name: str, *, sha256: str, size: int) -> Path:
+        """The token file of a shard. Raises as `fetch`."""
+        return self.fetch(f"/corpus/{name}", self._corpus / f"{sha256}.bin", sha256=sha256, size=size)
+
+    def shard_index(self, name: str, *, sha256: str, size: int) -> Path:
+        """The boundary index of a shard. Raises as `fetch`."""
+        return self.fetch(f"/corpus/{name}/index", self._corpus / f"{sha256}.idx", sha256=sha256, size=size)
+
+    def fetch(self, path: str, target: Path, *, sha256: str, size: int) -> Path:
+        """`target`, verified; from the cache or from the coordinator, for as long as it takes.
+
+        Raises `CorruptFile` when three complete downloads do not match, `Refused` when the coordinator says
+        no (404), `OutOfDisk`, and `Stopped` when the worker is asked to stop.
+        """
+        if target.is_file():
+            if target in self._verified or _sha256(target) == sha256:
+                self._verified.add(target)
+                return target
+            self._forget(target)
+        part = target.with_suffix(target.suffix + ".part")
+        damaged = attempt = 0
+        while True:
+            before = part.stat().st_size if part.exists() else 0
+            try:
+                self._continue(path, part, sha256=sha256, size=size)
+            except (Unavailable, httpx2.TransportError) as error:
+                if part.exists() and part.stat().st_size > before:
+                    attempt = 0  # progress: the line is bad, not dead
+                if self._stop.wait(self._backoff.wait(attempt, random=self._jitter())):
+                    raise Stopped(f"{path} was not complete") from error
+                attempt += 1
+            except CorruptFile:
+                part.unlink(missing_ok=True)
+                damaged += 1
+                if damaged == _DAMAGED_TRIES:
+                    raise
+            except OSError as error:
+                raise OutOfDisk(f"{target.name} cannot be stored in {target.parent}: {error}.") from error
+            else:
+                move_into_place(part, target)
+                self._verified.add(target)
+                return target
+
+    def _continue(self, path: str, part: Path, *, sha256: str, size: int) -> None:
+        """Fetch what `part` lacks and check the whole; raises `CorruptFile` if it does not match."""
+        digest = hashlib.sha256()
+        with part.open("a+b") as file:
+            file.seek(0)
+            while piece := file.read(PIECE):
+                digest.update(piece)
+            have = file.tell()
+            if have < size:
+                etag = f'"{sha256}"'
+                headers = {"Range": f"bytes={have}-", "If-Range": etag} if have else {}
+                with self._client.download(path, {**headers, "Accept-Encoding": "identity"}) as response:
+                    if response.status_code == 416:
+                        raise CorruptFile(f"{path} has another length than announced.")
+                    if have and response.status_code == 200:
+                        file.truncate(0)
+                        digest, have = hashlib.sha256(), 0
+                    elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                        raise CorruptFile(f"{path} was continued at the wrong place.")
+                    for piece in response.iter_raw(PIECE):
+                        have += len(piece)
+                        if have > size:
+                            raise CorruptFile(f"{path} is longer than the {size} bytes announced.")
+                        file.write(piece)
+                        digest.update(piece)
+                        self._moved(len(piece))
+                        if self._stop.requested:
+                            raise Stopped(f"{path} was not complete")
+            file.flush()
+            os.fsync(file.fileno())
+        if have < size:
+            raise Unavailable(f"{path} ended {size - have} bytes early.")
+        if have > size or digest.hexdigest() != sha256:
+            raise CorruptFile(f"{path} does not have the SHA-256 {sha256[:12]}... that was announced.")
+
+    def _forget(self, path: Path) -> None:
+        self._verified.discard(path)
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:
+            path.touch()  # Windows: still mapped; it goes next time
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

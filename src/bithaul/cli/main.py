@@ -1,7 +1,8 @@
 """The `bithaul` command: mounts the verb families and turns errors into one line and an exit code.
 
-Every family is a module of this room and is imported only when its verb is used, so `--help` stays quick.
-Expected errors (`BithaulError`) never show a traceback; with `--json` they become one JSON object.
+Only the module of the verb that is used is imported, so `--help` stays quick. A module that has a function
+named like its verb is a command, any other one exports `app`, a family of commands. Expected errors
+(`BithaulError`) never show a traceback; with `--json` they become one JSON object.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import click
 import typer
-from typer.core import TyperGroup
-from typer.main import get_command
 
 from bithaul import __version__
 from bithaul.errors import BithaulError
@@ -22,46 +21,25 @@ from bithaul.errors import BithaulError
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb lives: `module` of this room, one help line, and the panel it is listed in."""
+    """A verb and its module: one help line, and the panel it is listed in."""
 
-    module: str
+    name: str
     help: str
     panel: str
 
 
 OPERATOR, WORKER, DATA, MODEL = "Run it", "Lend a machine", "Data", "The model"
 
-VERBS: dict[str, Verb] = {
-    "up": Verb("up", "Train on this machine: a coordinator and N workers, one command.", OPERATOR),
-    "coordinator": Verb("coordinator", "Serve one run's weights, corpus and work queue.", OPERATOR),
-    "keys": Verb("keys", "Create, list, rotate and disable client secrets.", OPERATOR),
-    "worker": Verb("worker", "Join a coordinator and train.", WORKER),
-    "corpus": Verb("corpus", "Generate, import and tokenize training data.", DATA),
-    "classify": Verb("classify", "Turn a request into an intent with slots.", MODEL),
-    "evaluate": Verb("evaluate", "Measure a trained model.", MODEL),
-    "model": Verb("model", "Show presets and model files.", MODEL),
-}
-
-
-class LazyVerbs(TyperGroup):
-    """A command group whose members are imported on first use."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        verb = VERBS.get(cmd_name)
-        if verb is None:
-            return None
-        module = importlib.import_module(f"bithaul.cli.{verb.module}")
-        command = get_command(module.app)
-        command.name = cmd_name
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        for panel in dict.fromkeys(verb.panel for verb in VERBS.values()):
-            with formatter.section(panel):
-                formatter.write_dl([(name, v.help) for name, v in VERBS.items() if v.panel == panel])
+VERBS = (
+    Verb("up", "Train on this machine: a coordinator and N workers, one command.", OPERATOR),
+    Verb("coordinator", "Serve one run's weights, corpus and work queue.", OPERATOR),
+    Verb("keys", "Create, list, rotate and disable client secrets.", OPERATOR),
+    Verb("worker", "Join a coordinator and train.", WORKER),
+    Verb("corpus", "Generate, import and tokenize training data.", DATA),
+    Verb("classify", "Turn a request into an intent with slots.", MODEL),
+    Verb("evaluate", "Measure a trained model.", MODEL),
+    Verb("model", "Show presets and model files.", MODEL),
+)
 
 
 def _version(value: bool) -> None:
@@ -70,27 +48,41 @@ def _version(value: bool) -> None:
         raise typer.Exit
 
 
-app = typer.Typer(
-    cls=LazyVerbs,
-    help="Train small ternary language models on the computers you already own.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-
-
-@app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
 ) -> None:
-    pass
+    """Train small ternary language models on the computers you already own."""
 
 
-def run(arguments: list[str] | None = None) -> None:
+def _not_loaded() -> None:
+    raise AssertionError("a verb that was not loaded cannot be called")
+
+
+def build_app(used: str | None) -> typer.Typer:
+    """The command tree; only the verb in use is real, the others are lines of the help."""
+    app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+    app.callback()(_root)
+    for verb in VERBS:
+        if verb.name != used:
+            app.command(verb.name, help=verb.help, rich_help_panel=verb.panel)(_not_loaded)
+            continue
+        module = importlib.import_module(f"bithaul.cli.{verb.name}")
+        command = getattr(module, verb.name, None)
+        if command is not None:
+            app.command(verb.name, help=verb.help, rich_help_panel=verb.panel)(command)
+        else:
+            app.add_typer(module.app, name=verb.name, help=verb.help, rich_help_panel=verb.panel)
+    return app
+
+
+def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script. Exits with the error's code (docs/reference/exit-codes.md)."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    used = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        app(args=arguments)
+        build_app(used)(args=arguments)
     except BithaulError as error:
         if "--json" in arguments:
             print(json.dumps({"error": error.error_code, "detail": error.message}), flush=True)

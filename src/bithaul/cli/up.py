@@ -16,8 +16,6 @@ import typer
 
 from bithaul.errors import InvalidInput
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
-
 
 def tokens(text: str) -> int:
     """A token count as people write it: 3000000, 3e6, 2.5M, 800k."""
@@ -32,26 +30,51 @@ def tokens(text: str) -> int:
     return round(value)
 
 
-@app.command()
-def up(  # noqa: PLR0913 - one option each
-    directory: Annotated[Path, typer.Option("--dir", help="The run's folder; made when missing, resumed when there.")] = Path("runs/run"),
+def up(
+    directory: Annotated[
+        Path, typer.Option("--dir", help="The run's folder; made when missing, resumed when there.")
+    ] = Path("runs/run"),
     preset: Annotated[str | None, typer.Option(help="small, medium, large, or a TOML file.")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Worker processes on this machine.")] = None,
-    train: Annotated[Path | None, typer.Option(help="Your training data (TSV, CSV, JSONL, text, or a folder).")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Worker processes on this machine.")
+    ] = None,
+    train: Annotated[
+        Path | None, typer.Option(help="Your training data (TSV, CSV, JSONL, text, or a folder).")
+    ] = None,
     valid: Annotated[Path | None, typer.Option(help="Your held-out data, same formats.")] = None,
-    examples: Annotated[int | None, typer.Option(min=100, help="Truck Mate requests to generate (50,000).")] = None,
-    budget_tokens: Annotated[int | None, typer.Option(parser=tokens, metavar="N", help="Stop after so many trained tokens (3e6).")] = None,
-    budget_minutes: Annotated[float | None, typer.Option(min=0.05, help="Stop after so many minutes of training.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=100, help="Truck Mate requests to generate (50,000).")
+    ] = None,
+    budget_tokens: Annotated[
+        int | None, typer.Option(parser=tokens, metavar="N", help="Stop after so many trained tokens (3e6).")
+    ] = None,
+    budget_minutes: Annotated[
+        float | None, typer.Option(min=0.05, help="Stop after so many minutes of training.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (cores / workers).")] = None,
-    merge_rule: Annotated[str | None, typer.Option(help="How updates are merged: sync or staleness_sgd.")] = None,
-    codec: Annotated[str | None, typer.Option(help="How updates travel: int8-block-v1, int8-ef-v1 or fp32-v1.")] = None,
+    merge_rule: Annotated[
+        str | None, typer.Option(help="How updates are merged: sync or staleness_sgd.")
+    ] = None,
+    codec: Annotated[
+        str | None, typer.Option(help="How updates travel: int8-block-v1, int8-ef-v1 or fp32-v1.")
+    ] = None,
     task_seconds: Annotated[float | None, typer.Option(min=0.5, help="Planned length of one task.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(min=64, help="Most words in the vocabulary (5,174).")] = None,
-    twin: Annotated[bool, typer.Option("--twin", help="Train the full-precision twin instead of the ternary model.")] = False,
+    vocab_size: Annotated[
+        int | None, typer.Option(min=64, help="Most words in the vocabulary (5,174).")
+    ] = None,
+    twin: Annotated[
+        bool, typer.Option("--twin", help="Train the full-precision twin instead of the ternary model.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data, weights and order (0).")] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the coordinator; 0 takes a free one.")] = 0,
-    ask: Annotated[str | None, typer.Option(help="A request to answer with the trained model at the end.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on the last line.")] = False,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the coordinator; 0 takes a free one.")
+    ] = 0,
+    ask: Annotated[
+        str | None, typer.Option(help="A request to answer with the trained model at the end.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object on the last line.")
+    ] = False,
 ) -> None:
     """Train on this machine: a coordinator and N workers, one command."""
     from bithaul.cli.local.folder import RunFolder
@@ -59,7 +82,9 @@ def up(  # noqa: PLR0913 - one option each
     from bithaul.cli.local.watch import choose_display
 
     if (train is None) != (valid is None):
-        raise InvalidInput("Give both --train and --valid, or neither to train on generated Truck Mate requests.")
+        raise InvalidInput(
+            "Give both --train and --valid, or neither to train on generated Truck Mate requests."
+        )
     wishes = Wishes(
         preset=preset,
         workers=workers,

@@ -21,7 +21,7 @@ from bithaul.coordinator.api.blobs import blob_routes
 from bithaul.coordinator.api.gradient import gradient_routes
 from bithaul.coordinator.api.metrics import HttpMetrics
 from bithaul.coordinator.api.middleware import Envelope, allowed_hosts
-from bithaul.coordinator.api.openapi import describe
+from bithaul.coordinator.api.openapi import RESPONSES, Api
 from bithaul.coordinator.api.public import public_routes
 from bithaul.coordinator.api.worker import worker_routes
 from bithaul.coordinator.context import Coordinator
@@ -46,7 +46,7 @@ def create_api(
             if runner is not None:
                 await run_in_threadpool(runner.stop)
 
-    app = FastAPI(
+    app = Api(
         title="bithaul coordinator",
         version=__version__,
         docs_url=None,
@@ -54,6 +54,7 @@ def create_api(
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
+        responses=RESPONSES,
         telemetry={"auto_configure": False},
     )
     app.state.identity = identity
@@ -63,11 +64,12 @@ def create_api(
     app.include_router(gradient_routes(c, identity))
     app.include_router(blob_routes(c))
     app.include_router(admin_routes(c, http))
-    describe(app)
     return app
 
 
-def create_app(c: Coordinator, *, runner: ServiceRunner | None = None, limits: Limits | None = None) -> ASGIApp:
+def create_app(
+    c: Coordinator, *, runner: ServiceRunner | None = None, limits: Limits | None = None
+) -> ASGIApp:
     """What a server runs."""
     http = HttpMetrics()
     return Envelope(

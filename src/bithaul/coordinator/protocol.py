@@ -1,4 +1,4 @@
-"""uvicorn's httptools protocol with the bounds it lacks: header size, header time, and a floor under body speed.
+"""uvicorn's httptools protocol with the bounds it lacks: header size, header time, body speed.
 
 Leans on uvicorn's internals, so uvicorn is pinned exactly and SEC-43 is a fast test; h11 is the way back.
 """
@@ -6,11 +6,13 @@ Leans on uvicorn's internals, so uvicorn is pinned exactly and SEC-43 is a fast 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 MAX_HEADER_BYTES = 32 * 1024
+MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
 class HardenedHttpToolsProtocol(HttpToolsProtocol):
@@ -23,6 +25,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     _in_headers = True
     _header_bytes = 0
     _body_bytes = 0
+    _discarded = 0
     _timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -54,12 +57,19 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
             return
         super().on_headers_complete()
         self._body_bytes = 0
+        self._discarded = 0
         self._arm(self.body_seconds, self._body_late)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
-        if self.cycle is not None:
-            super().on_body(body)
+        if self.cycle is None:
+            return
+        if self.cycle.response_complete:  # answered early: read on, so that the peer gets to see the answer
+            self._discarded += len(body)
+            if self._discarded > MAX_DISCARDED_BYTES:
+                self.transport.abort()
+            return
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._disarm()
@@ -70,13 +80,16 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
 
     def _refuse_headers(self) -> None:
         text = b"The request's headers are too large."
-        head = STATUS_LINE[431] + b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        head = (
+            STATUS_LINE[431] + b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        )
         self.transport.write(head % len(text) + text)
         self.transport.close()
 
     def _headers_late(self) -> None:
         self._timer = None
-        self.transport.close()
+        if not self.flow.read_paused:
+            self.transport.close()
 
     def _body_late(self) -> None:
         """A body that we wait for must have brought its floor; one that we do not read is not late."""
@@ -88,8 +101,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._arm(self.body_seconds, self._body_late)
 
-    def _arm(self, seconds: float, action: object) -> None:
-        assert callable(action)
+    def _arm(self, seconds: float, action: Callable[[], None]) -> None:
         self._disarm()
         self._timer = self.loop.call_later(seconds, action)
 

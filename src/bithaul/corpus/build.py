@@ -105,9 +105,9 @@ def build_corpus(
     heldout_ids, long_heldout = _rows(tokenizer, heldout, max_tokens)
     if not train_ids:
         raise InvalidData(f"No training example fits into {max_tokens} tokens; use a larger context.")
-    random.Random(f"shuffle {seed}").shuffle(train_ids)
+    _chance("shuffle", seed).shuffle(train_ids)
     probe = sorted(
-        random.Random(f"probe {seed}").sample(range(len(heldout_ids)), min(PROBE_EXAMPLES, len(heldout_ids)))
+        _chance("probe", seed).sample(range(len(heldout_ids)), min(PROBE_EXAMPLES, len(heldout_ids)))
     )
 
     (directory / MANIFEST).unlink(missing_ok=True)
@@ -138,6 +138,10 @@ def build_corpus(
     )
     manifest.save(directory)
     return manifest
+
+
+def _chance(purpose: str, seed: int) -> random.Random:
+    return random.Random(f"{purpose} {seed}")  # noqa: S311 - an order, not a secret
 
 
 def _kind(train: Sequence[Item], heldout: Sequence[Item]) -> Literal["intents", "text"]:
@@ -178,4 +182,4 @@ def _write(directory: Path, name: str, rows: Sequence[Sequence[int]], size: int)
 
 def _unknown_share(rows: Sequence[Sequence[int]], unk: int) -> float:
     total = sum(map(len, rows))
-    return round(sum(row.count(unk) for row in map(list, rows)) / total, 6) if total else 0.0
+    return round(sum(row.count(unk) for row in rows) / total, 6) if total else 0.0

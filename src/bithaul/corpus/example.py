@@ -24,7 +24,7 @@ class Example:
     slots: tuple[tuple[str, SlotValue], ...] = ()
 
     def label_json(self) -> str:
-        """Compact JSON: `{"intent":"navigate","slots":{"chain":"Flying J"}}`; no `slots` key without slots."""
+        """Compact JSON, `{"intent":"navigate","slots":{"chain":"Flying J"}}`; no `slots` key without any."""
         return label_json(self.intent, self.slots)
 
     def line(self) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bithaul.corpus.example import Example, SlotValue, TextLine, merge_slots
+from bithaul.corpus.pieces import INTENT, USER
 from bithaul.errors import InvalidData, NotFound
 
 SHOWN = 10
@@ -90,7 +91,35 @@ def _lines(file: Path, problems: Problems) -> Iterator[tuple[int, str]]:
 
 
 def _read_txt(file: Path, problems: Problems) -> list[Example | TextLine]:
-    return [TextLine(line.strip()) for _, line in _lines(file, problems)]
+    """Plain text; or the text form of examples, when the first line has it."""
+    items: list[Example | TextLine] = []
+    labelled: bool | None = None
+    for number, line in _lines(file, problems):
+        if labelled is None:
+            labelled = line.startswith(f"{USER} ") and f" {INTENT} " in line
+        if not labelled:
+            items.append(TextLine(line.strip()))
+            continue
+        try:
+            items.append(_text_form(line))
+        except ValueError as error:
+            problems.append(f"{file}:{number}: {error}")
+    return items
+
+
+def _text_form(line: str) -> Example:
+    """`[USER] text [INTENT] label`, the form that `bithaul corpus generate` writes."""
+    text, mark, label = line.removeprefix(f"{USER} ").rpartition(f" {INTENT} ")
+    if not mark or not line.startswith(f"{USER} "):
+        raise ValueError(f"not of the form {USER} text {INTENT} label")
+    try:
+        record = json.loads(label)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"the label is not JSON ({error.msg})") from None
+    item = _record({**record, "text": text}) if isinstance(record, dict) else None
+    if not isinstance(item, Example):
+        raise ValueError("the label is not an object with an intent")
+    return item
 
 
 def _read_jsonl(file: Path, problems: Problems) -> list[Example | TextLine]:

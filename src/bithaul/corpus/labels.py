@@ -19,7 +19,7 @@ from bithaul.errors import CorruptFile, NotFound
 
 
 class LabelSet(BaseModel):
-    """`intents` and `slots[intent]` in the data's spelling, sorted; `canonical` maps normalised values to theirs.
+    """`intents` and `slots[intent]` in the data's spelling, sorted; `canonical` from normalised values.
 
     Values that are spelled as they are normalised are not listed in `canonical`.
     """

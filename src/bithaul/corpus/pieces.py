@@ -68,7 +68,8 @@ def slot_name(piece: str) -> str | None:
 _WORD = r"[\p{L}\p{M}]+"
 _ENDING = r"'(?:s|t|re|ve|m|ll|d)(?![\p{L}\p{M}])"
 _PLAIN = rf"▁?(?:{_WORD}|{_ENDING}|[^▁])|▁"
-_STRUCTURE = r"▁\{＂intent＂:|＂,＂slots＂:\{|＂,＂(?=▁)|＂\]?,(?=＂)|＂\]?\}\}?|\[?＂(?=[▁＂])|＂[^＂]+＂:|＂[^＂]+(?=＂)"
+_FRAME = r"▁\{＂intent＂:|＂,＂slots＂:\{|＂,＂(?=▁)|＂\]?,(?=＂)|＂\]?\}\}?|\[?＂(?=[▁＂])"
+_STRUCTURE = _FRAME + r"|＂[^＂]+＂:|＂[^＂]+(?=＂)"
 
 _LABEL = r'(?=.*"\]?\}\}?$)'  # only where the rest of the segment ends like a label
 
@@ -101,7 +102,7 @@ def plain_normalizer() -> normalizers.Normalizer:
 
 
 def line_normalizer() -> normalizers.Normalizer:
-    """Like `plain_normalizer`, and label JSON gets its structural spelling: what a whole line goes through."""
+    """Like `plain_normalizer`, and label JSON gets its structural spelling: for a whole line."""
     free = r"(?<!\\)"
     structure = [
         _replace(r'^\{"intent":"' + _LABEL, "{＂intent＂:＂"),

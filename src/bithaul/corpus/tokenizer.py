@@ -55,8 +55,8 @@ class JsonStructure:
 
     def ids(self) -> frozenset[int]:
         """All ids that are part of a label's frame or names; every other id is a word of text or value."""
-        marks = (self.open_intent, self.close_no_slots, self.open_slots, self.key_value, self.next_slot)
-        marks += (self.close, self.list_open, self.list_next, self.list_close_next, self.list_close)
+        marks = [self.open_intent, self.close_no_slots, self.open_slots, self.key_value, self.next_slot]
+        marks += [self.close, self.list_open, self.list_next, self.list_close_next, self.list_close]
         return frozenset((*marks, *self.intents.values(), *self.slots.values()))
 
 
@@ -150,7 +150,7 @@ class Tokenizer:
                 raise ValueError("its special tokens are not the expected ones")
         except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise CorruptFile(
-                f"{path} is not a tokenizer of this program ({error}); make it again with `bithaul corpus tokenize`."
+                f"{path} is not a tokenizer of this program ({error}); make a new one with `corpus tokenize`."
             ) from None
         return cls(text.removesuffix("\n"))
 
@@ -213,13 +213,29 @@ class Tokenizer:
         )
 
     def normalise(self, text: str) -> str:
-        """NFKC, lower case, plain quotes, single spaces; `[USER]` and `[INTENT]` of a whole line keep theirs."""
+        """The normal form of a line: NFKC, lower case, plain quotes, single spaces.
+
+        In a line of the corpus's text form `[USER]`, `[INTENT]` and the label's JSON stay what they are.
+        """
         head, user, tail = text.partition(f"{pieces.USER} ")
-        if user and not head.strip():
-            body, mark, label = tail.rpartition(f" {pieces.INTENT} ")
-            if mark:
-                return f"{pieces.USER} {self.fold(body)} {pieces.INTENT} {self.fold(label)}"
-        return self.fold(text)
+        body, mark, label = tail.rpartition(f" {pieces.INTENT} ")
+        if head.strip() or not user or not mark:
+            return self.fold(text)
+        return f"{pieces.USER} {self.fold(body)} {pieces.INTENT} {self._fold_label(label)}"
+
+    def _fold_label(self, label: str) -> str:
+        try:
+            parsed = json.loads(label)
+        except json.JSONDecodeError:
+            return self.fold(label)
+        return json.dumps(self._fold_json(parsed), ensure_ascii=False, separators=(",", ":"))
+
+    def _fold_json(self, value: object) -> object:
+        if isinstance(value, dict):
+            return {self.fold(str(k)): self._fold_json(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self._fold_json(v) for v in value]
+        return self.fold(value) if isinstance(value, str) else value
 
     def fold(self, text: str) -> str:
         """The normal form of user text or of one value; nothing in it has a special meaning."""

@@ -1,8 +1,8 @@
 """Weights v1: a version number and a float32 vector, as stored in the blob store and fetched by workers.
 
-`u32 magic "BGWT" | i64 version | u32 count | f32[count]`, little-endian. Writing streams and hashes; reading
+`u32 magic 0x54475742 | i64 version | u32 count | f32[count]`, little-endian. Writing streams and hashes; reading
 maps the file, so a vector of 121M values costs no memory until it is touched. Durability and names of files
-belong to the blob store.
+belong to the blob store. The magic's number is the contract: its bytes on disk are "BWGT".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bithaul.errors import CorruptFile, InvalidInput
 FloatVector = npt.NDArray[np.float32]
 
 WEIGHT_FORMAT = "weights-v1"
-MAGIC = b"BGWT"
+MAGIC = (0x54475742).to_bytes(4, "little")
 _HEAD = struct.Struct("<4sqI")
 _PIECE = 1_048_576
 
@@ -38,6 +38,11 @@ class Weights:
 def weights_size(count: int) -> int:
     """Length in bytes of a file of `count` values."""
     return _HEAD.size + 4 * count
+
+
+def weights_head(version: int, count: int) -> bytes:
+    """What stands before the values: for a writer that streams them itself, as the merger does."""
+    return _HEAD.pack(MAGIC, version, count)
 
 
 def weights_pieces(version: int, vector: FloatVector) -> Iterator[bytes | memoryview]:

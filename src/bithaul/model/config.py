@@ -44,7 +44,9 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _divisible(self) -> ModelConfig:
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} must be divisible by num_heads {self.num_heads}"
+            )
         if self.head_dim % 2:
             raise ValueError(f"head dimension {self.head_dim} must be even for rotary positions")
         return self
@@ -53,7 +55,10 @@ class ModelConfig(BaseModel):
         """Sentences about dimensions that work here but not in every export format."""
         return [
             f"{name} {size} is not a multiple of {GGUF_BLOCK}: GGUF ternary types will not be available"
-            for name, size in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size))
+            for name, size in (
+                ("hidden_size", self.hidden_size),
+                ("intermediate_size", self.intermediate_size),
+            )
             if size % GGUF_BLOCK
         ]
 
@@ -86,13 +91,17 @@ def load_config(name_or_path: str, *, vocab_size: int, ternary: bool = True) -> 
     elif name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
-            raise InvalidConfig(f"There is no model file {path}; name an existing TOML file or one of {_known()}.")
+            raise InvalidConfig(
+                f"There is no model file {path}; name an existing TOML file or one of {_known()}."
+            )
         try:
             values = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"{path} is not valid TOML: {error}.") from error
     else:
-        raise UnknownName(f"There is no preset {name_or_path!r}; the presets are {_known()}, or name a .toml file.")
+        raise UnknownName(
+            f"There is no preset {name_or_path!r}; the presets are {_known()}, or name a .toml file."
+        )
     try:
         return ModelConfig(**{"vocab_size": vocab_size, "ternary": ternary, **values})
     except ValidationError as error:

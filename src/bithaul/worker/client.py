@@ -156,7 +156,8 @@ class CoordinatorClient:
         """POST /gradient with the file's bytes, again and again, until a receipt.
 
         `moved` hears each piece's size. Raises `Refused` when there will never be one (409, 413, 422 without
-        a receipt), `Gone` when the worker must register first, `Stopped` after the grace period of a stop.
+        a receipt, as problem+json), `Gone` when the worker must register first, `Stopped` after the grace
+        period of a stop.
         """
 
         def body() -> Iterator[bytes]:
@@ -167,12 +168,8 @@ class CoordinatorClient:
 
         path = f"/gradient?task={task}&fence={fence}"
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.stat().st_size)}
-        while True:
-            response = self._persist("POST", path, (headers, body), urgent=True, receipts=True)
-            if response.status_code != 202:
-                return _parse(Receipt, response)
-            if self._stop.wait(_retry_after(response) or 1.0, urgent=True):
-                raise Stopped("the coordinator is still judging the update")
+        response = self._persist("POST", path, (headers, body), urgent=True, receipt=True)
+        return _parse(Receipt, response)
 
     @contextmanager
     def download(self, path: str, headers: dict[str, str]) -> Iterator[httpx2.Response]:
@@ -212,13 +209,13 @@ class CoordinatorClient:
         content: tuple[dict[str, str], Body] | None = None,
         *,
         urgent: bool = False,
-        receipts: bool = False,
+        receipt: bool = False,
     ) -> httpx2.Response:
         """Repeat until there is a final answer, or until a stop (`urgent`: and its grace period)."""
         attempt, said = 0, float("-inf")
         while True:
             try:
-                response = self._once(method, path, content, receipts=receipts)
+                response = self._once(method, path, content, receipt=receipt)
             except (_Later, httpx2.TransportError) as error:
                 asked = error.after if isinstance(error, _Later) else None
                 wait = self._backoff.wait(attempt, random=self._jitter(), asked=asked)
@@ -247,7 +244,7 @@ class CoordinatorClient:
             raise Unavailable(f"The coordinator did not answer {method} {path}: {error}.") from error
 
     def _once(
-        self, method: str, path: str, content: tuple[dict[str, str], Body] | None, *, receipts: bool = False
+        self, method: str, path: str, content: tuple[dict[str, str], Body] | None, *, receipt: bool = False
     ) -> httpx2.Response:
         """One request, and a second one with a new token after a 401."""
         headers, body = content if content is not None else ({}, None)
@@ -262,10 +259,14 @@ class CoordinatorClient:
             if response.status_code != 401 or renewed:
                 break
             self._forget(token)
-        if receipts and response.status_code == 422 and _is_receipt(response):
+        if receipt and response.status_code in (200, 422) and _is_receipt(response):
             return response
+        if receipt and response.status_code == 400:  # a body that was cut on its way; the file is whole
+            raise _Later("HTTP 400 for an update", _retry_after(response))
         if not response.is_success:
             self._judge(response)
+        if receipt:  # 202: gates still run; anything else is not from our coordinator
+            raise _Later(f"HTTP {response.status_code} without a receipt", _retry_after(response))
         return response
 
     def _judge(self, response: httpx2.Response) -> None:
@@ -275,8 +276,8 @@ class CoordinatorClient:
             raise _Later(f"HTTP {status}", _retry_after(response))
         try:
             problem = Problem.model_validate_json(response.content)
-        except ValidationError:
-            problem = Problem(title="", status=status, detail=f"HTTP {status}", code=f"http_{status}")
+        except ValidationError as error:  # a proxy or a tunnel speaks: nothing to conclude from that
+            raise _Later(f"HTTP {status} that is not from a bithaul coordinator") from error
         if status == 410:
             raise Gone(problem.detail)
         if status == 401:
@@ -307,18 +308,17 @@ class CoordinatorClient:
         )
         if response.status_code in _LATER:
             raise _Later(f"HTTP {response.status_code} for a token", _retry_after(response))
-        if response.status_code in (400, 401, 403):
-            raise Unauthorized(
-                f"The coordinator does not accept the secret of client {self._client_id!r}; "
-                "check client id and secret, or make a new one with `bithaul keys rotate`."
-            )
         try:
-            answer = response.json()
+            answer = dict(response.json())
+            if "error" in answer:
+                raise Unauthorized(
+                    f"The coordinator does not accept the secret of client {self._client_id!r} "
+                    f"({str(answer['error'])[:60]}); check both, or make a new one: `bithaul keys rotate`."
+                )
             value, lifetime = str(answer["access_token"]), float(answer.get("expires_in", 300))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Unavailable(
-                f"{self._base} answered the token request with HTTP {response.status_code} and no token; "
-                "is this really a bithaul coordinator?"
+        except (ValueError, KeyError, TypeError) as error:
+            raise _Later(
+                f"HTTP {response.status_code} and no token; is this a bithaul coordinator?"
             ) from error
         return _Token(value, self._clock() + lifetime - min(60.0, 0.2 * lifetime))
 

@@ -8,7 +8,6 @@ that it lives does not mean that work moves.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,13 +41,11 @@ class Pulse:
         *,
         log: FilteringBoundLogger,
         seconds: float,
-        changed: Callable[[], None] | None = None,
     ) -> None:
         self._client = client
         self._buffer = buffer
         self._log = log
         self.seconds = seconds
-        self._changed = changed
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ended = False

@@ -1,14 +1,13 @@
 """Fetches weights and corpus shards: resumable, verified, kept on disk under their SHA-256.
 
 What arrived before a cut stays in a `.part` file and the next try asks for the rest. A file is believed only
-after its SHA-256 was computed once in this process; a damaged one is deleted and fetched again. The newest two
-weight files are kept, shards for as long as the state folder lives.
+after its SHA-256 was computed once in this process; a damaged one is deleted and fetched again. The newest
+two weight files are kept, shards for as long as the state folder lives.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ import httpx2
 from bithaul.errors import CorruptFile, OutOfDisk, Unavailable
 from bithaul.worker.backoff import Backoff
 from bithaul.worker.client import PIECE, CoordinatorClient, Stopped
-from bithaul.worker.files import move_into_place
 from bithaul.worker.stop import Stop
 
 KEPT_WEIGHTS = 2
@@ -99,7 +97,7 @@ class Transfers:
             except OSError as error:
                 raise OutOfDisk(f"{target.name} cannot be stored in {target.parent}: {error}.") from error
             else:
-                move_into_place(part, target)
+                part.replace(target)  # not synced: after a power cut the SHA-256 tells
                 self._verified.add(target)
                 return target
 
@@ -122,7 +120,7 @@ class Transfers:
                         digest, have = hashlib.sha256(), 0
                     elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
                         raise CorruptFile(f"{path} was continued at the wrong place.")
-                    for piece in response.iter_raw(PIECE):
+                    for piece in response.iter_raw():  # no chunk size: it would drop up to a chunk at a cut
                         have += len(piece)
                         if have > size:
                             raise CorruptFile(f"{path} is longer than the {size} bytes announced.")
@@ -131,8 +129,6 @@ class Transfers:
                         self._moved(len(piece))
                         if self._stop.requested:
                             raise Stopped(f"{path} was not complete")
-            file.flush()
-            os.fsync(file.fileno())
         if have < size:
             raise Unavailable(f"{path} ended {size - have} bytes early.")
         if have > size or digest.hexdigest() != sha256:

@@ -50,7 +50,9 @@ def result_of(
     return result
 
 
-def _evaluate(folder: RunFolder, spec: RunSpec, ask: str | None, say: Callable[[str], None]) -> dict[str, object]:
+def _evaluate(
+    folder: RunFolder, spec: RunSpec, ask: str | None, say: Callable[[str], None]
+) -> dict[str, object]:
     model = load_model(folder.root)
     examples = read_examples(folder.corpus / "heldout.jsonl")
     say(f"evaluating on {len(examples):,} held-out examples")

@@ -47,14 +47,14 @@ class Fleet:
         return (self.folder.root / "coordinator.url").read_text(encoding="utf-8").strip()
 
     def start(self) -> None:
-        """Start everything and wait until the coordinator answers. Raises `Unavailable` with its last words."""
+        """Start everything once the coordinator answers. Raises `Unavailable` with its last words."""
         stop_leftovers(self.folder.processes_file)
         url_file = self.folder.root / "coordinator.url"
         url_file.unlink(missing_ok=True)
         self.coordinator.start()
         record(self.folder.processes_file, [self.coordinator])
         end = time.monotonic() + START_SECONDS
-        while not (url_file.exists() and self._healthy()):
+        while not (url_file.exists() and self._answers()):
             if not self.coordinator.running or time.monotonic() > end:
                 words = self.coordinator.last_words(1).removeprefix("bithaul: ")
                 raise Unavailable(words or f"The coordinator did not start; see {self.coordinator.log}.")
@@ -91,7 +91,7 @@ class Fleet:
             child.wait(STOP_SECONDS)
 
     def stop(self) -> None:
-        """Stop workers, then the coordinator; what does not stop in time is killed (nothing is lost by that)."""
+        """Stop workers, then the coordinator; what does not stop in time is killed, which loses nothing."""
         self.stop_workers()
         self.coordinator.terminate()
         self.coordinator.wait(STOP_SECONDS)
@@ -115,9 +115,9 @@ class Fleet:
     def _record(self) -> None:
         record(self.folder.processes_file, [self.coordinator, *self.children])
 
-    def _healthy(self) -> bool:
+    def _answers(self) -> bool:
         try:
-            return httpx2.get(f"{self.url}/health", timeout=5.0).status_code == 200
+            return httpx2.get(f"{self.url}/status", timeout=5.0).status_code == 200
         except (httpx2.HTTPError, OSError):
             return False
 

@@ -1,13 +1,13 @@
 """One run lives in one folder. This module names everything in it and guards it against a second `up`.
 
-    RUN/run.json            what was asked for; written last, so it exists only when preparation is complete
-    RUN/corpus/             tokenizer, labels, shards, manifest
-    RUN/coordinator.db      the coordinator's database; RUN/blobs/ its weights, shards and updates
-    RUN/secrets/            one file per client, mode 0600
-    RUN/workers/<id>/       a worker's own state (outbox, residual, cache)
-    RUN/logs/               one file per process
-    RUN/model/              the newest model, ready for `classify`, `evaluate` and export
-    RUN/result.json         the last line that `up` printed
+RUN/run.json            what was asked for; written last, so it exists only when preparation is complete
+RUN/corpus/             tokenizer, labels, shards, manifest
+RUN/coordinator.db      the coordinator's database; RUN/blobs/ its weights, shards and updates
+RUN/secrets/            one file per client, mode 0600
+RUN/workers/<id>/       a worker's own state (outbox, residual, cache)
+RUN/logs/               one file per process
+RUN/model/              the newest model, ready for `classify`, `evaluate` and export
+RUN/result.json         the last line that `up` printed
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ class RunFolder:
             return RunSpec.model_validate_json(self.spec_file.read_bytes())
         except ValidationError as error:
             raise CorruptFile(
-                f"{self.spec_file} cannot be read ({error.error_count()} problems); restore it or use another --dir."
+                f"{self.spec_file} cannot be read ({error.error_count()} problems); "
+                "restore it or use another --dir."
             ) from error
 
     def write_spec(self, spec: RunSpec) -> None:
@@ -119,7 +120,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise Conflict(f"Another `bithaul up` is using {self.root}; stop it first or choose another --dir.") from None
+            raise Conflict(
+                f"Another `bithaul up` is using {self.root}; stop it first or choose another --dir."
+            ) from None
         try:
             yield
         finally:

@@ -7,7 +7,6 @@ interrupted starts over. What takes seconds says so.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -16,12 +15,12 @@ from pathlib import Path
 from bithaul.cli.local.folder import RunFolder, RunSpec
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import Coordinator, open_coordinator
-from bithaul.coordinator.identity.clients import create_client, delete_client, list_clients
+from bithaul.coordinator.identity.clients import create_client, list_clients, rotate_client
 from bithaul.coordinator.settings import load_settings
+from bithaul.corpus.build import CorpusManifest, build_corpus
 from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.generator import generate
 from bithaul.corpus.importers import read_any
-from bithaul.corpus.shards import CorpusManifest, build_corpus
 from bithaul.errors import InvalidData
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 from bithaul.model.config import load_config
@@ -39,7 +38,9 @@ def worker_ids(count: int) -> list[str]:
     return [f"worker-{i + 1}" for i in range(count)]
 
 
-def prepare(folder: RunFolder, spec: RunSpec, *, budget_tokens: int | None, budget_seconds: float | None, say: Say) -> None:
+def prepare(
+    folder: RunFolder, spec: RunSpec, *, budget_tokens: int | None, budget_seconds: float | None, say: Say
+) -> None:
     """Build everything a coordinator needs in `folder`; `spec` is written when all of it is durable."""
     load_config(spec.preset, vocab_size=spec.vocab_size)  # a wrong preset is said before anything is built
     manifest = _build_corpus(folder, spec, say)
@@ -69,7 +70,7 @@ def prepare(folder: RunFolder, spec: RunSpec, *, budget_tokens: int | None, budg
 
 
 def ensure_clients(folder: RunFolder, workers: int) -> None:
-    """Every worker of this run has a client and a secret file (more workers than last time, or a lost file)."""
+    """Give every worker of this run a client and a secret file, also when workers were added."""
     with closing(open_coordinator(load_settings(folder.root))) as coordinator:
         _make_clients(coordinator, folder, workers)
 
@@ -107,7 +108,7 @@ def _build_corpus(folder: RunFolder, spec: RunSpec, say: Say) -> CorpusManifest:
         seed=spec.seed,
         max_tokens=context + 1,
     )
-    os.replace(aside, folder.corpus)
+    aside.replace(folder.corpus)
     say(f"{manifest.train_tokens:,} training tokens, {manifest.vocab_size:,} words in the vocabulary")
     return manifest
 
@@ -128,5 +129,7 @@ def _make_clients(coordinator: Coordinator, folder: RunFolder, workers: int) -> 
         if client_id in known and folder.secret_file(client_id).exists():
             continue
         if client_id in known:
-            delete_client(coordinator, client_id)
-        folder.write_secret(client_id, create_client(coordinator, client_id, scope=scope))
+            secret = rotate_client(coordinator, client_id, actor="up")
+        else:
+            secret = create_client(coordinator, client_id, scope=scope, actor="up")
+        folder.write_secret(client_id, secret)

@@ -68,7 +68,8 @@ class Child:
         if self.next_start == 0.0:
             if self.restarts >= MAX_RESTARTS:
                 raise Unavailable(
-                    f"{self.name} keeps stopping (exit code {self.process.returncode}); see {self.log}: {self.last_words()}"
+                    f"{self.name} keeps stopping (exit code {self.process.returncode}); "
+                    f"see {self.log}: {self.last_words()}"
                 )
             self.next_start = now + min(0.5 * 2 ** min(self.restarts, 5), 15.0)
             return None
@@ -100,7 +101,9 @@ def record(path: Path, children: Sequence[Child]) -> None:
     for child in children:
         if child.process is not None and child.running:
             try:
-                rows.append({"pid": child.process.pid, "started": psutil.Process(child.process.pid).create_time()})
+                rows.append(
+                    {"pid": child.process.pid, "started": psutil.Process(child.process.pid).create_time()}
+                )
             except psutil.NoSuchProcess:
                 continue
     write_json(path, rows)

@@ -56,7 +56,7 @@ class Outcome:
 
 
 class Session:
-    """Runs in the calling thread; Ctrl-C and SIGTERM ask it to stop, and it then stops everything it started."""
+    """Runs in the calling thread. Ctrl-C or SIGTERM: it stops everything it started, then itself."""
 
     def __init__(self, folder: RunFolder, wishes: Wishes, display: Display) -> None:
         self._folder, self._wishes, self._display = folder, wishes, display
@@ -79,26 +79,33 @@ class Session:
         w, known = self._wishes, self._folder.read_spec()
         if known is not None:
             return self._resume(known)
-        spec = RunSpec(
-            preset=w.preset or "small",
-            train=str(w.train.resolve()) if w.train else None,
-            valid=str(w.valid.resolve()) if w.valid else None,
-            data_sha256=data_digest(w.train, w.valid) if w.train and w.valid else None,
-            examples=None if w.train else (w.examples or TRUCK_MATE_EXAMPLES),
-            ternary=w.ternary,
-            **_given(w, ("vocab_size", "merge_rule", "codec", "seed", "workers", "task_seconds")),
+        given = _given(w, ("vocab_size", "merge_rule", "codec", "seed", "workers", "task_seconds"))
+        spec = RunSpec.model_validate(
+            {
+                "preset": w.preset or "small",
+                "train": str(w.train.resolve()) if w.train else None,
+                "valid": str(w.valid.resolve()) if w.valid else None,
+                "data_sha256": data_digest(w.train, w.valid) if w.train and w.valid else None,
+                "examples": None if w.train else (w.examples or TRUCK_MATE_EXAMPLES),
+                "ternary": w.ternary,
+                **given,
+            }
         )
         if w.budget_tokens is None and w.budget_seconds is None:
             tokens: int | None = DEFAULT_BUDGET_TOKENS
         else:
             tokens = w.budget_tokens
-        prepare(self._folder, spec, budget_tokens=tokens, budget_seconds=w.budget_seconds, say=self._display.say)
+        prepare(
+            self._folder, spec, budget_tokens=tokens, budget_seconds=w.budget_seconds, say=self._display.say
+        )
         return spec
 
     def _resume(self, known: RunSpec) -> RunSpec:
         """`known`, once nothing that was asked for contradicts it; the number of workers may change."""
         w = self._wishes
-        asked: dict[str, object] = _given(w, ("preset", "examples", "vocab_size", "merge_rule", "codec", "seed", "task_seconds"))
+        asked: dict[str, object] = _given(
+            w, ("preset", "examples", "vocab_size", "merge_rule", "codec", "seed", "task_seconds")
+        )
         if not w.ternary:
             asked["ternary"] = False
         if w.train and w.valid:
@@ -121,11 +128,18 @@ class Session:
 
     def _train(self, spec: RunSpec) -> ProgressView:
         """Run the processes until the budget is spent or somebody asks to stop; returns the last view."""
-        fleet = Fleet(self._folder, spec.workers, threads_per_worker(spec.workers, self._wishes.threads), self._wishes.port)
+        fleet = Fleet(
+            self._folder,
+            spec.workers,
+            threads_per_worker(spec.workers, self._wishes.threads),
+            self._wishes.port,
+        )
         with self._stoppable():
             try:
                 fleet.start()
-                self._display.say(f"coordinator at {fleet.url}, {spec.workers} workers with {fleet.threads} threads each")
+                self._display.say(
+                    f"coordinator at {fleet.url}, {spec.workers} workers with {fleet.threads} threads each"
+                )
                 self._watch(fleet)
             finally:
                 self._display.say("stopping workers")
@@ -165,5 +179,3 @@ class Session:
 
 def _given(wishes: Wishes, names: tuple[str, ...]) -> dict[str, object]:
     return {name: value for name in names if (value := getattr(wishes, name)) is not None}
-
-

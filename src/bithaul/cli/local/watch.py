@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bithaul.coordinator.queries.progress import ProgressView
+import itertools
 
 PLAIN_EVERY_SECONDS = 5.0
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -97,14 +98,25 @@ def one_line(view: ProgressView) -> str:
 
 def picture(view: ProgressView) -> Group:
     """The live picture: a bar, the loss curves as sparklines, one row per worker."""
-    bar = Progress(TextColumn("training"), BarColumn(40), TaskProgressColumn(), TextColumn(f"eta {_duration(view.eta_seconds)}"))
-    bar.add_task("training", total=1.0, completed=view.progress)
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(40),
+        TaskProgressColumn(),
+        TextColumn(f"eta {_duration(view.eta_seconds)}"),
+    )
+    bar.add_task("training", total=1000, completed=round(1000 * view.progress))
     losses = Table.grid(padding=(0, 2))
     for label, key in (("train loss", "train_loss"), ("held-out loss", "heldout_loss")):
         series = [value for point in view.series if (value := getattr(point, key)) is not None]
         losses.add_row(label, _loss(series[-1] if series else None), sparkline(series, 48))
     workers = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("worker", "left"), ("state", "left"), ("tokens/s", "right"), ("updates", "right"), ("tokens", "right")):
+    for name, justify in (
+        ("worker", "left"),
+        ("state", "left"),
+        ("tokens/s", "right"),
+        ("updates", "right"),
+        ("tokens", "right"),
+    ):
         workers.add_column(name, justify="right" if justify == "right" else "left")
     for w in view.workers:
         workers.add_row(w.name, w.state, f"{w.tokens_per_second:,.0f}", f"{w.accepted}", f"{w.tokens:,}")
@@ -118,7 +130,7 @@ def sparkline(values: list[float], width: int) -> str:
         return ""
     if len(values) > width:
         edges = [i * len(values) // width for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     return "".join(SPARKS[round((value - low) / span * (len(SPARKS) - 1))] for value in values)

@@ -120,4 +120,6 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
 
 def _refuse_admins(c: Coordinator, client_id: str) -> None:
     if any(client.id == client_id and ADMIN_SCOPE in client.scope.split(" ") for client in list_clients(c)):
-        raise Forbidden("Admin clients are changed with `bithaul keys` on the machine.", code="needs_machine_access")
+        raise Forbidden(
+            "Admin clients are changed with `bithaul keys` on the machine.", code="needs_machine_access"
+        )

@@ -34,7 +34,7 @@ _RESPONSES: dict[int | str, dict[str, object]] = {
     416: {"description": "Range not satisfiable"},
 }
 
-Version = Annotated[int, Path(ge=1, le=2**53)]
+Version = Annotated[str, Path(pattern=r"^[1-9][0-9]{0,15}$")]  # int would also take "1.0"
 Shard = Annotated[Name, Path()]
 
 
@@ -80,7 +80,7 @@ def blob_routes(c: Coordinator) -> APIRouter:
     @router.get("/weights/{version}", response_class=Response, responses=_RESPONSES)
     async def weights(request: Request, version: Version) -> Response:
         """The weights of one version."""
-        return await _answer(request, lambda: weights_blob(c, version))
+        return await _answer(request, lambda: weights_blob(c, int(version)))
 
     @router.head("/corpus/{shard}", include_in_schema=False)
     @router.get("/corpus/{shard}", response_class=Response, responses=_RESPONSES)
@@ -116,7 +116,9 @@ def _look_up(find: Callable[[], BlobRef]) -> tuple[BlobRef, os.stat_result]:
     except FileNotFoundError as error:
         raise NotFound("This blob is no longer kept; ask for the current version.") from error
     if not stat.S_ISREG(stat_result.st_mode) or stat_result.st_size != ref.size:
-        raise Unavailable("This blob is damaged on the coordinator; its operator must restore it.", code="bad_blob")
+        raise Unavailable(
+            "This blob is damaged on the coordinator; its operator must restore it.", code="bad_blob"
+        )
     return ref, stat_result
 
 

@@ -21,7 +21,7 @@ from bithaul.coordinator.commands.begin_upload import begin_upload
 from bithaul.coordinator.commands.submit_gradient import submit_gradient
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
-from bithaul.errors import OutOfDisk, Unavailable
+from bithaul.errors import Unavailable
 from bithaul.exchange.messages import Fence, Receipt, Verdict
 
 PIECE = 1 << 20
@@ -47,14 +47,16 @@ def gradient_routes(c: Coordinator, identity: Identity) -> APIRouter:
         """Deliver the result of a leased task; asking again returns the stored receipt."""
         length = _length(request)
         receipt = await run_in_threadpool(
-            _begin, c, worker=caller.client_id, task=task, fence=fence, content_length=length
+            begin_upload, c, caller.client_id, task=task, fence=fence, content_length=length
         )
         if receipt is None:
             with c.blobs.receive(c.ids.nonce()) as incoming:
                 try:
                     await _receive(request, incoming, length=length, writers=writers)
                 except ClientDisconnect as error:
-                    raise Unavailable("The upload broke off; send it again.", code="upload_interrupted") from error
+                    raise Unavailable(
+                        "The upload broke off; send it again.", code="upload_interrupted"
+                    ) from error
 
                 def submit() -> Receipt:
                     identity.principal(bearer(request))  # the credential may have been rotated meanwhile
@@ -81,13 +83,6 @@ def _length(request: Request) -> int:
     if not (declared.isascii() and declared.isdigit() and len(declared) < 20):
         raise BadRequest("The Content-Length is not a number.")
     return int(declared)
-
-
-def _begin(c: Coordinator, *, worker: str, task: int, fence: str, content_length: int) -> Receipt | None:
-    receipt = begin_upload(c, worker, task=task, fence=fence, content_length=content_length)
-    if receipt is None and c.blobs.free_bytes() < content_length + c.settings.disk_reserve_bytes:
-        raise OutOfDisk("The coordinator's disk is almost full; the update was not taken. Try again later.")
-    return receipt
 
 
 async def _receive(request: Request, incoming: Incoming, *, length: int, writers: CapacityLimiter) -> None:

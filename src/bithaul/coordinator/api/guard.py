@@ -1,4 +1,4 @@
-"""Routes behind a token. The order is fixed: token, scope, then body (bounded), then validation, then the use case.
+"""Routes behind a token. Order: token, scope, bounded body, validation, use case.
 
 A route class, not a dependency, because FastAPI reads and parses a body before it solves dependencies: here
 nobody unproven makes us parse anything.
@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from bithaul.coordinator.api.openapi import security
 from bithaul.coordinator.api.problems import BadRequest, UnsupportedMediaType
 from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.identity.tokens import InvalidToken, Principal
@@ -65,6 +66,10 @@ async def read_body(request: Request, *, limit: int) -> bytes:
 
 class _GuardedRoute(APIRoute):
     required_scope: ClassVar[str]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        extra = kwargs.pop("openapi_extra", None) or {}
+        super().__init__(*args, openapi_extra={**extra, **security(self.required_scope)}, **kwargs)
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()

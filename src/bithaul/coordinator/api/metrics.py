@@ -30,7 +30,10 @@ class HttpMetrics:
             "bithaul_http_requests_total", "Requests served.", labels, registry=self._registry
         )
         self._seconds = Histogram(
-            "bithaul_http_request_seconds", "Time to the end of a response.", ["route"], registry=self._registry
+            "bithaul_http_request_seconds",
+            "Time to the end of a response.",
+            ["route"],
+            registry=self._registry,
         )
 
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -39,6 +42,8 @@ class HttpMetrics:
         self._seconds.labels(route).observe(seconds)
 
     def render(self, samples: Sequence[Sample]) -> bytes:
+        """Prometheus text. Samples about one worker are left out: this page shows no names (SEC-49)."""
+        samples = [sample for sample in samples if "worker" not in sample.labels]
         scrape = CollectorRegistry()
         scrape.register(_Samples(samples))
         return generate_latest(self._registry) + generate_latest(scrape)

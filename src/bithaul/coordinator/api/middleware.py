@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import secrets
 import time
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bithaul.coordinator.api.problems import problem
 from bithaul.coordinator.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Observe = Callable[[str, str, int, float], None]
 """(method, route template, status, seconds) of a finished request."""
@@ -76,6 +79,9 @@ class Envelope:
             else:
                 detail = "This coordinator does not answer to that Host; use its public URL."
                 await problem(400, detail, code="unknown_host")(scope, receive, send_closed)
+        except Exception:
+            # The 500 is already sent (api.problems); raising on would cut the connection under the answer.
+            log.exception("request %s failed", request_id)
         finally:
             route = getattr(scope.get("route"), "path", "unmatched")
             self._observe(scope["method"], route, status, time.perf_counter() - started)

@@ -1,8 +1,7 @@
-"""Every error as problem+json (RFC 9457) with a stable `code`: one table, no traceback, no echo of the input."""
+"""Every error as problem+json (RFC 9457) with a stable `code`: no traceback, no echo of the input."""
 
 from __future__ import annotations
 
-import logging
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -11,10 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from bithaul.errors import BithaulError, Forbidden, TooLarge, Unauthorized, Unavailable
+from bithaul.errors import BithaulError, Forbidden, Unauthorized, Unavailable
 from bithaul.exchange.messages import Problem
-
-log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 _CODES = {
@@ -65,7 +62,9 @@ def problem(
     status: int, detail: str, *, code: str, headers: dict[str, str] | None = None, **extra: str
 ) -> JSONResponse:
     """A problem+json response. `extra` members are allowed by RFC 9457 (for example `request_id`)."""
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code).model_dump() | extra
+    body = (
+        Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code).model_dump() | extra
+    )
     return JSONResponse(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -94,18 +93,16 @@ def _headers(error: BithaulError) -> dict[str, str]:
             return {"Retry-After": str(error.retry_after)}
         case Unavailable():
             return {"Retry-After": "5"}
-        case TooLarge():
-            return {"Connection": "close"}  # do not make the peer send what nobody reads
         case _:
             return {}
 
 
-async def _on_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, BithaulError)
     return of_error(error)
 
 
-async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
+async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -122,8 +119,7 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     return problem(status, detail, code=_CODES.get(status, "http_error"), headers=headers)
 
 
-async def _on_defect(request: Request, error: Exception) -> JSONResponse:
+async def _on_defect(request: Request, _: Exception) -> JSONResponse:
     request_id = str(request.scope.get("bithaul.request_id", ""))
-    log.error("request %s failed: %s", request_id, type(error).__name__)  # the server logs the traceback
     detail = "The coordinator failed on this request; its log has the reason under this request id."
     return problem(500, detail, code="internal_error", request_id=request_id)

@@ -30,7 +30,8 @@ _FORM_SCHEMA = {
                     "type": "object",
                     "required": ["grant_type"],
                     "properties": {
-                        name: {"type": "string"} for name in ("grant_type", "client_id", "client_secret", "scope")
+                        name: {"type": "string"}
+                        for name in ("grant_type", "client_id", "client_secret", "scope")
                     },
                 }
             }

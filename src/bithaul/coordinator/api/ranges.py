@@ -1,4 +1,4 @@
-"""The Range header, as a pure function: right bytes, the whole file, or 416; never quadratic work (RFC 9110, 14)."""
+"""The Range header, as a pure function: right bytes, the whole file, or 416 (RFC 9110, 14)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bithaul.coordinator.api.problems import RangeNotSatisfiable
 
 MAX_RANGES = 16
 _MAX_HEADER = 1024
-_SPEC = re.compile(r"(\d{0,19})-(\d{0,19})")
+_SPEC = re.compile(r"([0-9]{0,19})-([0-9]{0,19})")
 
 
 def parse(header: str, size: int) -> list[tuple[int, int]] | None:

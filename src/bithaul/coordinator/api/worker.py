@@ -1,8 +1,6 @@
-"""The worker's JSON routes: translate, call one use case, translate back. Who calls is what the token says."""
+"""The worker's JSON routes: translate, call one use case, translate back. The token says who calls."""
 
 from __future__ import annotations
-
-import math
 
 from fastapi import APIRouter, Response
 
@@ -33,13 +31,15 @@ def worker_routes(c: Coordinator) -> APIRouter:
         """Register, or register again; idempotent per client."""
         return register_worker(c, caller.client_id, message)
 
-    @router.get("/work", responses={200: {"model": TaskMessage}, 204: {"description": "No work; see Retry-After"}})
+    @router.get(
+        "/work", responses={200: {"model": TaskMessage}, 204: {"description": "No work; see Retry-After"}}
+    )
     def work(caller: Caller) -> Response:
-        """Lease one task; an open lease is returned again."""
+        """Lease one task; an open lease is returned again. Retry-After may be a fraction of a second."""
         claim = claim_task(c, caller.client_id)
         headers = {RUN_STATE_HEADER: claim.state.value}
         if claim.task is None:
-            return Response(status_code=204, headers={**headers, "Retry-After": str(math.ceil(claim.retry_after))})
+            return Response(status_code=204, headers={**headers, "Retry-After": f"{claim.retry_after:.3g}"})
         return Response(claim.task.model_dump_json(), media_type="application/json", headers=headers)
 
     @router.post("/heartbeat")

@@ -12,10 +12,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from bithaul.coordinator.blobs.store import BlobRef, UploadedFile
+from bithaul.coordinator.blobs.store import BlobRef, Incoming, UploadedFile
 from bithaul.errors import CorruptFile, NotFound, OutOfDisk, Unavailable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -62,10 +62,8 @@ class LocalIncoming:
     def abort(self) -> None:
         if self._finished:
             return
-        try:
+        with suppress(OSError):  # closing flushes, and the disk may still be full
             self._file.close()
-        except OSError:  # closing flushes, and the disk may still be full
-            pass
         self._path.unlink(missing_ok=True)
 
     def __enter__(self) -> LocalIncoming:
@@ -90,9 +88,6 @@ class LocalBlobStore:
 
     def adopt(self, upload: UploadedFile) -> BlobRef:
         target = self._path(upload.sha256)
-        if self._complete(target):
-            upload.path.unlink(missing_ok=True)
-            return BlobRef(target, upload.sha256, upload.size)
         with disk_errors():
             target.parent.mkdir(exist_ok=True)
             self._write_sidecar(target, upload.sha256)
@@ -103,10 +98,15 @@ class LocalBlobStore:
         with self.receive(name) as incoming:
             for piece in pieces:
                 incoming.write(piece)
-            upload = incoming.finish()
+            return self.keep(incoming)
+
+    def keep(self, incoming: Incoming) -> BlobRef:
+        upload = incoming.finish()
         try:
             if file_sha256(upload.path) != upload.sha256:
-                raise CorruptFile("The disk gave back other bytes than were written; check it before going on.")
+                raise CorruptFile(
+                    "The disk gave back other bytes than were written; check it before going on."
+                )
             return self.adopt(upload)
         finally:
             upload.path.unlink(missing_ok=True)
@@ -121,7 +121,9 @@ class LocalBlobStore:
         blob = self.get(sha256)
         found = file_sha256(blob.path)
         if found != sha256:
-            raise CorruptFile(f"Blob {sha256[:12]}... reads back with SHA-256 {found[:12]}...: {blob.path} is damaged.")
+            raise CorruptFile(
+                f"Blob {sha256[:12]}... reads back with SHA-256 {found[:12]}...: {blob.path} is damaged."
+            )
         return blob
 
     def delete(self, sha256: str) -> int:

@@ -66,7 +66,11 @@ class BlobStore(Protocol):
         ...
 
     def put(self, pieces: Iterable[bytes | bytearray | memoryview], *, name: str) -> BlobRef:
-        """Write, fsync, read back and verify, rename, fsync the folder. Raises `OutOfDisk`, `CorruptFile`."""
+        """`receive`, write, `keep`. Raises `OutOfDisk`, `CorruptFile`."""
+        ...
+
+    def keep(self, incoming: Incoming) -> BlobRef:
+        """Finish, read back and verify, then `adopt`. Raises `OutOfDisk`, `CorruptFile`."""
         ...
 
     def get(self, sha256: str) -> BlobRef:
@@ -82,7 +86,7 @@ class BlobStore(Protocol):
         ...
 
     def stored(self) -> Iterator[tuple[str, float]]:
-        """(SHA-256, age in seconds since the epoch of its file) of every blob."""
+        """(SHA-256, time of writing in seconds since the epoch) of every blob."""
         ...
 
     def clear_incoming(self, *, older_than: float) -> int:

@@ -1,14 +1,41 @@
 """GET /work: lease one task to a worker, or say when to ask again.
 
-An open lease on a usable base is answered again with the same fence, so asking twice is harmless.
+An open lease on a usable base is answered again with the same fence, so asking twice is harmless. The base
+version is bound here, never when a task is queued. One transaction decides and writes.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
+from sqlalchemy import Connection
+
+from bithaul.coordinator.commands.round import Round, read_round
 from bithaul.coordinator.context import Coordinator
-from bithaul.exchange.messages import RunState, TaskMessage
+from bithaul.coordinator.database import fleet, runs, versions, work
+from bithaul.coordinator.database.fleet import WorkerRow
+from bithaul.coordinator.database.runs import RunRow, ShardRow
+from bithaul.coordinator.database.versions import VersionRow
+from bithaul.coordinator.database.work import LeaseRow, TaskRow
+from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.messages import Range, RunState, TaskMessage
+from bithaul.rounds import positions
+from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, TaskState, refuse_claim
+from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, task_size
+
+SEEN_EVERY = 1.0  # seconds between updates of last_seen by polling
+PROBE_SPEED = 2.5  # measuring is so many times faster than training
+PROBE_AGAIN_SECONDS = 60.0  # a probe that was handed out and brought nothing is handed out again after
+
+RETRY = {
+    NoLease.NOT_READY: 1.0,
+    NoLease.DRAINED: 5.0,
+    NoLease.NOT_RUNNING: 2.0,
+    NoLease.RESTING: 10.0,
+    NoLease.MERGING: 0.1,
+    NoLease.NO_WORK: 0.25,
+}
 
 
 @dataclass(frozen=True)
@@ -22,4 +49,196 @@ class Claim:
 
 def claim_task(c: Coordinator, worker: str) -> Claim:
     """Raises `Gone` for a worker that is not registered."""
-    raise NotImplementedError
+    now = c.clock.now()
+    with c.database.write() as connection:
+        run = runs.get_run(connection)
+        row = _seen(connection, fleet.get_worker(connection, worker), now=now)
+        lease = _kept_lease(connection, run, row, now=now)
+        if lease is None:
+            here = read_round(connection, run, now=now)
+            refusal = refuse_claim(_facts(here, row))
+            if refusal is not None:
+                return Claim(None, _retry(refusal, row, now), run.state)
+            lease = _grant(c, connection, here, row)
+        message = _message(connection, run, lease, now=now)
+        c.crash_points.hit("claim.decided")
+        state = runs.get_run(connection).state
+    c.crash_points.hit("claim.committed")
+    return Claim(message, 0.0, state)
+
+
+def _seen(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
+    if row.gone or now - row.last_seen >= SEEN_EVERY:
+        fleet.update_worker(connection, row.id, last_seen=now, gone=False)
+        return fleet.get_worker(connection, row.id)
+    return row
+
+
+def _retry(refusal: NoLease, worker: WorkerRow, now: float) -> float:
+    if refusal is NoLease.RESTING:
+        return min(RETRY[refusal], max(0.1, worker.rest_until - now))
+    return RETRY[refusal]
+
+
+def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: float) -> LeaseRow | None:
+    """The worker's open lease, if a report on its base can still count; otherwise it ends here."""
+    newest = versions.newest_version(connection, run.id).version
+    for lease in work.open_leases(connection, run.id, worker=worker.id):
+        base = versions.find_version(connection, run.id, lease.base_version)
+        ending = None
+        if now >= lease.deadline:
+            ending = Ending.EXPIRED
+        elif worker.drained:
+            ending = Ending.RELEASED
+        elif base is None or base.retired_at or newest - base.version > run.rule.max_staleness:
+            ending = Ending.REVOKED
+        if ending is None:
+            return lease
+        work.end_lease(connection, lease, ending, now=now)
+    return None
+
+
+def _facts(here: Round, worker: WorkerRow) -> ClaimFacts:
+    return ClaimFacts(
+        ready=worker.ready,
+        drained=worker.drained,
+        rest_seconds=max(0.0, worker.rest_until - here.now),
+        run_running=here.run.state in (RunState.READY, RunState.RUNNING),
+        work_left=here.work_left,
+        waits_for_merge=here.waits_for_merge(worker.id),
+    )
+
+
+def _grant(c: Coordinator, connection: Connection, here: Round, worker: WorkerRow) -> LeaseRow:
+    run, now = here.run, here.now
+    probe = _probe(connection, here)
+    size = _size(here, worker, probe_tokens=probe.tokens if probe else 0)
+    task = _task(connection, here, worker, size)
+    tokens = task.examples * run.tokens_per_example
+    duration = tokens / worker.planning_speed
+    seconds = lease_seconds(
+        task_seconds=run.task_seconds,
+        duration=duration,
+        weights_bytes=here.version.size,
+        payload_bytes=codec_named(run.codec).encoded_size(run.layout),
+    )
+    start = run.progress_at(now, tokens=here.spent.reported)
+    end = _expected_end(here, size)
+    if run.state is RunState.READY:
+        runs.update_run(connection, run.id, state=RunState.RUNNING)
+    if run.active_anchor is None:
+        runs.tick_active(connection, run, now=now, busy=True)
+    return work.insert_lease(
+        connection,
+        {
+            "run_id": run.id,
+            "task_id": task.id,
+            "worker": worker.id,
+            "fence": c.ids.fence(),
+            "base_version": here.version.version,
+            "granted_at": now,
+            "deadline": now + seconds,
+            "last_deadline": now + LAST_FACTOR * seconds,
+            "expected_tokens": tokens,
+            "aimed_at": now + size.seconds,
+            "soft_stop_seconds": size.soft_stop_seconds,
+            "progress_start": start,
+            "progress_end": max(start, end),
+            "seed": _seed(run, task.id),
+            "probe": probe is not None,
+        },
+    )
+
+
+def _size(here: Round, worker: WorkerRow, *, probe_tokens: int) -> Size:
+    return task_size(
+        Sizing(
+            speed=worker.planning_speed,
+            fleet_speed=_idle_speed(here, worker),
+            round_seconds=here.length,
+            seconds_left=max(0.0, here.tick - here.now),
+            overhead_seconds=probe_tokens / (PROBE_SPEED * worker.planning_speed),
+            remaining_tokens=here.remaining_tokens,
+            remaining_seconds=here.remaining_seconds,
+            tokens_per_example=here.run.tokens_per_example,
+            batch_examples=here.run.batch_examples,
+        )
+    )
+
+
+def _idle_speed(here: Round, worker: WorkerRow) -> float:
+    """Summed speed of the workers among whom the rest of the budget is shared: those without a lease."""
+    busy = {lease.worker for lease in here.leases}
+    others = sum(w.planning_speed for w in here.may_work if w.id not in busy and w.id != worker.id)
+    return worker.planning_speed + others
+
+
+def _task(connection: Connection, here: Round, worker: WorkerRow, size: Size) -> TaskRow:
+    """An expired or returned task this worker has not failed, else a fresh slice."""
+    run = here.run
+    for task in work.list_tasks(connection, run.id, TaskState.PENDING):
+        if worker.id not in task.failed_by:
+            return task
+    slice_, free = work.read_free(connection, run).cut(size.examples)
+    work.write_free(connection, run, free)
+    return work.insert_task(connection, run.id, slice_, now=here.now)
+
+
+def _expected_end(here: Round, size: Size) -> float:
+    """Share of the budget when everybody's current task is done."""
+    fleet_speed = sum(w.planning_speed for w in here.may_work)
+    ahead = min(here.spent.reported + fleet_speed * size.seconds, here.run.budget_tokens or float("inf"))
+    return here.run.progress_at(here.now + size.seconds, tokens=ahead)
+
+
+def _seed(run: RunRow, task: int) -> int:
+    digest = hashlib.blake2b(f"{run.seed}/{run.name}/{task}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+def _probe(connection: Connection, here: Round) -> ShardRow | None:
+    """The shard on which this worker measures the base: every k-th version, the first, the last ones.
+
+    One worker per version is asked; another one when that brings nothing.
+    """
+    version, run = here.version, here.run
+    if run.probe_every < 1 or version.heldout_loss is not None:
+        return None
+    if version.probe_leased_at is not None and here.now - version.probe_leased_at < PROBE_AGAIN_SECONDS:
+        return None
+    shards = runs.list_shards(connection, run.id, "probe")
+    last = run.progress_at(here.now, tokens=here.spent.reported) > 0.97
+    if not shards or (version.version != 1 and version.version % run.probe_every and not last):
+        return None
+    versions.update_version(connection, run.id, version.version, probe_leased_at=here.now)
+    return shards[0]
+
+
+def _message(connection: Connection, run: RunRow, lease: LeaseRow, *, now: float) -> TaskMessage:
+    task = work.get_task(connection, lease.task_id)
+    base = _base(connection, run, lease)
+    shards = runs.list_shards(connection, run.id, "train")
+    found = positions.pieces(
+        task.positions, shard_sizes=[s.examples for s in shards], seed=run.seed, block=run.position_block
+    )
+    return TaskMessage(
+        task=task.id,
+        fence=lease.fence,
+        base_version=lease.base_version,
+        weights_sha256=base.sha256,
+        weights_size=base.size,
+        ranges=[Range(shard=shards[p.shard].id, first=p.first, count=p.count) for p in found],
+        examples=task.examples,
+        progress_start=lease.progress_start,
+        progress_end=lease.progress_end,
+        seed=lease.seed,
+        soft_stop_seconds=lease.soft_stop_seconds,
+        probe=lease.probe,
+        deadline_seconds=max(0.0, lease.deadline - now),
+    )
+
+
+def _base(connection: Connection, run: RunRow, lease: LeaseRow) -> VersionRow:
+    base = versions.find_version(connection, run.id, lease.base_version)
+    assert base is not None, "a lease's base is a version of its run"
+    return base

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -36,7 +36,7 @@ class Database:
         """Connect and migrate to the newest schema. Raises `InvalidConfig` or `Unavailable`."""
         try:
             parsed = make_url(url)
-        except Exception as error:  # noqa: BLE001 - SQLAlchemy raises ArgumentError and ValueError here
+        except (ArgumentError, ValueError) as error:
             raise InvalidConfig(f"{url!r} is not a database URL.") from error
         if parsed.get_backend_name() == "sqlite":
             reader, writer = _sqlite(url, immediate=False), _sqlite(url, immediate=True)
@@ -64,6 +64,15 @@ class Database:
         """The only place where rows change. Raises `OutOfDisk` or `Unavailable` when it cannot."""
         with _translated(), self._writer.begin() as connection:
             yield connection
+
+    def shrink(self) -> None:
+        """Give freed pages back to the file system (SQLite); elsewhere the database does it by itself."""
+        if self._writer.dialect.name == "sqlite":
+            with _translated(), self._writer.connect() as connection:
+                raw = connection.connection.driver_connection
+                assert isinstance(raw, sqlite3.Connection)
+                raw.execute("PRAGMA incremental_vacuum").fetchall()
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
         self._reader.dispose()
@@ -99,6 +108,7 @@ def _sqlite(url: str, *, immediate: bool) -> Engine:
     def _pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
         assert isinstance(connection, sqlite3.Connection)
         for pragma in (
+            "auto_vacuum=INCREMENTAL",  # counts only before the first table is made
             "journal_mode=WAL",
             f"synchronous={'FULL' if immediate else 'NORMAL'}",
             "busy_timeout=5000",

@@ -1,4 +1,4 @@
-"""The one SQLAlchemy metadata object, with a naming convention, so that every constraint can be dropped by name."""
+"""The one SQLAlchemy metadata object; its naming convention lets every constraint be dropped by name."""
 
 from __future__ import annotations
 

@@ -54,6 +54,7 @@ runs = Table(
     Column("max_update_norm", Double),
     Column("seed", BigInteger, nullable=False),
     Column("tokens_per_example", Double, nullable=False),
+    Column("position_block", Integer, nullable=False),  # examples that stay together in every pass
     Column("position_cursor", BigInteger, nullable=False),  # positions below were cut at least once
     Column("active_seconds", Double, nullable=False),  # time in which somebody worked, over all restarts
     Column("active_anchor", Double),  # until when active_seconds counts; None: nobody works
@@ -123,7 +124,8 @@ tasks = Table(
     Column("created_at", Double, nullable=False),
     Column("changed_at", Double, nullable=False),
     CheckConstraint(
-        _states("pending", "leased", "accepted", "merged", "failed", "cancelled", "discarded"), name="state_known"
+        _states("pending", "leased", "accepted", "merged", "failed", "cancelled", "discarded"),
+        name="state_known",
     ),
     Index("ix_tasks_run_state", "run_id", "state"),
 )
@@ -162,6 +164,7 @@ leases = Table(
     Column("reason", String(200), nullable=False),
     Column("tokens", BigInteger, nullable=False),  # progress of the last heartbeat
     Column("expected_tokens", Double, nullable=False),
+    Column("aimed_at", Double, nullable=False),  # planned end; a round waits for leases aimed at its tick
     Column("soft_stop_seconds", Double, nullable=False),
     Column("progress_start", Double, nullable=False),
     Column("progress_end", Double, nullable=False),

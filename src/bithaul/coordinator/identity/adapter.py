@@ -1,4 +1,4 @@
-"""The token endpoint on Authlib's AuthorizationServer: our request object, client methods, grants and answers.
+"""The token endpoint on Authlib's AuthorizationServer: request, client methods, grants, answers.
 
 Authlib has no Starlette side, so this is ours; it does no I/O but the database session it is given, and it
 is used inside one call of the thread pool. The overrides of the security page are marked A1 to A10: each is
@@ -8,7 +8,6 @@ pinned by a test of that number. One `TokenServer` serves one request and is thr
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -27,6 +26,7 @@ from bithaul.coordinator.identity.tokens import Tokens, lifetime
 METHODS = ["client_secret_basic", "client_secret_post"]
 _DESCRIPTION = "Client authentication failed."
 _MAX_SCOPE = 200
+_GRANT = "client_credentials"
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class _Client(ClientMixin):  # type: ignore[misc]  # Authlib carries no types
         return endpoint == "token" and method in METHODS
 
     def check_grant_type(self, grant_type: str) -> bool:
-        return grant_type == ClientCredentialsGrant.GRANT_TYPE
+        return grant_type == _GRANT
 
     def get_allowed_scope(self, scope: str | None) -> str:
         """All registered scopes when none is asked for; never more than the registered ones."""
@@ -108,7 +108,7 @@ class _AnyOtherGrant(ClientCredentialsGrant):  # type: ignore[misc]  # Authlib c
 
     @classmethod
     def check_token_endpoint(cls, request: OAuth2Request) -> bool:
-        return bool(request.payload.grant_type != ClientCredentialsGrant.GRANT_TYPE)
+        return bool(request.payload.grant_type != _GRANT)
 
     def validate_token_request(self) -> NoReturn:
         self.request.client = self.authenticate_token_endpoint_client()
@@ -163,7 +163,7 @@ class TokenServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries
 
     # Client methods: one path, one message, one status (A3); bad Basic is the ordinary 401 (A4)
 
-    def _by_basic(self, query_client: object, request: _Request) -> _Client | None:
+    def _by_basic(self, _query_client: object, request: _Request) -> _Client | None:
         header = request.headers.get("Authorization")
         if header is None:
             return None
@@ -176,7 +176,7 @@ class TokenServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries
             raise InvalidRequestError("Use one way of client authentication, not two.")
         return self._prove(client_id, secret)
 
-    def _by_post(self, query_client: object, request: _Request) -> _Client:
+    def _by_post(self, _query_client: object, request: _Request) -> _Client:
         posted = request.form
         return self._prove(posted.get("client_id", ""), posted.get("client_secret", ""))
 
@@ -187,10 +187,16 @@ class TokenServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries
         self._proven = client.id
         return client
 
-    def _access_token(self, client: _Client, grant_type: str, user: None, scope: str) -> str:
+    def _access_token(
+        self,
+        client: _Client,
+        grant_type: str,  # noqa: ARG002 - Authlib's name
+        user: None,  # noqa: ARG002 - Authlib's name
+        scope: str,
+    ) -> str:
         return self._tokens.mint(self._connection, client_id=client.id, scope=scope, cv=client.row["cv"])
 
-    def _expires(self, client: _Client, grant_type: str) -> int:
+    def _expires(self, client: _Client, _grant_type: str) -> int:
         return lifetime(client.row["scope"])
 
 
@@ -206,6 +212,10 @@ def _basic(header: str | None) -> tuple[str, str] | None:
     try:
         text = base64.b64decode(encoded.strip(), validate=True).decode()
         client_id, colon, secret = text.partition(":")
-        return (unquote_plus(client_id, errors="strict"), unquote_plus(secret, errors="strict")) if colon else None
-    except (binascii.Error, UnicodeDecodeError):
+        return (
+            (unquote_plus(client_id, errors="strict"), unquote_plus(secret, errors="strict"))
+            if colon
+            else None
+        )
+    except ValueError:  # not base64, not UTF-8
         return None

@@ -46,7 +46,7 @@ class Client:
 
 
 class SecretHasher:
-    """Hashes and compares client secrets under the pepper; an unknown client costs the same as a known one."""
+    """Hashes and compares client secrets under the pepper; an unknown client costs the same."""
 
     def __init__(self, pepper: bytes) -> None:
         self._pepper = pepper
@@ -85,8 +85,8 @@ def create_client(
     """Create a client and return its secret, which is never shown again. Conflict when the id is taken."""
     if not _CLIENT_ID.fullmatch(client_id):
         raise InvalidInput(
-            f"The client id {client_id[:80]!r} is not allowed: use 1 to 64 characters a-z, 0-9, '.', '_', '-', "
-            "starting with a letter or digit.",
+            f"The client id {client_id[:80]!r} is not allowed: use 1 to 64 characters a-z, 0-9, '.', '_', "
+            "'-', starting with a letter or digit.",
             code="invalid_client_id",
         )
     secret = _new_secret(scope, random)
@@ -105,7 +105,7 @@ def create_client(
             record(connection, now, actor=actor, action="client.create", subject=client_id, detail=scope)
     except IntegrityError as error:
         raise Conflict(
-            f"The client {client_id!r} exists already; rotate its secret with: bithaul keys rotate {client_id}",
+            f"The client {client_id!r} exists already; for a new secret run: bithaul keys rotate {client_id}",
             code="client_exists",
         ) from error
     return secret
@@ -124,7 +124,9 @@ def rotate_client(
     With a grace the old secret may still fetch new tokens for that long; a second rotation ends it.
     """
     if not 0.0 <= grace_seconds <= LONGEST_GRACE:
-        raise InvalidInput(f"The grace must be between 0 and {LONGEST_GRACE:.0f} seconds.", code="invalid_grace")
+        raise InvalidInput(
+            f"The grace must be between 0 and {LONGEST_GRACE:.0f} seconds.", code="invalid_grace"
+        )
     now = c.clock.now()
     hasher = SecretHasher.of(c)
     with c.database.write() as connection:

@@ -49,7 +49,9 @@ class SigningKeys:
 
     def signer(self, connection: Connection) -> tuple[str, RSAKey]:
         """The one active key (never a set to pick from)."""
-        row = connection.execute(select(signing_keys).where(signing_keys.c.state == "active")).mappings().one()
+        row = (
+            connection.execute(select(signing_keys).where(signing_keys.c.state == "active")).mappings().one()
+        )
         return row["kid"], self._key(row)
 
     def verifier(self, kid: str) -> RSAKey | None:
@@ -62,20 +64,26 @@ class SigningKeys:
         return key
 
     def is_published(self, connection: Connection, kid: str, *, now: float) -> bool:
-        row = connection.execute(select(signing_keys).where(signing_keys.c.kid == kid)).mappings().one_or_none()
+        row = (
+            connection.execute(select(signing_keys).where(signing_keys.c.kid == kid)).mappings().one_or_none()
+        )
         return row is not None and _published(row, now)
 
     def jwks(self) -> dict[str, list[dict[str, object]]]:
         """Public halves of next, active and retired keys."""
         now = self._c.clock.now()
         with self._c.database.read() as connection:
-            rows = connection.execute(select(signing_keys).order_by(signing_keys.c.created_at)).mappings().all()
+            rows = (
+                connection.execute(select(signing_keys).order_by(signing_keys.c.created_at)).mappings().all()
+            )
         published = [row for row in rows if _published(row, now)]
         return {"keys": [self._public(row) for row in published]}
 
     def states(self) -> list[KeyState]:
         with self._c.database.read() as connection:
-            rows = connection.execute(select(signing_keys).order_by(signing_keys.c.created_at)).mappings().all()
+            rows = (
+                connection.execute(select(signing_keys).order_by(signing_keys.c.created_at)).mappings().all()
+            )
         return [KeyState(**{name: row[name] for name in KeyState.__dataclass_fields__}) for row in rows]
 
     def rotate(self, *, actor: str = "cli") -> None:
@@ -155,8 +163,15 @@ class SigningKeys:
 
     def _public(self, row: RowMapping) -> dict[str, object]:
         public = self._key(row).as_dict(private=False)
-        return {"kty": "RSA", "use": "sig", "alg": "RS256", "kid": row["kid"], "n": public["n"], "e": public["e"]}
+        return {
+            "kty": "RSA",
+            "use": "sig",
+            "alg": "RS256",
+            "kid": row["kid"],
+            "n": public["n"],
+            "e": public["e"],
+        }
 
 
 def _published(row: RowMapping, now: float) -> bool:
-    return row["state"] != "retired" or now < row["retired_at"] + RETIRED_FOR
+    return bool(row["state"] != "retired" or now < row["retired_at"] + RETIRED_FOR)

@@ -48,7 +48,7 @@ class Throttle:
                 self._count(row["client_id"], row["address"])
 
     def failed(self, client_id: str, address: str) -> int | None:
-        """Count a failed attempt. None: answer as usual. A number: answer 429, try again after these seconds."""
+        """Count a failed attempt. None: answer as usual; a number: answer 429 with this Retry-After."""
         client_id, address = client_id[:64], address[:64]
         wait = self._count(client_id, address)
         if wait is not None:
@@ -57,13 +57,19 @@ class Throttle:
         with self._c.database.write() as connection:
             connection.execute(delete(failed_attempts).where(failed_attempts.c.time < now - KEEP_SECONDS))
             connection.execute(
-                insert(failed_attempts).values(path=self._path, client_id=client_id, address=address, time=now)
+                insert(failed_attempts).values(
+                    path=self._path, client_id=client_id, address=address, time=now
+                )
             )
         return None
 
     def _count(self, client_id: str, address: str) -> int | None:
         # Checked from wide to narrow: once the wide window is full, no new keys are stored in memory.
-        for item, key in ((self._all, ("*",)), (self._address, (address,)), (self._pair, (address, client_id))):
+        for item, key in (
+            (self._all, ("*",)),
+            (self._address, (address,)),
+            (self._pair, (address, client_id)),
+        ):
             if not self._window.hit(item, self._path, *key):
                 reset = self._window.get_window_stats(item, self._path, *key).reset_time
                 return max(1, math.ceil(reset - time.time()))

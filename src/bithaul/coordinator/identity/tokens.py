@@ -1,4 +1,4 @@
-"""Access tokens: JWTs after RFC 9068, signed with RS256, built and checked by our own code on the injected clock.
+"""Access tokens: JWTs after RFC 9068, signed with RS256, built and checked here on the injected clock.
 
 A token is checked from cheap to dear: size, form, JOSE header, signature, claims, then the database (client
 enabled, credential version current, key still published, token not denied). Whatever is wrong, the answer is
@@ -50,13 +50,17 @@ class InvalidToken(Unauthorized):
     code = "invalid_token"
 
     def __init__(self) -> None:
-        super().__init__("The access token is missing, expired or not valid; fetch a new one at /connect/token.")
+        super().__init__(
+            "The access token is missing, expired or not valid; fetch a new one at /connect/token."
+        )
 
 
 class Tokens:
     """Mints and verifies the access tokens of one issuer."""
 
-    def __init__(self, c: Coordinator, keys: SigningKeys, *, random: RandomBytes = secrets.token_bytes) -> None:
+    def __init__(
+        self, c: Coordinator, keys: SigningKeys, *, random: RandomBytes = secrets.token_bytes
+    ) -> None:
         self._c = c
         self._keys = keys
         self._random = random
@@ -76,7 +80,9 @@ class Tokens:
             "scope": scope,
             "cv": cv,
         }
-        return jwt.encode({"alg": _ALGORITHM, "typ": "at+jwt", "kid": kid}, claims, key, algorithms=[_ALGORITHM])
+        return jwt.encode(
+            {"alg": _ALGORITHM, "typ": "at+jwt", "kid": kid}, claims, key, algorithms=[_ALGORITHM]
+        )
 
     def verify(self, token: str) -> Principal:
         """The principal of a token, or InvalidToken."""
@@ -116,7 +122,9 @@ class Tokens:
         if now >= expires + SKEW_SECONDS:
             raise InvalidToken
 
-    def _check_rows(self, connection: Connection, principal: Principal, *, kid: str, cv: int, now: float) -> None:
+    def _check_rows(
+        self, connection: Connection, principal: Principal, *, kid: str, cv: int, now: float
+    ) -> None:
         row = find(connection, principal.client_id)
         if row is None or row["disabled"] or row["cv"] != cv:
             raise InvalidToken

@@ -1,4 +1,4 @@
-"""Which public URLs a coordinator may announce: secrets and weights must not cross a network in clear unasked."""
+"""Which public URLs a coordinator may announce: secrets must not cross a network in clear unasked."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ def check_public_url(url: str, *, allow_insecure_lan: bool) -> str | None:
     if parts.scheme not in {"http", "https"} or not host or parts.username or parts.query or parts.fragment:
         raise InvalidConfig(f"The public URL {url!r} must look like https://host[:port].")
     if parts.path:
-        raise InvalidConfig(f"The public URL {url!r} must not have a path; give the coordinator its own host name.")
+        raise InvalidConfig(
+            f"The public URL {url!r} must not have a path; give the coordinator its own host name."
+        )
     if parts.scheme == "https" or _is_loopback(host):
         return None
     if not _is_private(host):
         raise InvalidConfig(
-            f"The public URL {url} is plain http outside of a private network, where anyone can read secrets; "
-            "set an https public_url (a tunnel or a proxy gives one)."
+            f"The public URL {url} is plain http outside of a private network, where anyone can read "
+            "secrets; set an https public_url (a tunnel or a proxy gives one)."
         )
     if not allow_insecure_lan:
         raise InvalidConfig(
-            f"The public URL {url} is plain http: anyone on that network can read secrets and change weights; "
-            "set an https public_url, or accept it with --allow-insecure-lan."
+            f"The public URL {url} is plain http: anyone on that network can read secrets and change "
+            "weights; set an https public_url, or accept it with --allow-insecure-lan."
         )
     return f"{url} is plain http: anyone on this network can read secrets and change weights in flight."
 

@@ -1,4 +1,7 @@
-"""Which file answers GET /weights/{version} and GET /corpus/{shard}: ids are looked up, never joined to paths."""
+"""Which file answers GET /weights/{version} and GET /corpus/{shard}.
+
+Ids are looked up in the database, never joined to paths.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Literal
 
 from bithaul.coordinator.blobs.store import BlobRef
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import runs, versions
+from bithaul.errors import NotFound
 
 
 @dataclass(frozen=True)
@@ -18,14 +23,28 @@ class CurrentVersion:
 
 def current_version(c: Coordinator) -> CurrentVersion:
     """The newest announced version. Raises `NotFound` when no run was created."""
-    raise NotImplementedError
+    with c.database.read() as connection:
+        row = versions.newest_version(connection, runs.get_run(connection).id)
+    return CurrentVersion(row.version, row.sha256, row.size)
 
 
 def weights_blob(c: Coordinator, version: int) -> BlobRef:
     """Raises `NotFound` for a version that does not exist or whose weights were retired."""
-    raise NotImplementedError
+    with c.database.read() as connection:
+        row = versions.find_version(connection, runs.get_run(connection).id, version)
+    if row is None:
+        raise NotFound(f"There is no weight version {version}.", code="unknown_version")
+    if row.retired_at is not None:
+        raise NotFound(
+            f"The weights of version {version} were retired; use a newer one.", code="version_retired"
+        )
+    return c.blobs.get(row.sha256)
 
 
 def corpus_blob(c: Coordinator, shard: str, *, kind: Literal["data", "index"]) -> BlobRef:
     """Raises `NotFound` for an unknown shard."""
-    raise NotImplementedError
+    with c.database.read() as connection:
+        row = runs.find_shard(connection, shard)
+    if row is None:
+        raise NotFound("There is no such corpus shard; GET the run for the list.", code="unknown_shard")
+    return c.blobs.get(row.sha256 if kind == "data" else row.index_sha256)

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy.exc import SQLAlchemyError
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import runs, services, versions
+from bithaul.errors import BithaulError, CorruptFile, OutOfDisk
+
+PROBE = "health-probe"
 
 
 class Check(BaseModel):
@@ -26,4 +33,64 @@ class HealthView(BaseModel):
 
 def health(c: Coordinator) -> HealthView:
     """Never raises: what cannot be checked is not ok."""
-    raise NotImplementedError
+    checks = [
+        _check("database", lambda: _database(c)),
+        _check("blobs", lambda: _blobs(c)),
+        _check("disk", lambda: _disk(c)),
+        _check("version", lambda: _version(c)),
+        *_services(c),
+    ]
+    return HealthView(ok=all(check.ok for check in checks), checks=checks)
+
+
+def _check(name: str, part: Callable[[], str]) -> Check:
+    try:
+        return Check(name=name, ok=True, detail=part())
+    except (BithaulError, OSError, SQLAlchemyError) as error:
+        return Check(name=name, ok=False, detail=str(error).splitlines()[0][:300])
+
+
+def _database(c: Coordinator) -> str:
+    """Takes the write lock and writes a row, so a read-only or full disk shows."""
+    with c.database.write() as connection:
+        services.store_result(
+            connection,
+            services.ServiceResult(name=PROBE, ok=True, message="", finished_at=c.clock.now(), seconds=0.0),
+        )
+    return "writable"
+
+
+def _blobs(c: Coordinator) -> str:
+    c.blobs.check_writable()
+    return "writable"
+
+
+def _disk(c: Coordinator) -> str:
+    free = c.blobs.free_bytes()
+    if free < c.settings.disk_reserve_bytes:
+        raise OutOfDisk(f"Only {free // 2**20} MiB are free; uploads are refused. Free some space.")
+    return f"{free // 2**20} MiB free"
+
+
+def _version(c: Coordinator) -> str:
+    """The newest weights are there with their length. Start and merge compare their SHA-256."""
+    with c.database.read() as connection:
+        run = runs.find_run(connection)
+        if run is None:
+            return "no run yet"
+        newest = versions.newest_version(connection, run.id)
+    blob = c.blobs.get(newest.sha256)
+    if blob.size != newest.size:
+        raise CorruptFile(
+            f"The weights of version {newest.version} have {blob.size} bytes, not {newest.size}."
+        )
+    return f"version {newest.version}"
+
+
+def _services(c: Coordinator) -> list[Check]:
+    try:
+        with c.database.read() as connection:
+            results = services.list_results(connection)
+    except (BithaulError, SQLAlchemyError):
+        return []  # the database's own check says why
+    return [Check(name=f"service.{r.name}", ok=r.ok, detail=r.message) for r in results if r.name != PROBE]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import fleet, ledger, runs, versions, work
+from bithaul.coordinator.database.runs import RunRow
+from bithaul.coordinator.database.versions import VersionRow
 from bithaul.exchange.messages import RunState
+
+RECENT_VERSIONS = 6
 
 
 class SeriesPoint(BaseModel):
@@ -60,4 +66,80 @@ class ProgressView(BaseModel):
 
 def progress(c: Coordinator) -> ProgressView:
     """Raises `NotFound` when no run was created."""
-    raise NotImplementedError
+    now = c.clock.now()
+    with c.database.read() as connection:
+        run = runs.get_run(connection)
+        rows = versions.list_versions(connection, run.id)
+        tokens = runs.spent(connection, run.id).merged
+        share = run.progress_at(now, tokens=tokens)
+        seconds = run.seconds_at(now)
+        return ProgressView(
+            run=run.name,
+            state=run.state,
+            progress=share,
+            budget_tokens=run.budget_tokens,
+            budget_seconds=run.budget_seconds,
+            tokens=tokens,
+            seconds=seconds,
+            version=rows[-1].version,
+            versions=len(rows),
+            tokens_per_second=_recent_speed(rows),
+            eta_seconds=_eta(run, tokens=tokens, seconds=seconds),
+            tasks=work.task_counts(connection, run.id),
+            open_leases=len(work.open_leases(connection, run.id)),
+            receipts=ledger.verdict_counts(connection, run.id),
+            rejected=ledger.rejected_counts(connection, run.id),
+            workers=_workers(connection, run),
+            series=[_point(row) for row in rows],
+        )
+
+
+def _point(row: VersionRow) -> SeriesPoint:
+    return SeriesPoint(
+        version=row.version,
+        tokens=row.tokens_total,
+        time=row.created_at,
+        train_loss=row.train_loss,
+        heldout_loss=row.heldout_loss,
+        contributors=row.contributors,
+    )
+
+
+def _recent_speed(rows: Sequence[VersionRow]) -> float:
+    """Tokens per second over the last versions, merging and waiting included."""
+    recent = rows[-RECENT_VERSIONS:]
+    passed = recent[-1].created_at - recent[0].created_at
+    return (recent[-1].tokens_total - recent[0].tokens_total) / passed if passed > 0 else 0.0
+
+
+def _eta(run: RunRow, *, tokens: int, seconds: float) -> float | None:
+    """Seconds until the first of the budgets is used up at the mean speed so far."""
+    if run.state is RunState.FINISHED:
+        return 0.0
+    left = []
+    if run.budget_seconds is not None:
+        left.append(run.budget_seconds - seconds)
+    if run.budget_tokens is not None and tokens and seconds:
+        left.append((run.budget_tokens - tokens) * seconds / tokens)
+    return max(0.0, min(left)) if left else None
+
+
+def _workers(connection: Connection, run: RunRow) -> list[WorkerProgress]:
+    earned = ledger.credits_by_worker(connection, run.id)
+    total = sum(credit.accepted for credit in earned.values())
+    out = []
+    for row in fleet.list_workers(connection):
+        credit = earned.get(row.id, ledger.Credit(row.id, 0, 0))
+        out.append(
+            WorkerProgress(
+                name=row.id,
+                state=row.state,
+                activity=row.activity,
+                tokens_per_second=row.speed,
+                accepted=credit.accepted,
+                tokens=credit.tokens,
+                share=credit.accepted / total if total else 0.0,
+                last_seen=row.last_seen,
+            )
+        )
+    return out

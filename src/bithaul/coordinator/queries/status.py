@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import fleet, runs, versions, work
 from bithaul.exchange.messages import RunState
 
 
@@ -24,4 +26,21 @@ class StatusView(BaseModel):
 
 
 def status(c: Coordinator) -> StatusView:
-    raise NotImplementedError
+    """Never raises for a coordinator without a run."""
+    with c.database.read() as connection:
+        run = runs.find_run(connection)
+        workers = Counter(w.state for w in fleet.list_workers(connection))
+        counts = {state: workers[state] for state in ("active", "drained", "gone")}
+        if run is None:
+            return StatusView(
+                run_state=None, version=0, progress=0.0, tasks={}, open_leases=0, workers=counts
+            )
+        done = runs.spent(connection, run.id).merged
+        return StatusView(
+            run_state=run.state,
+            version=versions.newest_version(connection, run.id).version,
+            progress=run.progress_at(c.clock.now(), tokens=done),
+            tasks=work.task_counts(connection, run.id),
+            open_leases=len(work.open_leases(connection, run.id)),
+            workers=counts,
+        )

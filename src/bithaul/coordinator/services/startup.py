@@ -6,8 +6,60 @@ Refuses to start with a sentence otherwise, and never makes new weights by itsel
 from __future__ import annotations
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import ledger, runs, versions
+from bithaul.coordinator.database.runs import RunRow
+from bithaul.coordinator.database.versions import VersionRow
+from bithaul.coordinator.services.retention import delete_orphans
+from bithaul.errors import CorruptFile, LayoutMismatch, NotFound
+from bithaul.exchange.weights import verify_weights
 
 
 def check_run(c: Coordinator) -> None:
-    """Raises `CorruptFile` or `LayoutMismatch`. Clears unfinished uploads and orphan blobs. No run: fine."""
-    raise NotImplementedError
+    """Raises `CorruptFile` or `LayoutMismatch`. Clears unfinished uploads and orphan blobs. No run: fine.
+
+    Reads the newest weights, its momentum and every update not merged yet, and compares their SHA-256.
+    Nothing is guessed: a run whose stored files do not match its rows needs a backup or an operator.
+    """
+    c.blobs.clear_incoming(older_than=c.clock.now())
+    with c.database.read() as connection:
+        run = runs.find_run(connection)
+        if run is None:
+            return
+        newest = versions.newest_version(connection, run.id)
+        pending = [r.blob_sha256 for r in ledger.unmerged(connection, run.id)]
+    if run.layout.hash != run.layout_hash:
+        raise LayoutMismatch(
+            f"The run {run.name!r} was made with the layout {run.layout_hash[:12]}..., this bithaul derives "
+            f"{run.layout.hash[:12]}... from its model; start it with the version that made it."
+        )
+    _check_newest(c, run, newest)
+    delete_orphans(c, older_than=c.clock.now())
+    try:
+        for sha256 in (newest.momentum_sha256, *pending):
+            if sha256:
+                c.blobs.verify(sha256)
+    except (CorruptFile, NotFound) as error:
+        raise CorruptFile(f"A file of the run {run.name!r} is damaged: {error.message} {_HELP}") from error
+
+
+_HELP = "Restore it from a backup; weights are never made anew by themselves."
+
+
+def _check_newest(c: Coordinator, run: RunRow, newest: VersionRow) -> None:
+    try:
+        blob = c.blobs.get(newest.sha256)
+        stored = verify_weights(blob.path, expected_count=run.layout.size, sha256=newest.sha256)
+    except NotFound as error:
+        raise CorruptFile(
+            f"The weights of version {newest.version} are missing from {c.settings.blob_folder}. {_HELP}"
+        ) from error
+    except CorruptFile as error:
+        if error.error_code == "weights_count":
+            raise LayoutMismatch(
+                f"The weights of version {newest.version} do not fit the run's model: {error.message} {_HELP}"
+            ) from error
+        raise CorruptFile(f"Version {newest.version} is damaged: {error.message} {_HELP}") from error
+    if stored.version != newest.version:
+        raise CorruptFile(
+            f"The weights of version {newest.version} say that they are version {stored.version}. {_HELP}"
+        )

@@ -1,0 +1,129 @@
+"""Run every benchmark and rewrite docs/benchmarks.md from what is in benchmarks/results/.
+
+A benchmark is a script in this folder that prints one JSON object on its last line. It is run in a process of
+its own; the object is stored with machine and date as results/<name>.json. Results of earlier runs stay until
+their script runs again, so `--only step` refreshes one table and keeps the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "benchmarks.md"
+NOT_A_BENCHMARK = {"run_all", "demo_picture"}
+
+HEAD = """# Benchmarks
+
+Written by `make bench`; do not edit. Each table is one script in `benchmarks/`, run on the machine and day
+named below it. Machines are shared and noisy: figures that are compared come from one run.
+"""
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
+        flags = next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+        wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+        model += " (" + ", ".join(flag for flag in wanted if flag in flags) + ")"
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def run(script: Path, *, timeout: float) -> dict[str, object]:
+    """One script's last line. Raises CalledProcessError, TimeoutExpired or ValueError when it fails."""
+    about = machine()
+    done = subprocess.run(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, check=True, timeout=timeout
+    )
+    result = json.loads(done.stdout.strip().splitlines()[-1])
+    return {
+        "benchmark": script.stem,
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "machine": about,
+        "result": result,
+    }
+
+
+def table(entry: dict[str, object]) -> str:
+    """One result as a Markdown section; nested rows become a table of their own."""
+    result, about = dict(entry["result"]), entry["machine"]  # type: ignore[call-overload]
+    rows = result.pop("rows", None)
+    lines = [f"\n## {entry['benchmark']}\n"]
+    if result:
+        lines += ["| figure | value |", "|---|---|"]
+        lines += [f"| {key.replace('_', ' ')} | {show(value)} |" for key, value in result.items()]
+    if rows:
+        keys = list(rows[0])
+        lines += [
+            "",
+            "| " + " | ".join(key.replace("_", " ") for key in keys) + " |",
+            "|---" * len(keys) + "|",
+        ]
+        lines += ["| " + " | ".join(show(row.get(key)) for key in keys) + " |" for row in rows]
+    lines.append(f"\n{about['cpu']}, {about['cores']} cores, Python {about['python']}, {entry['date']}.")
+    return "\n".join(lines) + "\n"
+
+
+def show(value: object) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {show(item)}" for key, item in value.items())
+    return str(value)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", help="run only this benchmark (repeatable)")
+    parser.add_argument("--timeout", type=float, default=3600.0)
+    arguments = parser.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    scripts = sorted(p for p in HERE.glob("*.py") if p.stem not in NOT_A_BENCHMARK)
+    if arguments.only:
+        unknown = set(arguments.only) - {p.stem for p in scripts}
+        if unknown:
+            parser.error(
+                f"no such benchmark: {', '.join(unknown)}; there are {', '.join(p.stem for p in scripts)}"
+            )
+        scripts = [p for p in scripts if p.stem in arguments.only]
+    failed = []
+    for script in scripts:
+        print(f"{script.stem} ...", flush=True)
+        try:
+            entry = run(script, timeout=arguments.timeout)
+        except (subprocess.SubprocessError, ValueError, IndexError) as error:
+            print(f"{script.stem} failed: {error}", file=sys.stderr)
+            failed.append(script.stem)
+            continue
+        (RESULTS / f"{script.stem}.json").write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
+    entries = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
+    PAGE.write_text(HEAD + "".join(table(entry) for entry in entries), encoding="utf-8")
+    print(json.dumps({"ran": len(scripts) - len(failed), "failed": failed}))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

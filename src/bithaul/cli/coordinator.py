@@ -1,0 +1,97 @@
+"""`bithaul coordinator`: serve one run until SIGTERM or Ctrl-C.
+
+Prints one line when it is ready and writes the address to coordinator.url in the run's folder. Refuses to
+start, with one sentence, on a port in use, a damaged run or an unsafe public URL.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from filelock import FileLock, Timeout
+
+from bithaul.errors import Conflict, InvalidConfig
+
+app = typer.Typer()
+
+
+@app.command()
+def coordinator(
+    directory: Annotated[Path, typer.Option("--dir", help="The run's folder.")],
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless set.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    public_url: Annotated[str | None, typer.Option(help="The address workers dial, if not this one.")] = None,
+    allow_insecure_lan: Annotated[
+        bool, typer.Option("--allow-insecure-lan", help="Accept plain http on a private network.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the readiness line as JSON.")] = False,
+) -> None:
+    """Serve one run's weights, corpus and work queue."""
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, _stop)
+    from bithaul.coordinator.app import create_app
+    from bithaul.coordinator.context import open_coordinator
+    from bithaul.coordinator.identity.transport import check_public_url
+    from bithaul.coordinator.server import Server, bind, url_of
+    from bithaul.coordinator.services.runner import ServiceRunner
+    from bithaul.coordinator.services.startup import check_run
+    from bithaul.coordinator.settings import load_settings
+
+    if not directory.is_dir():
+        raise InvalidConfig(
+            f"There is no run folder {directory}; make one with: bithaul up --dir {directory}"
+        )
+    wanted = load_settings(directory, host=host, port=port, public_url=public_url)
+    listener = bind(wanted.host, wanted.port)
+    try:
+        url = url_of(wanted.host, listener)
+        settings = load_settings(
+            directory, host=wanted.host, port=listener.getsockname()[1], public_url=public_url
+        )
+        warning = check_public_url(settings.base_url, allow_insecure_lan=allow_insecure_lan)
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
+        logging.getLogger("authlib").setLevel(logging.INFO)  # A10: at DEBUG it prints live tokens
+        if warning is not None:
+            print(f"bithaul: warning: {warning}", file=sys.stderr)
+        lock = FileLock(directory / "coordinator.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            message = f"Another coordinator already serves {directory}; stop it first."
+            raise Conflict(message, code="already_running") from error
+        context = open_coordinator(settings)
+        try:
+            check_run(context)
+            file = directory / "coordinator.url"
+
+            def ready() -> None:
+                aside = file.with_suffix(".url.new")
+                aside.write_text(url + "\n", encoding="utf-8")
+                aside.replace(file)
+                line = {"url": url, "public_url": settings.base_url, "pid": os.getpid()}
+                print(json.dumps(line) if as_json else f"listening on {url}", flush=True)
+
+            application = create_app(context, runner=ServiceRunner.standard(context))
+            try:
+                Server(application, on_ready=ready).run([listener])
+            finally:
+                file.unlink(missing_ok=True)
+        finally:
+            context.close()
+            lock.release()
+    finally:
+        listener.close()
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Before and after the server's own handling: asked to stop means exit 0."""
+    raise SystemExit(0)

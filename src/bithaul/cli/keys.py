@@ -1,0 +1,131 @@
+"""`bithaul keys`: create, list, rotate and disable client secrets of one run, on the coordinator's machine.
+
+Works on the run's folder, with the coordinator running or not. A secret is printed once and kept nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bithaul.errors import InvalidConfig
+from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
+
+if TYPE_CHECKING:
+    from bithaul.coordinator.context import Coordinator
+
+app = typer.Typer(no_args_is_help=True)
+
+Directory = Annotated[Path, typer.Option("--dir", help="The run's folder.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def create(
+    client_id: Annotated[str, typer.Argument(help="a-z, 0-9, '.', '_', '-'; one per machine.")],
+    directory: Directory,
+    admin: Annotated[bool, typer.Option("--admin", help="For scripts that operate the coordinator.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Create a client and print its secret, once."""
+    from bithaul.coordinator.identity.clients import create_client
+
+    scope = ADMIN_SCOPE if admin else WORKER_SCOPE
+    with _opened(directory) as c:
+        secret = create_client(c, client_id, scope=scope)
+    _print_secret(client_id, secret, scope=scope, as_json=as_json)
+
+
+@app.command("list")
+def list_keys(directory: Directory, as_json: Json = False) -> None:
+    """List clients, without secrets."""
+    from bithaul.coordinator.identity.clients import list_clients
+
+    with _opened(directory) as c:
+        clients = list_clients(c)
+    if as_json:
+        print(json.dumps([asdict(client) for client in clients]))
+        return
+    for client in clients:
+        state = "disabled" if client.disabled else "active"
+        used = "never" if client.last_used_at is None else _time(client.last_used_at)
+        print(f"{client.id:24} {client.scope:16} {state:8} {client.hint}…  last used {used}")
+
+
+@app.command()
+def rotate(
+    client_id: Annotated[str, typer.Argument(help="The client.")],
+    directory: Directory,
+    grace: Annotated[
+        float, typer.Option(help="Seconds in which the old secret may still fetch tokens.")
+    ] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Give a client a new secret; its tokens die at once."""
+    from bithaul.coordinator.identity.clients import rotate_client
+
+    with _opened(directory) as c:
+        secret = rotate_client(c, client_id, grace_seconds=grace)
+    _print_secret(client_id, secret, scope=None, as_json=as_json)
+
+
+@app.command()
+def disable(
+    client_id: Annotated[str, typer.Argument(help="The client.")], directory: Directory, as_json: Json = False
+) -> None:
+    """Refuse a client's secret and tokens from now on."""
+    from bithaul.coordinator.identity.clients import disable_client
+
+    with _opened(directory) as c:
+        disable_client(c, client_id)
+    print(json.dumps({"client_id": client_id, "disabled": True}) if as_json else f"{client_id} is disabled.")
+
+
+@app.command("rotate-signing")
+def rotate_signing(directory: Directory, as_json: Json = False) -> None:
+    """Sign with the next key; the old one stays valid until its last token has expired."""
+    from bithaul.coordinator.identity.keys import SigningKeys
+
+    with _opened(directory) as c:
+        keys = SigningKeys(c)
+        keys.rotate()
+        states = keys.states()
+    if as_json:
+        print(json.dumps([asdict(state) for state in states]))
+        return
+    for state in states:
+        print(f"{state.kid}  {state.state}")
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[Coordinator]:
+    from bithaul.coordinator.context import open_coordinator
+    from bithaul.coordinator.settings import load_settings
+
+    if not directory.is_dir():
+        raise InvalidConfig(
+            f"There is no run folder {directory}; make one with: bithaul up --dir {directory}"
+        )
+    c = open_coordinator(load_settings(directory))
+    try:
+        yield c
+    finally:
+        c.close()
+
+
+def _print_secret(client_id: str, secret: str, *, scope: str | None, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"client_id": client_id, "secret": secret} | ({"scope": scope} if scope else {})))
+        return
+    print(f"client id: {client_id}\nsecret:    {secret}\nThis secret is shown once; store it now.")
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,120 @@
+"""Compute the next weights from stored files to stored files, slice by slice.
+
+Memory holds one slice of theta, momentum and sum and one decoded slice per update, whatever the model's
+size. The result depends only on the base, the updates and their order, so a flush that was cut off is
+repeated bit for bit. Nothing here touches the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from bithaul.coordinator.blobs.store import BlobRef, Incoming
+from bithaul.coordinator.context import Coordinator
+from bithaul.errors import CorruptFile
+from bithaul.exchange.codecs import Codec, Values
+from bithaul.exchange.frame import read_header
+from bithaul.exchange.weights import FloatVector, weights_head, weights_size
+from bithaul.model.layout import Layout
+from bithaul.rounds.rules import MergeRule
+
+CHUNK_VALUES = 1_048_576
+
+
+@dataclass(frozen=True)
+class Merged:
+    """The next version's blobs, durable and verified; `step_norm` is |theta_new - theta_old|."""
+
+    weights: BlobRef
+    momentum: BlobRef | None
+    step_norm: float
+
+
+def flush(
+    c: Coordinator,
+    *,
+    rule: MergeRule,
+    codec: Codec,
+    layout: Layout,
+    version: int,
+    base: BlobRef,
+    momentum: BlobRef | None,
+    updates: Sequence[BlobRef],
+    shares: Sequence[float],
+    chunk_values: int = CHUNK_VALUES,
+) -> Merged:
+    """Write weights (and momentum) of `version`. Raises `CorruptFile` for a damaged input, `OutOfDisk`.
+
+    `chunk_values` bounds memory and does not change a bit of the result.
+    """
+    for update in updates:
+        c.blobs.verify(update.sha256)
+    square = 0.0
+    with ExitStack() as stack:
+        thetas = _vector(stack, base, layout.size, chunk_values)
+        momenta = _vector(stack, momentum, layout.size, chunk_values) if momentum is not None else None
+        decoded = [_decoded(stack, update.path, codec, layout, chunk_values) for update in updates]
+        out = stack.enter_context(c.blobs.receive(c.ids.nonce()))
+        out.write(weights_head(version, layout.size))
+        out_momentum: Incoming | None = None
+        if rule.momentum:
+            out_momentum = stack.enter_context(c.blobs.receive(c.ids.nonce()))
+            out_momentum.write(weights_head(version, layout.size))
+        half = False
+        done = 0
+        for theta in thetas:
+            carried = next(momenta) if momenta is not None else None
+            new, new_momentum = rule.step(theta, carried, (next(d) for d in decoded), shares)
+            if not np.isfinite(new).all():
+                raise CorruptFile(
+                    "Merging gives values that are not finite; no version was made.", code="merge"
+                )
+            out.write(new.astype("<f4", copy=False).data.cast("B"))
+            if out_momentum is not None and new_momentum is not None:
+                out_momentum.write(new_momentum.astype("<f4", copy=False).data.cast("B"))
+            moved = new.astype(np.float64) - theta
+            square += float(np.dot(moved, moved))
+            done += theta.size
+            if not half and done * 2 >= layout.size:
+                c.crash_points.hit("flush.blob_half")
+                half = True
+        next(thetas, None)  # lets the base compare its hash
+        if momenta is not None:
+            next(momenta, None)
+        weights = c.blobs.keep(out)
+        c.crash_points.hit("flush.blob_written")
+        kept = c.blobs.keep(out_momentum) if out_momentum is not None else None
+        c.crash_points.hit("flush.snapshot_written")
+    return Merged(weights, kept, math.sqrt(square))
+
+
+def _vector(stack: ExitStack, blob: BlobRef, count: int, chunk: int) -> Iterator[FloatVector]:
+    """Slices of a stored vector; its SHA-256 is compared when the last one has been used."""
+    file = stack.enter_context(blob.path.open("rb"))
+    if blob.size != weights_size(count):
+        raise CorruptFile(f"{blob.path} has {blob.size} bytes instead of {weights_size(count)}.")
+    return _slices(file, blob, count, chunk)
+
+
+def _slices(file: BinaryIO, blob: BlobRef, count: int, chunk: int) -> Iterator[FloatVector]:
+    digest = hashlib.sha256(file.read(weights_size(0)))
+    for start in range(0, count, chunk):
+        piece = file.read(4 * min(chunk, count - start))
+        digest.update(piece)
+        yield np.frombuffer(piece, "<f4")
+    if digest.hexdigest() != blob.sha256:
+        raise CorruptFile(f"{blob.path} does not have its SHA-256; restore it from a backup.")
+
+
+def _decoded(stack: ExitStack, path: Path, codec: Codec, layout: Layout, chunk: int) -> Iterator[Values]:
+    file = stack.enter_context(path.open("rb"))
+    read_header(file)
+    return (values for _, values in codec.decode_chunks(file, layout, chunk_values=chunk))

@@ -1,0 +1,99 @@
+"""The gates an update passes before it may count, in order of cost (exchange.md §9, 2 to 4).
+
+Reads the whole frame once for its SHA-256 and once to decode it, in pieces; writes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bithaul.coordinator.database.runs import RunRow
+from bithaul.coordinator.database.work import LeaseRow
+from bithaul.errors import CorruptFile, InvalidInput
+from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.frame import read_header, verify_payload
+from bithaul.exchange.messages import ReportHeader
+
+CHUNK_VALUES = 1_048_576
+NON_FINITE = {"payload_not_finite", "payload_scale"}
+
+
+@dataclass(frozen=True)
+class Passed:
+    """The update is well-formed; `norm` is the L2 norm of the decoded vector."""
+
+    header: ReportHeader
+    norm: float
+
+
+@dataclass(frozen=True)
+class Refused:
+    """`code` is stable; `header` is None when even that could not be read."""
+
+    code: str
+    reason: str
+    header: ReportHeader | None
+
+
+def judge(run: RunRow, lease: LeaseRow, path: Path, *, slice_examples: int) -> Passed | Refused:
+    """Whether the frame at `path` is an acceptable report for this lease."""
+    header: ReportHeader | None = None
+    try:
+        with path.open("rb") as file:
+            header = read_header(file)
+            wrong = _header(run, lease, header, slice_examples=slice_examples)
+            if wrong is not None:
+                return wrong
+            verify_payload(file, header)
+            square = 0.0
+            codec = codec_named(run.codec)
+            for _, values in codec.decode_chunks(file, run.layout, chunk_values=CHUNK_VALUES):
+                wide = values.astype(np.float64, copy=False)
+                square += float(np.dot(wide, wide))
+    except (CorruptFile, InvalidInput) as error:
+        code = "non_finite" if error.error_code in NON_FINITE else error.error_code
+        return Refused(code, error.message, header)
+    norm = math.sqrt(square) if math.isfinite(square) else math.inf
+    if not math.isfinite(norm):
+        return Refused("non_finite", "The update's norm is not a finite number.", header)
+    if run.max_update_norm is not None and norm > run.max_update_norm:
+        return Refused(
+            "norm",
+            f"The update's norm {norm:.4g} is above the run's ceiling {run.max_update_norm:.4g}.",
+            header,
+        )
+    return Passed(header, norm)
+
+
+def _header(run: RunRow, lease: LeaseRow, header: ReportHeader, *, slice_examples: int) -> Refused | None:
+    def refused(code: str, reason: str) -> Refused:
+        return Refused(code, reason, header)
+
+    if header.task != lease.task_id or header.fence != lease.fence:
+        return refused("foreign_task", "The update belongs to another task or lease than it was sent for.")
+    if header.run != run.name:
+        return refused("foreign_run", f"The update belongs to the run {header.run!r}, this is {run.name!r}.")
+    if header.layout_hash != run.layout_hash:
+        return refused("layout_mismatch", "The update was made for another parameter layout.")
+    if header.codec != run.codec:
+        return refused("codec", f"The update uses {header.codec}, the run {run.codec}.")
+    expected = codec_named(run.codec).encoded_size(run.layout)
+    if header.payload_size != expected:
+        return refused(
+            "wrong_length", f"The payload has {header.payload_size} bytes, it must have {expected}."
+        )
+    if header.base_version != lease.base_version:
+        return refused(
+            "foreign_base", f"The update starts from version {header.base_version}, not {lease.base_version}."
+        )
+    if not 1 <= header.examples <= slice_examples:
+        return refused("counts", f"{header.examples} examples were used of a slice of {slice_examples}.")
+    if not 1 <= header.tokens <= header.examples * run.model.context_length:
+        return refused("counts", f"{header.examples} examples cannot have {header.tokens} tokens.")
+    if not 1 <= header.steps <= header.examples:
+        return refused("counts", f"{header.examples} examples cannot make {header.steps} steps.")
+    return None

@@ -1,0 +1,131 @@
+"""Make the next version when the run's rule says so, and finish the run when its budget is done.
+
+One leader calls this, off the request path. Blobs are durable before the one transaction that names the
+version, marks its reports and moves their tasks; a crash anywhere leaves the newest complete version in
+force and the flush is repeated with the same result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sqlalchemy import Connection
+
+from bithaul.coordinator.commands.flush import Merged, flush
+from bithaul.coordinator.commands.round import Round, read_round
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import ledger, runs, versions, work
+from bithaul.coordinator.database.ledger import ReportRow
+from bithaul.coordinator.database.versions import VersionRow
+from bithaul.errors import Conflict, CorruptFile
+from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.messages import RunState
+from bithaul.rounds.leases import TaskState
+from bithaul.rounds.rules import Contribution
+
+TICK_EVERY = 1.0  # seconds between writes of the run's active time
+
+
+def merge_round(c: Coordinator) -> VersionRow | None:
+    """The version made, or None when nothing is due. Call again until None."""
+    now = c.clock.now()
+    with c.database.read() as connection:
+        run = runs.find_run(connection)
+        if run is None:
+            return None
+        here = read_round(connection, run, now=now)
+    _settle(c, here)
+    facts = here.facts
+    if not run.rule.due(facts):
+        return None
+    taken = run.rule.take(facts.contributions)
+    chosen = {t.seq for t in taken}
+    return _make_version(c, here, taken, [r for r in here.reports if r.seq in chosen])
+
+
+def _make_version(
+    c: Coordinator, here: Round, taken: Sequence[Contribution], reports: Sequence[ReportRow]
+) -> VersionRow:
+    run, base = here.run, here.version
+    began = c.clock.monotonic()
+    c.crash_points.hit("flush.chosen")
+    merged = flush(
+        c,
+        rule=run.rule,
+        codec=codec_named(run.codec),
+        layout=run.layout,
+        version=base.version + 1,
+        base=c.blobs.get(base.sha256),
+        momentum=c.blobs.get(base.momentum_sha256) if base.momentum_sha256 else None,
+        updates=[c.blobs.get(_payload(r)) for r in reports],
+        shares=run.rule.shares(taken),
+    )
+    with c.database.write() as connection:
+        row = _announce(
+            connection, here, taken, reports, merged, now=c.clock.now(), seconds=c.clock.monotonic() - began
+        )
+        c.crash_points.hit("flush.recorded")
+    c.crash_points.hit("flush.committed")
+    return row
+
+
+def _payload(report: ReportRow) -> str:
+    if report.blob_sha256 is None:
+        raise CorruptFile(f"The payload of report {report.seq} is missing although it was never merged.")
+    return report.blob_sha256
+
+
+def _announce(
+    connection: Connection,
+    here: Round,
+    taken: Sequence[Contribution],
+    reports: Sequence[ReportRow],
+    merged: Merged,
+    *,
+    now: float,
+    seconds: float,
+) -> VersionRow:
+    run, base = here.run, here.version
+    if versions.newest_version(connection, run.id).version != base.version:
+        raise Conflict("Another coordinator has made a version of this run; only one may serve a folder.")
+    tokens = sum(r.tokens for r in reports)
+    weight = max(1, tokens)
+    row = VersionRow(
+        run_id=run.id,
+        version=base.version + 1,
+        sha256=merged.weights.sha256,
+        size=merged.weights.size,
+        created_at=now,
+        momentum_sha256=merged.momentum.sha256 if merged.momentum else None,
+        reports=len(reports),
+        contributors=len({r.worker for r in reports}),
+        tokens=tokens,
+        tokens_total=base.tokens_total + tokens,
+        staleness=math.fsum(t.staleness * t.tokens for t in taken) / weight,
+        step_norm=merged.step_norm,
+        train_loss=math.fsum(r.loss_mean * r.tokens for r in reports) / weight,
+        merge_seconds=seconds,
+    )
+    versions.insert_version(connection, row)
+    ledger.mark_merged(connection, [r.seq for r in reports], row.version)
+    for report in reports:
+        work.move_task(connection, work.get_task(connection, report.task_id), TaskState.MERGED, now=now)
+    return row
+
+
+def _settle(c: Coordinator, here: Round) -> None:
+    """Carry the run's active time forward and finish it when its budget is done."""
+    run, now = here.run, here.now
+    if run.state is RunState.RUNNING and here.complete:
+        with c.database.write() as connection:
+            again = read_round(connection, runs.get_run(connection), now=now)
+            if again.run.state is RunState.RUNNING and again.complete:
+                runs.tick_active(connection, again.run, now=now, busy=False)
+                runs.update_run(connection, run.id, state=RunState.FINISHED)
+        return
+    busy = bool(here.leases) or (run.state is RunState.RUNNING and bool(here.facts.workers))
+    due = run.active_anchor is not None and now - run.active_anchor >= TICK_EVERY
+    if due or (busy and run.active_anchor is None and run.state is RunState.RUNNING):
+        with c.database.write() as connection:
+            runs.tick_active(connection, runs.get_run(connection), now=now, busy=busy)

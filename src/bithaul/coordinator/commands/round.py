@@ -1,0 +1,116 @@
+"""Facts about the current round, gathered once and used by claim and merge alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from bithaul.coordinator.database import fleet, ledger, runs, versions, work
+from bithaul.coordinator.database.fleet import WorkerRow
+from bithaul.coordinator.database.ledger import ReportRow
+from bithaul.coordinator.database.runs import RunRow, Spent
+from bithaul.coordinator.database.versions import VersionRow
+from bithaul.coordinator.database.work import LeaseRow
+from bithaul.exchange.messages import RunState
+from bithaul.rounds.rules import Contribution, OpenLease, RoundFacts
+from bithaul.rounds.sizing import enough
+
+PRESENT_SECONDS = (
+    5.0  # a worker without a lease asks for work every second or faster; a silent one is not awaited
+)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Everything that decides about claims and merges now. `reports` are accepted and not merged, by seq."""
+
+    run: RunRow
+    version: VersionRow
+    reports: Sequence[ReportRow]
+    leases: Sequence[LeaseRow]
+    workers: Sequence[WorkerRow]
+    spent: Spent
+    tick: float  # planned end
+    length: float  # planned length
+    now: float
+
+    @property
+    def remaining_tokens(self) -> float:
+        """Of the token budget, not covered by merged, accepted or leased work."""
+        budget = self.run.budget_tokens
+        return float("inf") if budget is None else budget - self.spent.covered
+
+    @property
+    def remaining_seconds(self) -> float:
+        budget = self.run.budget_seconds
+        return float("inf") if budget is None else budget - self.run.seconds_at(self.now)
+
+    @property
+    def work_left(self) -> bool:
+        """Whether new leases make sense."""
+        return self._open(self.spent.covered)
+
+    @property
+    def complete(self) -> bool:
+        """The budget is reached and nothing is under way: the run is finished."""
+        return not self.leases and not self.reports and not self._open(self.spent.merged)
+
+    def _open(self, tokens: float) -> bool:
+        budget = self.run.budget_tokens
+        if budget is not None and enough(
+            covered_tokens=tokens, budget_tokens=budget, batch_tokens=self.run.batch_tokens
+        ):
+            return False
+        return self.remaining_seconds > 0
+
+    @property
+    def may_work(self) -> list[WorkerRow]:
+        return [w for w in self.workers if w.may_work(self.now)]
+
+    def waits_for_merge(self, worker: str) -> bool:
+        """Whether this worker has an accepted report in no version yet: its next base should hold it."""
+        return any(r.worker == worker for r in self.reports)
+
+    @property
+    def facts(self) -> RoundFacts:
+        return RoundFacts(
+            now=self.now,
+            tick=self.tick,
+            length=self.length,
+            contributions=[
+                Contribution(
+                    seq=r.seq,
+                    worker=r.worker,
+                    tokens=r.tokens,
+                    staleness=self.version.version - r.base_version,
+                    received_at=r.received_at,
+                )
+                for r in self.reports
+            ],
+            leases=[
+                OpenLease(lease.worker, lease.base_version == self.version.version, lease.aimed_at)
+                for lease in self.leases
+            ],
+            workers=frozenset(w.id for w in self.may_work if self.now - w.last_seen <= PRESENT_SECONDS),
+            work_left=self.work_left,
+            paused=self.run.state is RunState.PAUSED,
+        )
+
+
+def read_round(connection: Connection, run: RunRow, *, now: float) -> Round:
+    version = versions.newest_version(connection, run.id)
+    first = work.first_lease(connection, run.id, version.version) if run.rule.rounds else None
+    length = run.task_seconds if first is None else max(run.task_seconds, first.aimed_at - first.granted_at)
+    return Round(
+        run=run,
+        version=version,
+        reports=ledger.unmerged(connection, run.id),
+        leases=work.open_leases(connection, run.id),
+        workers=fleet.list_workers(connection),
+        spent=runs.spent(connection, run.id),
+        tick=(now if first is None else first.granted_at) + length,
+        length=length,
+        now=now,
+    )

@@ -1,0 +1,134 @@
+"""Rows of workers, and what they say: telemetry points and log entries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from bithaul.coordinator.database.tables import logs, telemetry, workers
+from bithaul.errors import Gone
+from bithaul.exchange.messages import LogEntry
+from bithaul.rounds.sizing import speed_of
+
+
+@dataclass(frozen=True)
+class WorkerRow:
+    """`id` is the client id of the worker's credential; speeds are tokens per second."""
+
+    id: str
+    ready: bool
+    drained: bool
+    gone: bool
+    capabilities: Mapping[str, Any] | None
+    calibrated_speed: float
+    speed: float
+    activity: str
+    failures: int
+    rest_until: float
+    registered_at: float
+    last_seen: float
+
+    @property
+    def planning_speed(self) -> float:
+        return speed_of(measured=self.speed, calibrated=self.calibrated_speed)
+
+    @property
+    def state(self) -> str:
+        return "gone" if self.gone else "drained" if self.drained else "active"
+
+    def may_work(self, now: float) -> bool:
+        return self.ready and not self.drained and not self.gone and self.rest_until <= now
+
+
+def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
+    row = connection.execute(select(workers).where(workers.c.id == worker)).mappings().first()
+    return None if row is None else WorkerRow(**row)
+
+
+def get_worker(connection: Connection, worker: str) -> WorkerRow:
+    found = find_worker(connection, worker)
+    if found is None:
+        raise Gone("This worker is not registered; POST /register first.")
+    return found
+
+
+def list_workers(connection: Connection) -> list[WorkerRow]:
+    return [WorkerRow(**row) for row in connection.execute(select(workers).order_by(workers.c.id)).mappings()]
+
+
+def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerRow:
+    row: dict[str, Any] = {
+        "id": worker,
+        "ready": False,
+        "drained": False,
+        "gone": False,
+        "capabilities": None,
+        "calibrated_speed": 0.0,
+        "speed": 0.0,
+        "activity": "idle",
+        "failures": 0,
+        "rest_until": 0.0,
+        "registered_at": now,
+        "last_seen": now,
+    }
+    connection.execute(insert(workers).values(**row))
+    return WorkerRow(**row)
+
+
+def update_worker(connection: Connection, worker: str, **values: object) -> None:
+    connection.execute(update(workers).where(workers.c.id == worker).values(**values))
+
+
+def insert_telemetry(
+    connection: Connection,
+    *,
+    time: float,
+    worker: str,
+    task: int | None,
+    tokens: int,
+    tokens_per_second: float,
+    loss: float | None,
+) -> None:
+    connection.execute(
+        insert(telemetry).values(
+            time=time,
+            worker=worker,
+            task_id=task,
+            tokens=tokens,
+            tokens_per_second=tokens_per_second,
+            loss=loss,
+        )
+    )
+
+
+def insert_logs(connection: Connection, worker: str, entries: Sequence[LogEntry], *, now: float) -> None:
+    if entries:
+        connection.execute(
+            insert(logs),
+            [
+                {
+                    "received_at": now,
+                    "time": e.time,
+                    "worker": worker,
+                    "level": e.level,
+                    "event": e.event,
+                    "fields": json.dumps(e.fields),
+                }
+                for e in entries
+            ],
+        )
+
+
+def prune_before(connection: Connection, *, telemetry_before: float, logs_before: float) -> tuple[int, int]:
+    """Delete old telemetry points and log entries; how many of each."""
+    points = connection.execute(delete(telemetry).where(telemetry.c.time < telemetry_before)).rowcount
+    entries = connection.execute(delete(logs).where(logs.c.received_at < logs_before)).rowcount
+    return points, entries
+
+
+def telemetry_count(connection: Connection) -> int:
+    return int(connection.execute(select(func.count()).select_from(telemetry)).scalar_one())

@@ -1,0 +1,155 @@
+"""The ledger: one row per judged report, in order of judgement.
+
+A receipt is read from its row and never changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from bithaul.coordinator.database.tables import reports
+from bithaul.exchange.messages import Receipt, Verdict
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    seq: int
+    run_id: int
+    task_id: int
+    lease_id: int
+    worker: str
+    fence: str
+    verdict: Verdict
+    code: str
+    reason: str
+    received_at: float
+    base_version: int
+    staleness: int
+    examples: int
+    tokens: int
+    steps: int
+    seconds: float
+    loss_first: float
+    loss_last: float
+    loss_mean: float
+    norm: float
+    blob_sha256: str | None
+    merged_in: int | None
+
+    @property
+    def receipt(self) -> Receipt:
+        return Receipt(
+            task=self.task_id,
+            fence=self.fence,
+            verdict=self.verdict,
+            code=self.code,
+            reason=self.reason,
+            tokens=self.tokens,
+            staleness=self.staleness,
+        )
+
+
+def _report(values: dict[str, Any]) -> ReportRow:
+    values["verdict"] = Verdict(values["verdict"])
+    return ReportRow(**values)
+
+
+def find_report(connection: Connection, worker: str, *, task: int, fence: str) -> ReportRow | None:
+    query = select(reports).where(
+        reports.c.fence == fence, reports.c.task_id == task, reports.c.worker == worker
+    )
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _report(dict(row))
+
+
+def accepted_report(connection: Connection, task: int) -> ReportRow | None:
+    query = select(reports).where(reports.c.task_id == task, reports.c.verdict == Verdict.ACCEPTED)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _report(dict(row))
+
+
+def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
+    seq = connection.execute(
+        insert(reports).values(**values, merged_in=None).returning(reports.c.seq)
+    ).scalar_one()
+    row = connection.execute(select(reports).where(reports.c.seq == seq)).mappings().one()
+    return _report(dict(row))
+
+
+def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
+    """Accepted reports that are in no version yet, by seq."""
+    query = (
+        select(reports)
+        .where(
+            reports.c.run_id == run_id, reports.c.verdict == Verdict.ACCEPTED, reports.c.merged_in.is_(None)
+        )
+        .order_by(reports.c.seq)
+    )
+    return [_report(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:
+    """Name the one version of these reports. ValueError if one was merged before or is not accepted."""
+    changed = connection.execute(
+        update(reports)
+        .where(reports.c.seq.in_(seqs), reports.c.merged_in.is_(None), reports.c.verdict == Verdict.ACCEPTED)
+        .values(merged_in=version)
+    )
+    if changed.rowcount != len(seqs):
+        raise ValueError("an update would have been merged twice")
+
+
+def verdict_counts(connection: Connection, run_id: int) -> dict[str, int]:
+    query = (
+        select(reports.c.verdict, func.count()).where(reports.c.run_id == run_id).group_by(reports.c.verdict)
+    )
+    counts = {str(v): 0 for v in Verdict}
+    counts.update({verdict: int(count) for verdict, count in connection.execute(query)})
+    return counts
+
+
+def rejected_counts(connection: Connection, run_id: int) -> dict[str, int]:
+    query = (
+        select(reports.c.code, func.count())
+        .where(reports.c.run_id == run_id, reports.c.verdict == Verdict.REJECTED)
+        .group_by(reports.c.code)
+    )
+    return {code: int(count) for code, count in connection.execute(query)}
+
+
+@dataclass(frozen=True)
+class Credit:
+    worker: str
+    accepted: int
+    tokens: int
+
+
+def credits_by_worker(connection: Connection, run_id: int) -> dict[str, Credit]:
+    """Totals are sums over the ledger, never counters."""
+    query = (
+        select(reports.c.worker, func.count(), func.sum(reports.c.tokens))
+        .where(reports.c.run_id == run_id, reports.c.verdict == Verdict.ACCEPTED)
+        .group_by(reports.c.worker)
+    )
+    return {w: Credit(w, int(count), int(tokens or 0)) for w, count, tokens in connection.execute(query)}
+
+
+def blobs_in_use(connection: Connection) -> set[str]:
+    query = select(reports.c.blob_sha256).where(reports.c.blob_sha256.is_not(None))
+    return {str(sha) for (sha,) in connection.execute(query)}
+
+
+def forget_payloads(connection: Connection, run_id: int, *, merged_before: int) -> set[str]:
+    """Payloads merged before that version are not needed any more: the blobs that no row names now."""
+    old = (
+        reports.c.run_id == run_id,
+        reports.c.merged_in < merged_before,
+        reports.c.blob_sha256.is_not(None),
+    )
+    found = {str(sha) for (sha,) in connection.execute(select(reports.c.blob_sha256).where(*old))}
+    connection.execute(update(reports).where(*old).values(blob_sha256=None))
+    return found

@@ -1,0 +1,211 @@
+"""Rows of runs and shards: how they are read and written. A coordinator holds one run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from bithaul.coordinator.database.tables import leases, reports, runs, shards, tasks
+from bithaul.errors import NotFound
+from bithaul.exchange.messages import RunDescription, RunState, ShardRef
+from bithaul.exchange.weights import WEIGHT_FORMAT
+from bithaul.model.config import ModelConfig
+from bithaul.model.layout import Layout, layout_of
+from bithaul.rounds.rules import MergeRule, rule_named
+from bithaul.rounds.sizing import progress_share
+
+LONGEST_GAP = 15.0  # the merger looks more often than that; a longer silence was a stopped coordinator
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """One run as stored. Times in seconds, budgets None when not set."""
+
+    id: int
+    name: str
+    state: RunState
+    model: ModelConfig
+    recipe: Mapping[str, Any]
+    layout_hash: str
+    tokenizer_sha256: str
+    label_token: int | None
+    codec: str
+    merge_rule: str
+    merge_options: Mapping[str, float]
+    budget_tokens: float | None
+    budget_seconds: float | None
+    task_seconds: float
+    probe_every: int
+    max_update_norm: float | None
+    seed: int
+    tokens_per_example: float
+    position_block: int
+    position_cursor: int
+    active_seconds: float
+    active_anchor: float | None
+    created_at: float
+
+    @property
+    def layout(self) -> Layout:
+        return layout_of(self.model)
+
+    @property
+    def rule(self) -> MergeRule:
+        return rule_named(self.merge_rule, self.merge_options)
+
+    @property
+    def batch_examples(self) -> int:
+        """Examples of one inner batch."""
+        return max(1, int(self.recipe.get("batch_examples", 1)))
+
+    @property
+    def batch_tokens(self) -> float:
+        return self.batch_examples * self.tokens_per_example
+
+    def seconds_at(self, now: float) -> float:
+        """Active seconds up to now; a gap longer than `LONGEST_GAP` was not active."""
+        if self.active_anchor is None or not 0 <= now - self.active_anchor <= LONGEST_GAP:
+            return self.active_seconds
+        return self.active_seconds + now - self.active_anchor
+
+    def progress_at(self, now: float, *, tokens: float) -> float:
+        """Share of the budget used when `tokens` are done, 0..1."""
+        if self.state is RunState.FINISHED:
+            return 1.0
+        return progress_share(
+            tokens=tokens,
+            budget_tokens=self.budget_tokens,
+            seconds=self.seconds_at(now),
+            budget_seconds=self.budget_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One corpus shard; `kind` is train, heldout or probe."""
+
+    id: str
+    run_id: int
+    kind: str
+    ordinal: int
+    examples: int
+    tokens: int
+    size: int
+    sha256: str
+    index_size: int
+    index_sha256: str
+
+    @property
+    def ref(self) -> ShardRef:
+        return ShardRef(
+            id=self.id,
+            examples=self.examples,
+            tokens=self.tokens,
+            size=self.size,
+            sha256=self.sha256,
+            index_size=self.index_size,
+            index_sha256=self.index_sha256,
+        )
+
+
+def find_run(connection: Connection) -> RunRow | None:
+    row = connection.execute(select(runs).order_by(runs.c.id.desc()).limit(1)).mappings().first()
+    if row is None:
+        return None
+    values = dict(row)
+    values["state"] = RunState(values["state"])
+    values["model"] = ModelConfig.model_validate(values["model"])
+    return RunRow(**values)
+
+
+def get_run(connection: Connection) -> RunRow:
+    run = find_run(connection)
+    if run is None:
+        raise NotFound("This coordinator has no run yet; create one first.", code="no_run")
+    return run
+
+
+def insert_run(connection: Connection, values: Mapping[str, Any]) -> int:
+    return int(connection.execute(insert(runs).values(**values).returning(runs.c.id)).scalar_one())
+
+
+def update_run(connection: Connection, run_id: int, **values: object) -> None:
+    connection.execute(update(runs).where(runs.c.id == run_id).values(**values))
+
+
+def tick_active(connection: Connection, run: RunRow, *, now: float, busy: bool) -> None:
+    """Carry `active_seconds` to now; it goes on from here only while somebody works."""
+    if busy or run.active_anchor is not None:
+        update_run(
+            connection, run.id, active_seconds=run.seconds_at(now), active_anchor=now if busy else None
+        )
+
+
+def insert_shards(connection: Connection, rows: Sequence[ShardRow]) -> None:
+    connection.execute(insert(shards), [asdict(row) for row in rows])
+
+
+def list_shards(connection: Connection, run_id: int, kind: str) -> list[ShardRow]:
+    found = connection.execute(
+        select(shards).where(shards.c.run_id == run_id, shards.c.kind == kind).order_by(shards.c.ordinal)
+    )
+    return [ShardRow(**row) for row in found.mappings()]
+
+
+def find_shard(connection: Connection, shard: str) -> ShardRow | None:
+    row = connection.execute(select(shards).where(shards.c.id == shard)).mappings().first()
+    return None if row is None else ShardRow(**row)
+
+
+def describe(connection: Connection, run: RunRow, *, heartbeat_seconds: float) -> RunDescription:
+    """The run as workers see it."""
+    probes = list_shards(connection, run.id, "probe")
+    return RunDescription(
+        run=run.name,
+        state=run.state,
+        model=run.model.model_dump(mode="json"),
+        recipe=dict(run.recipe),
+        layout_hash=run.layout_hash,
+        tokenizer_sha256=run.tokenizer_sha256,
+        label_token=run.label_token,
+        codec=run.codec,
+        weight_format=WEIGHT_FORMAT,
+        shards=[s.ref for s in list_shards(connection, run.id, "train")],
+        probe=probes[0].ref if probes else None,
+        heartbeat_seconds=heartbeat_seconds,
+    )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """How much of a token budget is done (`merged`), waiting (`accepted`) or being worked on (`leased`)."""
+
+    merged: int
+    accepted: int
+    leased: float
+
+    @property
+    def reported(self) -> int:
+        return self.merged + self.accepted
+
+    @property
+    def covered(self) -> float:
+        return self.reported + self.leased
+
+
+def spent(connection: Connection, run_id: int) -> Spent:
+    in_ledger = (
+        select(reports.c.merged_in.is_not(None).label("merged"), func.sum(reports.c.tokens))
+        .where(reports.c.run_id == run_id, reports.c.verdict == "accepted")
+        .group_by(reports.c.merged_in.is_not(None))
+    )
+    sums = {bool(merged): int(total) for merged, total in connection.execute(in_ledger)}
+    leased = connection.execute(
+        select(func.coalesce(func.sum(leases.c.expected_tokens), 0.0))
+        .join(tasks, tasks.c.id == leases.c.task_id)
+        .where(leases.c.run_id == run_id, leases.c.state == "open")
+    ).scalar_one()
+    return Spent(sums.get(True, 0), sums.get(False, 0), float(leased))

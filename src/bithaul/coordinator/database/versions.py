@@ -1,0 +1,62 @@
+"""Rows of weight versions. A row exists only after its blob is durable: reading one is the announcement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from sqlalchemy import Connection, insert, select, update
+
+from bithaul.coordinator.database.tables import versions
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """`tokens` are this version's, `tokens_total` all up to it; losses in nats per counted token."""
+
+    run_id: int
+    version: int
+    sha256: str
+    size: int
+    created_at: float
+    momentum_sha256: str | None = None
+    retired_at: float | None = None
+    pinned: bool = False
+    reports: int = 0
+    contributors: int = 0
+    tokens: int = 0
+    tokens_total: int = 0
+    staleness: float = 0.0
+    step_norm: float = 0.0
+    train_loss: float | None = None
+    heldout_loss: float | None = None
+    heldout_tokens: int | None = None
+    probe_leased_at: float | None = None
+    merge_seconds: float = 0.0
+
+
+def newest_version(connection: Connection, run_id: int) -> VersionRow:
+    """The version in force. A run always has one."""
+    query = select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version.desc()).limit(1)
+    return VersionRow(**connection.execute(query).mappings().one())
+
+
+def find_version(connection: Connection, run_id: int, version: int) -> VersionRow | None:
+    query = select(versions).where(versions.c.run_id == run_id, versions.c.version == version)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else VersionRow(**row)
+
+
+def list_versions(connection: Connection, run_id: int) -> Sequence[VersionRow]:
+    query = select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version)
+    return [VersionRow(**row) for row in connection.execute(query).mappings()]
+
+
+def insert_version(connection: Connection, row: VersionRow) -> None:
+    connection.execute(insert(versions).values(**asdict(row)))
+
+
+def update_version(connection: Connection, run_id: int, version: int, **values: object) -> None:
+    connection.execute(
+        update(versions).where(versions.c.run_id == run_id, versions.c.version == version).values(**values)
+    )

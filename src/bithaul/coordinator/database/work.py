@@ -1,0 +1,215 @@
+"""Rows of positions, tasks and leases. Every state change goes through the table of allowed moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from bithaul.coordinator.database.runs import RunRow, update_run
+from bithaul.coordinator.database.tables import leases, returned, tasks
+from bithaul.rounds.leases import (
+    ENDS,
+    Ending,
+    LeaseState,
+    TaskState,
+    check_lease_move,
+    check_task_move,
+    task_after,
+)
+from bithaul.rounds.positions import Free, Span
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    id: int
+    run_id: int
+    state: TaskState
+    positions: tuple[Span, ...]
+    examples: int
+    attempts: int
+    failed_by: tuple[str, ...]
+    reason: str
+    created_at: float
+    changed_at: float
+
+
+@dataclass(frozen=True)
+class LeaseRow:
+    id: int
+    run_id: int
+    task_id: int
+    worker: str
+    fence: str
+    state: LeaseState
+    base_version: int
+    granted_at: float
+    deadline: float
+    last_deadline: float
+    ended_at: float | None
+    reason: str
+    tokens: int
+    expected_tokens: float
+    aimed_at: float
+    soft_stop_seconds: float
+    progress_start: float
+    progress_end: float
+    seed: int
+    probe: bool
+
+
+def read_free(connection: Connection, run: RunRow) -> Free:
+    rows = connection.execute(
+        select(returned.c.start, returned.c.count)
+        .where(returned.c.run_id == run.id)
+        .order_by(returned.c.start)
+    )
+    return Free(run.position_cursor, tuple(Span(start, count) for start, count in rows))
+
+
+def write_free(connection: Connection, run: RunRow, free: Free) -> None:
+    old = set(read_free(connection, run).returned)
+    new = set(free.returned)
+    for span in old - new:
+        connection.execute(
+            delete(returned).where(returned.c.run_id == run.id, returned.c.start == span.start)
+        )
+    for span in sorted(new - old):
+        connection.execute(insert(returned).values(run_id=run.id, start=span.start, count=span.count))
+    if free.cursor != run.position_cursor:
+        update_run(connection, run.id, position_cursor=free.cursor)
+
+
+def insert_task(connection: Connection, run_id: int, positions: Sequence[Span], *, now: float) -> TaskRow:
+    """A new pending task."""
+    examples = sum(s.count for s in positions)
+    values: dict[str, Any] = {
+        "run_id": run_id,
+        "state": TaskState.PENDING,
+        "positions": [[s.start, s.count] for s in positions],
+        "examples": examples,
+        "attempts": 0,
+        "failed_by": [],
+        "reason": "",
+        "created_at": now,
+        "changed_at": now,
+    }
+    number = connection.execute(insert(tasks).values(**values).returning(tasks.c.id)).scalar_one()
+    return get_task(connection, int(number))
+
+
+def get_task(connection: Connection, task: int) -> TaskRow:
+    return _task(dict(connection.execute(select(tasks).where(tasks.c.id == task)).mappings().one()))
+
+
+def list_tasks(connection: Connection, run_id: int, *states: TaskState) -> list[TaskRow]:
+    query = select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.id)
+    if states:
+        query = query.where(tasks.c.state.in_(states))
+    return [_task(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def _task(values: dict[str, Any]) -> TaskRow:
+    values["state"] = TaskState(values["state"])
+    values["positions"] = tuple(Span(start, count) for start, count in values["positions"])
+    values["failed_by"] = tuple(values["failed_by"])
+    return TaskRow(**values)
+
+
+def move_task(
+    connection: Connection, task: TaskRow, state: TaskState, *, now: float, **values: object
+) -> None:
+    check_task_move(task.state, state)
+    connection.execute(
+        update(tasks).where(tasks.c.id == task.id).values(state=state, changed_at=now, **values)
+    )
+
+
+def task_counts(connection: Connection, run_id: int) -> dict[str, int]:
+    query = select(tasks.c.state, func.count()).where(tasks.c.run_id == run_id).group_by(tasks.c.state)
+    counts = {str(state): 0 for state in TaskState}
+    counts.update({state: int(count) for state, count in connection.execute(query)})
+    return counts
+
+
+def insert_lease(connection: Connection, values: dict[str, Any]) -> LeaseRow:
+    """Grant: the task must be pending and becomes leased."""
+    task = get_task(connection, values["task_id"])
+    move_task(connection, task, TaskState.LEASED, now=values["granted_at"])
+    row = {**values, "state": LeaseState.OPEN, "ended_at": None, "reason": "", "tokens": 0}
+    connection.execute(insert(leases).values(**row))
+    lease = find_lease(connection, values["worker"], task=values["task_id"], fence=values["fence"])
+    assert lease is not None
+    return lease
+
+
+def find_lease(connection: Connection, worker: str, *, task: int, fence: str) -> LeaseRow | None:
+    """The worker's own lease with this fence; another worker's is as unknown as none."""
+    query = select(leases).where(leases.c.fence == fence, leases.c.task_id == task, leases.c.worker == worker)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _lease(dict(row))
+
+
+def open_leases(connection: Connection, run_id: int, *, worker: str | None = None) -> list[LeaseRow]:
+    query = select(leases).where(leases.c.run_id == run_id, leases.c.state == LeaseState.OPEN)
+    if worker is not None:
+        query = query.where(leases.c.worker == worker)
+    return [_lease(dict(row)) for row in connection.execute(query.order_by(leases.c.id)).mappings()]
+
+
+def open_lease_of_task(connection: Connection, task: int) -> LeaseRow | None:
+    query = select(leases).where(leases.c.task_id == task, leases.c.state == LeaseState.OPEN)
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _lease(dict(row))
+
+
+def first_lease(connection: Connection, run_id: int, version: int) -> LeaseRow | None:
+    """The first lease granted on this version: it sets the round's beginning and planned end."""
+    query = (
+        select(leases)
+        .where(leases.c.run_id == run_id, leases.c.base_version == version)
+        .order_by(leases.c.id)
+        .limit(1)
+    )
+    row = connection.execute(query).mappings().first()
+    return None if row is None else _lease(dict(row))
+
+
+def _lease(values: dict[str, Any]) -> LeaseRow:
+    values["state"] = LeaseState(values["state"])
+    return LeaseRow(**values)
+
+
+def update_lease(connection: Connection, lease: LeaseRow, **values: object) -> None:
+    connection.execute(update(leases).where(leases.c.id == lease.id).values(**values))
+
+
+def move_lease(
+    connection: Connection, lease: LeaseRow, state: LeaseState, *, now: float, reason: str = ""
+) -> None:
+    check_lease_move(lease.state, state)
+    update_lease(connection, lease, state=state, ended_at=now, reason=reason[:200])
+
+
+def end_lease(
+    connection: Connection, lease: LeaseRow, ending: Ending, *, now: float, reason: str = ""
+) -> TaskState:
+    """End a lease without an accepted report; its task goes back whole, or fails at the attempt cap."""
+    held = lease.state is LeaseState.OPEN
+    move_lease(connection, lease, ENDS[ending], now=now, reason=reason or str(ending))
+    task = get_task(connection, lease.task_id)
+    if not held or task.state is not TaskState.LEASED:
+        return task.state  # somebody else holds the task or it is settled: this ending says nothing about it
+    after = task_after(ending, attempts=task.attempts, failed_by=task.failed_by, worker=lease.worker)
+    move_task(
+        connection,
+        task,
+        after.state,
+        now=now,
+        attempts=after.attempts,
+        failed_by=list(after.failed_by),
+        reason=(reason or str(ending))[:200],
+    )
+    return after.state

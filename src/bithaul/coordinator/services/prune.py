@@ -1,0 +1,22 @@
+"""Old telemetry and log entries are deleted, and the space goes back to the file system."""
+
+from __future__ import annotations
+
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import fleet
+
+DAY = 86_400.0
+
+
+def prune(c: Coordinator) -> str:
+    """Deletes what is older than the settings say. Real deletion: freed pages leave the database file."""
+    now = c.clock.now()
+    with c.database.write() as connection:
+        points, entries = fleet.prune_before(
+            connection,
+            telemetry_before=now - c.settings.telemetry_days * DAY,
+            logs_before=now - c.settings.log_days * DAY,
+        )
+    if points or entries:
+        c.database.shrink()
+    return f"{points} telemetry points and {entries} log entries deleted"

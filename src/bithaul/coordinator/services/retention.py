@@ -1,0 +1,100 @@
+"""Which weight versions, snapshots and payloads stay on disk, and deleting the rest.
+
+Kept: the newest K versions, each Nth if wanted, pinned ones, and any base with an open lease.
+Rows stay; only blobs go, and only after their row says so. Blobs that no row names (left by a crash) go too
+once they are old enough not to be in the making.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import ledger, runs, versions, work
+from bithaul.coordinator.database.runs import RunRow
+from bithaul.coordinator.database.versions import VersionRow
+
+SNAPSHOTS = 2  # momentum is kept with the newest versions only
+ORPHAN_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class Retired:
+    """What was given up, by SHA-256."""
+
+    versions: int
+    blobs: Sequence[str]
+
+
+def retain(c: Coordinator) -> str:
+    with c.database.write() as connection:
+        run = runs.find_run(connection)
+        if run is None:
+            return "no run yet"
+        retired = _retire(c, connection, run)
+    c.crash_points.hit("retention.half")
+    freed = sum(c.blobs.delete(sha256) for sha256 in retired.blobs)
+    orphans, orphan_bytes = delete_orphans(c, older_than=c.clock.now() - ORPHAN_SECONDS)
+    return (
+        f"{retired.versions} versions retired, {len(retired.blobs) + orphans} blobs "
+        f"({(freed + orphan_bytes) // 2**20} MiB) deleted"
+    )
+
+
+def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
+    rows = versions.list_versions(connection, run.id)
+    newest = rows[-1].version
+    bases = {lease.base_version for lease in work.open_leases(connection, run.id)}
+    now = c.clock.now()
+    dropped: set[str] = set()
+    count = 0
+    for row in rows:
+        if row.retired_at is None and not _kept(c, row, newest=newest, bases=bases):
+            versions.update_version(connection, run.id, row.version, retired_at=now)
+            dropped.add(row.sha256)
+            count += 1
+        if row.momentum_sha256 and row.version <= newest - SNAPSHOTS:
+            versions.update_version(connection, run.id, row.version, momentum_sha256=None)
+            dropped.add(row.momentum_sha256)
+    before = newest - c.settings.payload_keep_versions
+    dropped |= ledger.forget_payloads(connection, run.id, merged_before=before)
+    wanted = blobs_wanted(connection)
+    return Retired(count, sorted(s for s in dropped if s not in wanted))
+
+
+def _kept(c: Coordinator, row: VersionRow, *, newest: int, bases: set[int]) -> bool:
+    every = c.settings.retention_every
+    return (
+        row.version > newest - c.settings.retention_keep
+        or row.version in bases
+        or row.pinned
+        or bool(every and row.version % every == 0)
+    )
+
+
+def blobs_wanted(connection: Connection) -> set[str]:
+    """Every blob some row still names."""
+    run = runs.find_run(connection)
+    wanted = ledger.blobs_in_use(connection)
+    if run is not None:
+        for row in versions.list_versions(connection, run.id):
+            if row.retired_at is None:
+                wanted.add(row.sha256)
+            if row.momentum_sha256:
+                wanted.add(row.momentum_sha256)
+        for kind in ("train", "heldout", "probe"):
+            for shard in runs.list_shards(connection, run.id, kind):
+                wanted |= {shard.sha256, shard.index_sha256}
+    return wanted
+
+
+def delete_orphans(c: Coordinator, *, older_than: float) -> tuple[int, int]:
+    """Delete blobs no row names, written before that time: (how many, bytes)."""
+    old = [sha256 for sha256, written in c.blobs.stored() if written < older_than]
+    with c.database.read() as connection:
+        wanted = blobs_wanted(connection)
+    orphans = [sha256 for sha256 in old if sha256 not in wanted]
+    return len(orphans), sum(c.blobs.delete(sha256) for sha256 in orphans)

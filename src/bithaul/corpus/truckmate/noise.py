@@ -1,0 +1,137 @@
+"""What a cab and a speech recogniser do to a sentence: fillers, repeats, corrections, homophones, lost words.
+
+Noise changes words around values and never the label: a value is interrupted at most by a filler, and a
+correction puts another value of the same kind in front of the right one, with a cue in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from bithaul.corpus.truckmate.data import lines, terms
+from bithaul.corpus.truckmate.dice import Dice
+from bithaul.corpus.truckmate.grammar import Part, as_part
+from bithaul.corpus.truckmate.values import KINDS
+
+_FILE = "noise.words"
+
+
+def _table(title: str) -> dict[str, tuple[str, ...]]:
+    return {term.value: term.forms for term in terms(_FILE, title)}
+
+
+def _phrases(title: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(line.split()) for line in lines(_FILE, title))
+
+
+FILLERS = _phrases("fillers")
+CORRECTIONS = _phrases("corrections")
+OPENINGS = _phrases("openings")
+CLOSINGS = _phrases("closings")
+HOMOPHONES = _table("homophones")  # what a recogniser hears instead; never next to a number
+LOST = frozenset(word.strip() for line in lines(_FILE, "lost") for word in line.split(","))
+SHORT = {tuple(pair.split()): forms[0] for pair, forms in _table("short").items()}
+CORRECTED_KINDS = frozenset(("city", "place", "chain", "interstate", "load", "amount", "facility", "near"))
+
+
+def add_noise(parts: list[Part], dice: Dice) -> list[Part]:
+    """Noise of every kind, most sentences with some, four in ten with none from the recogniser."""
+    parts = [piece for part in parts for piece in _correct(part, dice)]
+    parts = _contract(parts, dice)
+    if dice.chance(0.45):
+        parts = _mishear(parts, dice)
+    if dice.chance(0.2):
+        parts = _lose(parts, dice)
+    if dice.chance(0.3):
+        parts = [Part(dice.pick(OPENINGS)), *parts]
+    if dice.chance(0.18):
+        parts = [*parts, Part(dice.pick(CLOSINGS))]
+    if dice.chance(0.06):
+        parts = _repeat(parts, dice)
+    if dice.chance(0.25):
+        parts = _fill(parts, dice)
+    return parts
+
+
+def punctuate(parts: list[Part], dice: Dice) -> str:
+    """The final text; one sentence in twelve comes typed, with a mark at its end."""
+    text = " ".join(word for part in parts for word in part.words)
+    return text + dice.pick((".", "?", "!")) if dice.chance(0.08) else text
+
+
+def _correct(part: Part, dice: Dice) -> list[Part]:
+    if part.slot is None or part.kind not in CORRECTED_KINDS or not dice.chance(0.04):
+        return [part]
+    wrong = as_part(part.slot, part.kind, KINDS[part.kind](dice, False))
+    cue = Part(dice.pick(CORRECTIONS))
+    return [replace(wrong, slot=None), cue, part]
+
+
+def _contract(parts: list[Part], dice: Dice) -> list[Part]:
+    out: list[Part] = []
+    for part in parts:
+        last = out[-1] if out else None
+        pair = SHORT.get((last.words[-1], part.words[0])) if last and _free(last) and _free(part) else None
+        if pair and len(part.words) == 1 and last and len(last.words) == 1 and dice.chance(0.6):
+            out[-1] = Part((pair if dice.chance(0.8) else pair.replace("'", ""),))
+        else:
+            out.append(part)
+    return out
+
+
+def _mishear(parts: list[Part], dice: Dice) -> list[Part]:
+    out = list(parts)
+    spots = [
+        i for i, part in enumerate(parts) if _free(part) and part.words[0] in HOMOPHONES and _safe(parts, i)
+    ]
+    for _ in range(min(len(spots), dice.between(1, 2))):
+        spot = dice.pick(spots)
+        heard = dice.pick(HOMOPHONES[parts[spot].words[0]])
+        out[spot] = Part(tuple(heard.split()))
+    return out
+
+
+def _safe(parts: list[Part], i: int) -> bool:
+    """Not next to a number, where "to" and "for" would turn into part of it."""
+    return not any(part.numeric for part in parts[max(i - 1, 0) : i + 2])
+
+
+def _lose(parts: list[Part], dice: Dice) -> list[Part]:
+    spots = [
+        i for i, part in enumerate(parts) if _free(part) and part.words[0] in LOST and not _letter(parts, i)
+    ]
+    if not spots or len(parts) < 4:
+        return parts
+    spot = dice.pick(spots)
+    return parts[:spot] + parts[spot + 1 :]
+
+
+def _letter(parts: list[Part], i: int) -> bool:
+    """Part of letters said one by one, such as "e t a"."""
+    return len(parts[i].words[0]) == 1 and i > 0 and len(parts[i - 1].words[-1]) == 1
+
+
+def _repeat(parts: list[Part], dice: Dice) -> list[Part]:
+    spots = [i for i, part in enumerate(parts) if _free(part) and _safe(parts, i)]
+    if not spots:
+        return parts
+    spot = dice.pick(spots)
+    return parts[: spot + 1] + parts[spot:]
+
+
+def _fill(parts: list[Part], dice: Dice) -> list[Part]:
+    out = list(parts)
+    for _ in range(dice.between(1, 2)):
+        filler = dice.pick(FILLERS)
+        spot = dice.between(0, len(out))
+        inside = out[spot] if spot < len(out) else None
+        if inside and inside.slot and not inside.numeric and len(inside.words) > 1 and dice.chance(0.3):
+            cut = dice.between(1, len(inside.words) - 1)
+            out[spot] = replace(inside, words=inside.words[:cut] + filler + inside.words[cut:])
+        else:
+            out.insert(spot, Part(filler))
+    return out
+
+
+def _free(part: Part) -> bool:
+    return part.slot is None and not part.kind and len(part.words) == 1

@@ -1,0 +1,191 @@
+"""Which token may come next in a label: the grammar that makes every decoded label valid JSON.
+
+`LabelGrammar` is what a model may say at all (its intents, the slots of each, the words of values);
+`LabelState` is one label in the making. It always ends: a label has a budget of tokens, a name occurs once,
+and nothing is opened that the budget cannot close. It does not score anything and knows no tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from bithaul.corpus.labels import LabelSet
+from bithaul.corpus.tokenizer import JsonStructure, Tokenizer
+from bithaul.errors import CorruptFile, InvalidInput
+
+MAX_VALUE_TOKENS = 32
+_SHORTEST_SLOT = 4  # name, opener, one word, closer
+_SHORTEST_VALUE = 2  # one word, closer
+
+
+@dataclass(frozen=True)
+class LabelGrammar:
+    """Token ids of one model's labels. `words` are the ids a value may be made of, `[UNK]` among them."""
+
+    structure: JsonStructure
+    intents: tuple[str, ...]
+    intent_ids: tuple[int, ...]
+    slot_ids: dict[str, tuple[int, ...]]
+    slot_names: dict[int, str]
+    words: frozenset[int]
+    unknown: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, labels: LabelSet) -> LabelGrammar:
+        """InvalidInput for a model without intents, CorruptFile for labels of another tokenizer."""
+        if not labels.intents:
+            raise InvalidInput(
+                "This model was trained on plain text and knows no intents; "
+                "train on labelled requests to classify."
+            )
+        structure = tokenizer.structure()
+        slot_ids = {
+            intent: tuple(_id(structure.slots, name, tokenizer) for name in labels.slots.get(intent, ()))
+            for intent in labels.intents
+        }
+        special = {tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.user, tokenizer.intent}
+        frame = structure.ids() | special
+        blank = {i for i in range(tokenizer.vocab_size) if not tokenizer.token(i).strip("▁ ")}
+        return cls(
+            structure=structure,
+            intents=tuple(labels.intents),
+            intent_ids=tuple(_id(structure.intents, name, tokenizer) for name in labels.intents),
+            slot_ids=slot_ids,
+            slot_names={
+                _id(structure.slots, name, tokenizer): name
+                for names in labels.slots.values()
+                for name in names
+            },
+            words=frozenset(range(tokenizer.vocab_size)) - frame - blank,
+            unknown=tokenizer.unk,
+        )
+
+
+def _id(known: dict[str, int], name: str, tokenizer: Tokenizer) -> int:
+    found = known.get(name, known.get(tokenizer.fold(name)))
+    if found is None:
+        raise CorruptFile(f"The tokenizer does not know the label {name!r}; copy the model folder again.")
+    return found
+
+
+@dataclass(frozen=True)
+class DecodedSlot:
+    """One slot as token ids; `several` when the label holds a list."""
+
+    name: str
+    values: tuple[tuple[int, ...], ...]
+    several: bool
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may come next: these ids, and any word (`[UNK]` only when `unknown`)."""
+
+    fixed: tuple[int, ...]
+    words: bool = False
+    unknown: bool = False
+
+
+class _Phase(Enum):
+    INTENT_GIVEN = auto()
+    SLOT = auto()
+    OPENER = auto()
+    VALUE = auto()
+    DONE = auto()
+
+
+@dataclass
+class LabelState:
+    """One label after its intent. `budget` counts the tokens it may still have, at least 1.
+
+    `unknowns` is how many `[UNK]` one value may hold: as many as the request has.
+    """
+
+    grammar: LabelGrammar
+    intent: str
+    budget: int
+    unknowns: int
+    max_value_tokens: int = MAX_VALUE_TOKENS
+    _phase: _Phase = field(default=_Phase.INTENT_GIVEN, init=False)
+    _free: list[int] = field(init=False)
+    _slots: list[tuple[int, bool, list[list[int]]]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self._free = list(self.grammar.slot_ids[self.intent])
+        if not self._free or self.budget < 1 + _SHORTEST_SLOT:
+            self._phase = _Phase.DONE  # only `close_no_slots` is left to say
+
+    @property
+    def done(self) -> bool:
+        return self._phase is _Phase.DONE
+
+    def slots(self) -> tuple[DecodedSlot, ...]:
+        """The slots of a label that is done."""
+        names = self.grammar.slot_names
+        return tuple(
+            DecodedSlot(names[slot], tuple(map(tuple, values)), several)
+            for slot, several, values in self._slots
+        )
+
+    def choices(self) -> Choices:
+        """Never empty while the label is not done."""
+        marks = self.grammar.structure
+        match self._phase:
+            case _Phase.INTENT_GIVEN:
+                return Choices((marks.close_no_slots, marks.open_slots))
+            case _Phase.SLOT:
+                return Choices(tuple(self._free))
+            case _Phase.OPENER:
+                return Choices((marks.key_value, marks.list_open))
+            case _Phase.VALUE:
+                return self._in_value()
+            case _Phase.DONE:
+                return Choices(())
+
+    def _in_value(self) -> Choices:
+        marks = self.grammar.structure
+        _, several, values = self._slots[-1]
+        value = values[-1]
+        words = not value or (self.budget >= _SHORTEST_VALUE and len(value) < self.max_value_tokens)
+        unknown = words and value.count(self.grammar.unknown) < self.unknowns
+        if not value:
+            return Choices((), words=True, unknown=unknown)
+        fixed = [marks.list_close if several else marks.close]
+        if self._free and self.budget >= 1 + _SHORTEST_SLOT:
+            fixed.append(marks.list_close_next if several else marks.next_slot)
+        if several and self.budget >= 1 + _SHORTEST_VALUE:
+            fixed.append(marks.list_next)
+        return Choices(tuple(fixed), words=words, unknown=unknown)
+
+    def advance(self, token: int) -> None:
+        """Take one of `choices()`."""
+        marks = self.grammar.structure
+        self.budget -= 1
+        match self._phase:
+            case _Phase.INTENT_GIVEN:
+                self._phase = _Phase.SLOT if token == marks.open_slots else _Phase.DONE
+            case _Phase.SLOT:
+                self._free.remove(token)
+                self._slots.append((token, False, [[]]))
+                self._phase = _Phase.OPENER
+            case _Phase.OPENER:
+                if token == marks.list_open:
+                    self._slots[-1] = (self._slots[-1][0], True, [[]])
+                self._phase = _Phase.VALUE
+            case _Phase.VALUE:
+                self._advance_value(token)
+            case _Phase.DONE:
+                raise AssertionError("a finished label takes no more tokens")
+
+    def _advance_value(self, token: int) -> None:
+        marks = self.grammar.structure
+        values = self._slots[-1][2]
+        if token in (marks.close, marks.list_close):
+            self._phase = _Phase.DONE
+        elif token in (marks.next_slot, marks.list_close_next):
+            self._phase = _Phase.SLOT
+        elif token == marks.list_next:
+            values.append([])
+        else:
+            values[-1].append(token)

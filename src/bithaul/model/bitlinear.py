@@ -1,0 +1,95 @@
+"""A linear layer whose weights are {-1, 0, 1} in every forward pass, with fp32 latent weights behind.
+
+    forward    y  = (X T^t) * g / s      X int8 [M, K], T int8 [N, K], the sums are integers
+    backward   dx = dy W_q               W_q = g * T
+               dW = dy^t x_q             x_q = X / s
+
+The gradient passes both quantisers unchanged (straight-through); `g` and `s` get none. Because |X| <= 128 and
+|T| <= 1, every order of adding gives the same fp32 sum for K up to 131,072: the forward pass is bit-identical
+on all paths and thread counts. `BitLinear` is the layer, `fake_quantized_linear` the definition that autograd
+differentiates, `integer_linear` the exact reference; `fused` computes the same with less memory traffic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bithaul.model.products import EXACT_FP32, StepPath, integer_product
+from bithaul.model.quantize import quantize_activation, quantize_weight
+
+
+def fake_quantized_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """The definition in plain fp32: both operands rounded and scaled back, gradient straight through."""
+    codes, scale = quantize_activation(x)
+    x_q = x + (codes.float() / scale - x).detach()
+    ternary, gain = quantize_weight(weight)
+    w_q = weight + (ternary.float() * gain - weight).detach()
+    return F.linear(x_q, w_q)
+
+
+def integer_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """The exact reference: int64 sums, then one multiplication by `(1/s) * g`, the order all paths keep."""
+    codes, scale = quantize_activation(x)
+    ternary, gain = quantize_weight(weight)
+    sums = integer_product(codes.reshape(-1, codes.shape[-1]), ternary)
+    return sums.float().reshape(*x.shape[:-1], -1) * (scale.reciprocal() * gain)
+
+
+@dataclass(frozen=True)
+class TernaryCodes:
+    """Codes of one matrix or of several stacked along the outputs, as they were at `versions`."""
+
+    versions: tuple[tuple[int, int], ...]
+    codes: Tensor  # int8 [sum of N, K]
+    scales: tuple[Tensor, ...]  # g of each matrix
+    widths: tuple[int, ...]  # N of each matrix
+
+    def blocks(self, stacked: Tensor) -> tuple[Tensor, ...]:
+        """Views of `stacked` [..., sum of N], one per matrix."""
+        return tuple(torch.split_with_sizes(stacked, list(self.widths), dim=-1))
+
+
+class CodeCache:
+    """Quantises matrices that share an input once per optimizer step.
+
+    The key is each parameter's identity and version counter. Writing weights through `.data`, or with an
+    operation that does not advance the counter (the fused optimizers), leaves stale codes: such a writer
+    calls `torch.autograd.graph.increment_version`.
+    """
+
+    def __init__(self, *weights: nn.Parameter) -> None:
+        self._weights = weights
+        self._current: TernaryCodes | None = None
+
+    def codes(self) -> TernaryCodes:
+        versions = tuple((weight.data_ptr(), weight._version) for weight in self._weights)
+        if self._current is None or self._current.versions != versions:
+            pairs = [quantize_weight(weight) for weight in self._weights]
+            codes = pairs[0][0] if len(pairs) == 1 else torch.cat([pair[0] for pair in pairs])
+            scales, widths = tuple(pair[1] for pair in pairs), tuple(pair[0].shape[0] for pair in pairs)
+            self._current = TernaryCodes(versions, codes, scales, widths)
+        return self._current
+
+
+class BitLinear(nn.Module):
+    """`y = x W^t` without bias, ternary in the forward pass; `ternary=False` makes it plain linear."""
+
+    def __init__(self, inputs: int, outputs: int, *, ternary: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.ternary = ternary
+
+    def forward(self, x: Tensor) -> Tensor:
+        return fake_quantized_linear(x, self.weight) if self.ternary else F.linear(x, self.weight)
+
+    @torch.no_grad()
+    def infer(self, x: Tensor, *, path: StepPath = EXACT_FP32) -> Tensor:
+        """The forward pass on an exact integer path, without gradients; equal to `integer_linear`."""
+        codes, scale = quantize_activation(x)
+        ternary, gain = quantize_weight(self.weight)
+        sums = path.product(codes.reshape(-1, codes.shape[-1]), ternary)
+        return sums.reshape(*x.shape[:-1], -1) * (scale.reciprocal() * gain)

@@ -1,0 +1,50 @@
+"""How a model is trained, apart from its shape: rates, weights and batch size of one run.
+
+Pure data; the coordinator stores it and every worker of the run gets the same. The numbers per preset come
+from training.md (section 2) and docs/lab/0001-first-recipe.md.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CorpusKind = Literal["intents", "text"]
+
+_PEAK_LR = {"small": 3e-3, "medium": 2e-3, "large": 1.5e-3}
+_OTHER_PEAK_LR = 2e-3
+
+
+class TrainingRecipe(BaseModel):
+    """AdamW on a warm-up, stable, decay schedule over the run's budget; see `schedule.rates`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    peak_lr: float = Field(default=3e-3, gt=0, le=1.0)
+    final_lr_share: float = Field(default=0.05, ge=0, le=1)  # of the peak, at the end of the budget
+    warmup_share: float = Field(default=0.02, ge=0, lt=0.5)  # of the budget
+    second_stage_share: float = Field(default=2 / 3, gt=0, le=1)  # of the peak, from `second_stage_from` on
+    second_stage_from: float = Field(default=0.5, ge=0, le=1)  # weight decay ends here too
+    decay_from: float = Field(default=0.67, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0, le=10)  # on latent matrices only, first stage only
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    clip: float = Field(default=1.0, gt=0)  # largest gradient norm
+    optimizer_warmup_steps: int = Field(
+        default=20, ge=0
+    )  # of a fresh optimizer state, on top of the schedule
+    batch_examples: int = Field(default=32, ge=1, le=65_536)  # examples per inner step
+    text_loss_weight: float = Field(default=0.3, ge=0, le=1)  # of targets up to the label token; 1 after it
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    @classmethod
+    def for_preset(cls, preset: str, kind: CorpusKind) -> TrainingRecipe:
+        """The recipe of a preset (any other model name gets cautious values) for a kind of corpus."""
+        peak = _PEAK_LR.get(preset, _OTHER_PEAK_LR)
+        return (
+            cls(peak_lr=peak, batch_examples=64)
+            if kind == "intents"
+            else cls(peak_lr=peak, batch_examples=16)
+        )

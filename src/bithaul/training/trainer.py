@@ -1,0 +1,223 @@
+"""The one training step of this code base, and the loop that runs a task's examples through it.
+
+A trainer owns a model and its AdamW moments. Loading weights keeps the moments; `reset_moments` drops them.
+With one thread, the same weights, moments, examples, progress and seed give the same bits. A step whose loss
+or gradient is not finite changes nothing and is counted. It knows no network and no files.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bithaul.errors import InvalidInput
+from bithaul.model.config import ModelConfig
+from bithaul.model.layout import FloatVector
+from bithaul.model.products import Shape, StepPath, choose_path
+from bithaul.model.transformer import BitNetForCausalLM, Dropout
+from bithaul.model.vector import flatten, load_vector
+from bithaul.training.batches import Batch, Example, inner_batches, pack
+from bithaul.training.loss import LossSums, head_loss
+from bithaul.training.recipe import TrainingRecipe
+from bithaul.training.schedule import rates
+
+_TIMING_ROWS = 1024
+_EVALUATION_EXAMPLES = 128
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a call of `train` stands after a step; counts are since its start."""
+
+    steps: int
+    examples: int
+    tokens: int
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What was trained, not what was asked: the first `examples` of the slice."""
+
+    examples: int
+    tokens: int
+    steps: int
+    seconds: float
+    loss_first: float
+    loss_last: float
+    loss_mean: float
+    dropped_steps: int
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    loss: float  # weighted like the training loss
+    plain_loss: float  # every target counted once
+    tokens: int
+
+
+class Trainer:
+    """Trains one model on `threads` threads (set for the whole process) along `path` (None: the fastest)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        recipe: TrainingRecipe,
+        *,
+        label_token: int | None,
+        threads: int,
+        path: str | None = None,
+        plain: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if threads < 1:
+            raise InvalidInput(f"A trainer needs at least one thread, not {threads}.")
+        torch.set_num_threads(threads)
+        self.config, self.recipe = config, recipe
+        self._label_token, self._clock = label_token, clock
+        self.path: StepPath = choose_path(_shapes(config), forced=path)
+        self.model = BitNetForCausalLM(config, path=self.path, plain=plain)
+        self.model.reset_parameters(seed=0)
+        self._head_dtype = torch.float32 if plain else self.path.gradient_dtype
+        self.reset_moments()
+
+    def load(self, vector: FloatVector) -> None:
+        """Set the latent weights; moments are kept."""
+        load_vector(self.model, vector)
+
+    def vector(self) -> FloatVector:
+        """A copy of the latent weights, float32 [P]."""
+        return flatten(self.model)
+
+    def reset_moments(self) -> None:
+        """Start AdamW afresh; its next steps warm up over `recipe.optimizer_warmup_steps`."""
+        parameters = dict(self.model.named_parameters())
+        matrices = [p for name, p in parameters.items() if p.dim() == 2 and "embed" not in name]
+        others = [p for name, p in parameters.items() if p.dim() != 2 or "embed" in name]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": matrices, "decays": True}, {"params": others, "decays": False}],
+            lr=0.0,
+            betas=self.recipe.betas,
+            eps=self.recipe.eps,
+            weight_decay=0.0,
+            fused=True,
+        )
+        self._warm_steps = 0
+
+    def train(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress_start: float,
+        progress_end: float,
+        seed: int,
+        soft_stop_seconds: float = math.inf,
+        on_step: Callable[[StepReport], bool] | None = None,
+    ) -> TrainResult:
+        """One pass over `examples` in order, in inner batches; only the last may be partial.
+
+        The schedule runs from `progress_start` to `progress_end` over the slice. Stops after the step in
+        which `soft_stop_seconds` run out or `on_step` returns False. `seed` drives dropout. Losses are NaN
+        when no step was taken.
+        """
+        dropout = Dropout(self.recipe.dropout, seed=seed) if self.recipe.dropout else None
+        started = self._clock()
+        used = tokens = steps = dropped = 0
+        first = last = math.nan
+        sums = LossSums(0.0, 0.0, 0.0, 0)
+        for group in inner_batches(examples, self.recipe.batch_examples):
+            progress = progress_start + (progress_end - progress_start) * used / len(examples)
+            used += len(group)
+            batch = self._pack(group)
+            if batch is None:
+                continue
+            step_sums = self._step(batch, progress, dropout)
+            if step_sums is None:
+                dropped += 1
+            else:
+                steps, tokens, sums = steps + 1, tokens + batch.tokens, sums + step_sums
+                last = step_sums.mean
+                first = last if steps == 1 else first
+            seconds = self._clock() - started
+            report = StepReport(steps, used, tokens, last, seconds)
+            if (on_step is not None and not on_step(report)) or seconds >= soft_stop_seconds:
+                break
+        mean = sums.mean if steps else math.nan
+        return TrainResult(used, tokens, steps, self._clock() - started, first, last, mean, dropped)
+
+    @torch.no_grad()
+    def evaluate(self, examples: Sequence[Example]) -> EvalResult:
+        """Loss on `examples`, weighted like the training loss, without dropout or smoothing."""
+        sums = LossSums(0.0, 0.0, 0.0, 0)
+        for group in inner_batches(examples, _EVALUATION_EXAMPLES):
+            batch = self._pack(group)
+            if batch is not None:
+                sums = sums + self._forward(batch, None)[1]
+        if not sums.weight:
+            raise InvalidInput("There is nothing to evaluate: no example has a counted target.")
+        return EvalResult(sums.mean, sums.plain_mean, sums.tokens)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and the warm-up counter, for a stop and resume that equals no stop."""
+        return {"optimizer": self._optimizer.state_dict(), "warm_steps": self._warm_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._warm_steps = int(state["warm_steps"])
+
+    def _pack(self, group: Sequence[Example]) -> Batch | None:
+        return pack(group, label_token=self._label_token, text_loss_weight=self.recipe.text_loss_weight)
+
+    def _forward(self, batch: Batch, dropout: Dropout | None) -> tuple[torch.Tensor, LossSums]:
+        hidden = self.model.packed(batch.input_ids, batch.segments, dropout=dropout)
+        smoothing = self.recipe.label_smoothing if torch.is_grad_enabled() else 0.0
+        embedding = self.model.model.embed_tokens.weight
+        return head_loss(
+            hidden, embedding, batch.targets, batch.weights, smoothing=smoothing, dtype=self._head_dtype
+        )
+
+    def _step(self, batch: Batch, progress: float, dropout: Dropout | None) -> LossSums | None:
+        """One AdamW step; None when it was dropped because something was not finite."""
+        loss, sums = self._forward(batch, dropout)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type backward
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not (math.isfinite(norm) and math.isfinite(sums.weighted)):
+            return None
+        if norm > self.recipe.clip:
+            torch._foreach_mul_(gradients, self.recipe.clip / norm)
+        self._set_rates(progress)
+        self._optimizer.step()
+        # Fused optimizers do not advance version counters, on which cached ternary codes depend.
+        torch.autograd.graph.increment_version(parameters)
+        return sums
+
+    def _set_rates(self, progress: float) -> None:
+        lr, decay = rates(progress, self.recipe)
+        self._warm_steps += 1
+        warmup = self.recipe.optimizer_warmup_steps
+        if self._warm_steps < warmup:
+            lr *= self._warm_steps / warmup
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = decay if group["decays"] else 0.0
+
+
+def _shapes(config: ModelConfig) -> list[Shape]:
+    h, f = config.hidden_size, config.intermediate_size
+    return [(_TIMING_ROWS, h, 3 * h), (_TIMING_ROWS, h, h), (_TIMING_ROWS, h, 2 * f), (_TIMING_ROWS, f, h)]
+
+
+def random_examples(config: ModelConfig, *, count: int, tokens: int, seed: int) -> list[Example]:
+    """Token ids without meaning, for calibration and benchmarks: `count` examples of `tokens` tokens."""
+    random = np.random.default_rng(seed)
+    return [random.integers(0, config.vocab_size, tokens, dtype=np.int32) for _ in range(count)]

@@ -1,0 +1,64 @@
+"""One run as this worker sees it: checked against the coordinator's description and ready to train.
+
+Lives across tasks, so that optimizer moments are kept and nothing is built twice. Made anew only when the
+coordinator describes another run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from bithaul.errors import LayoutMismatch, UnknownName
+from bithaul.exchange.codecs import Codec, codec_named
+from bithaul.exchange.messages import RunDescription
+from bithaul.exchange.weights import WEIGHT_FORMAT
+from bithaul.model.config import ModelConfig
+from bithaul.model.layout import Layout, layout_of
+from bithaul.training.recipe import TrainingRecipe
+from bithaul.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Session:
+    description: RunDescription
+    config: ModelConfig
+    recipe: TrainingRecipe
+    layout: Layout
+    codec: Codec
+    trainer: Trainer
+
+    def same_run(self, other: RunDescription) -> bool:
+        """Whether everything that shapes a task is unchanged; state and budget may differ."""
+        mine = self.description.model_dump(exclude={"state", "heartbeat_seconds"})
+        return mine == other.model_dump(exclude={"state", "heartbeat_seconds"})
+
+
+def open_session(description: RunDescription, *, threads: int) -> Session:
+    """Build the trainer of a run.
+
+    Raises `LayoutMismatch` when this version of bithaul lays the model out differently or does not know
+    its fields, `UnknownName` for a codec or weight format it does not know.
+    """
+    try:
+        config = ModelConfig.model_validate(description.model)
+        recipe = TrainingRecipe.model_validate(description.recipe)
+    except ValidationError as error:
+        raise LayoutMismatch(
+            "This worker does not understand the run's model or recipe; install the coordinator's version of "
+            f"bithaul ({error.error_count()} problems, first: {error.errors()[0]['msg']})."
+        ) from error
+    layout = layout_of(config)
+    if layout.hash != description.layout_hash:
+        raise LayoutMismatch(
+            f"The run's parameter layout {description.layout_hash[:12]} is not the one this worker builds "
+            f"({layout.hash[:12]}); install the coordinator's version of bithaul."
+        )
+    if description.weight_format != WEIGHT_FORMAT:
+        raise UnknownName(
+            f"There is no weight format {description.weight_format!r}; known is {WEIGHT_FORMAT}."
+        )
+    codec = codec_named(description.codec)
+    trainer = Trainer(config, recipe, label_token=description.label_token, threads=threads)
+    return Session(description, config, recipe, layout, codec, trainer)

@@ -1,0 +1,195 @@
+"""A real coordinator for the security tests: real SQLite, uvicorn in a thread, real HTTP."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from bithaul.coordinator.app import create_app
+from bithaul.coordinator.commands.create_run import CreateRun, create_run
+from bithaul.coordinator.context import Coordinator, open_coordinator
+from bithaul.coordinator.identity.clients import create_client
+from bithaul.coordinator.identity.throttle import Limits
+from bithaul.coordinator.server import Server, bind
+from bithaul.coordinator.settings import Settings
+from bithaul.corpus.build import build_corpus
+from bithaul.corpus.example import Example
+from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
+from bithaul.model.config import ModelConfig
+
+START = 1_800_000_000.0
+FENCE = "0" * 32
+
+
+@dataclass
+class ManualClock:
+    """Time moves when a test says so."""
+
+    time: float = START
+
+    def now(self) -> float:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.time
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the published API, with harmless values filled in."""
+
+    method: str
+    path: str
+    scope: str | None
+    body: object
+
+
+@dataclass
+class Site:
+    """A running coordinator. `restart` stops and starts it on the same folder and port."""
+
+    directory: Path
+    clock: ManualClock
+    limits: Limits
+    port: int = 0
+    secrets: dict[str, str] = field(default_factory=dict)
+
+    def start(self) -> None:
+        listener = bind("127.0.0.1", self.port)
+        self.port = listener.getsockname()[1]
+        self.c: Coordinator = open_coordinator(
+            Settings(directory=self.directory, port=self.port), clock=self.clock
+        )
+        ready = threading.Event()
+        self.server = Server(create_app(self.c, limits=self.limits), on_ready=ready.set)
+        self.thread = threading.Thread(target=self.server.run, args=([listener],))
+        self.thread.start()
+        assert ready.wait(20)
+        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20, trust_env=False)
+
+    def stop(self) -> None:
+        self.http.close()
+        self.server.should_exit = True
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        self.c.close()
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def client(self, client_id: str, *, scope: str = WORKER_SCOPE) -> str:
+        """The secret of a (new) client."""
+        if client_id not in self.secrets:
+            self.secrets[client_id] = create_client(self.c, client_id, scope=scope)
+        return self.secrets[client_id]
+
+    def ask(self, fields: dict[str, str], **options: object) -> httpx2.Response:
+        """POST /connect/token with these form fields."""
+        return self.http.post("/connect/token", data=fields, **options)
+
+    def token(self, client_id: str = "w1", *, scope: str = WORKER_SCOPE) -> str:
+        secret = self.client(client_id, scope=scope)
+        response = self.ask({"grant_type": "client_credentials"}, auth=(client_id, secret))
+        assert response.status_code == 200, response.text
+        return str(response.json()["access_token"])
+
+    def worker(self, client_id: str = "w1") -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token(client_id)}"}
+
+    def admin(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token('operator', scope=ADMIN_SCOPE)}"}
+
+    def operations(self) -> list[Operation]:
+        """Every operation of /openapi.json, so that a new route is covered or the test fails."""
+        found = []
+        for template, methods in self.http.get("/openapi.json").json()["paths"].items():
+            path = re.sub(r"\{version\}", "1", template)
+            path = re.sub(r"\{\w+\}", "w1", path)
+            if path == "/gradient":
+                path += f"?task=1&fence={FENCE}"
+            for method, operation in methods.items():
+                security = operation.get("security")
+                scope = security[0]["oauth2"][0] if security else None
+                body = {} if "requestBody" in operation else None
+                found.append(Operation(method.upper(), path, scope, body))
+        return found
+
+    def call(self, operation: Operation, headers: dict[str, str] | None = None) -> httpx2.Response:
+        return self.http.request(operation.method, operation.path, json=operation.body, headers=headers)
+
+    def make_run(self) -> None:
+        """A run with a model of a few thousand parameters and four shards."""
+        words = ["stop", "fuel", "dallas", "route", "eta", "load", "break", "north"]
+        examples = [Example(f"{a} {b}", "navigate", (("city", a),)) for a in words for b in words]
+        corpus = self.directory / "corpus"
+        manifest = build_corpus(
+            corpus, examples[:56], examples[56:], max_tokens=65, seed=1, min_frequency=1, shard_examples=14
+        )
+        config = ModelConfig(
+            vocab_size=manifest.vocab_size,
+            hidden_size=16,
+            intermediate_size=32,
+            num_layers=1,
+            num_heads=2,
+            context_length=64,
+        )
+        create_run(
+            self.c, CreateRun(run="test", model=config, recipe={}, corpus_dir=corpus, budget_tokens=1e6)
+        )
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """Two run folders to copy, without and with a run: making keys and runs takes most of a short test."""
+    folders = {}
+    for with_run in (False, True):
+        folders[with_run] = tmp_path_factory.mktemp("template")
+        template = Site(folders[with_run], ManualClock(), Limits())
+        template.start()
+        if with_run:
+            template.make_run()
+        template.stop()
+    return folders
+
+
+MakeSite = Callable[..., Site]
+
+
+@pytest.fixture
+def make_site(tmp_path: Path, templates: dict[bool, Path]) -> Iterator[MakeSite]:
+    sites: list[Site] = []
+
+    def make(limits: Limits, *, with_run: bool = False) -> Site:
+        folder = tmp_path / "run"
+        shutil.copytree(templates[with_run], folder)
+        site = Site(folder, ManualClock(), limits)
+        site.start()
+        sites.append(site)
+        return site
+
+    yield make
+    for site in sites:
+        site.stop()
+
+
+WIDE = Limits(per_client_and_address=100_000, per_address=100_000, in_all=100_000)
+
+
+@pytest.fixture
+def site(make_site: MakeSite) -> Site:
+    """A coordinator without a run; throttling so wide that it never answers."""
+    return make_site(WIDE)
+
+
+@pytest.fixture
+def run_site(make_site: MakeSite) -> Site:
+    """A coordinator with a small run."""
+    return make_site(WIDE, with_run=True)

@@ -1,0 +1,331 @@
+"""SEC-38 to SEC-42 and SEC-45: ids, sizes, encodings, ranges, full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import socket
+import time
+
+import pytest
+from sqlalchemy import func, select
+
+from bithaul.coordinator.api import ranges
+from bithaul.coordinator.api.guard import MAX_JSON_BYTES, depth
+from bithaul.coordinator.api.problems import RangeNotSatisfiable
+from bithaul.coordinator.blobs.store import UploadedFile
+from bithaul.coordinator.database.tables import reports
+from bithaul.coordinator.identity.clients import rotate_client
+from bithaul.errors import OutOfDisk
+
+OCTETS = {"Content-Type": "application/octet-stream"}
+
+
+def register(site, client_id="w1"):
+    """A registered worker with a lease: its headers and its task."""
+    headers = site.worker(client_id)
+    message = {"codecs": ["int8-block-v1"], "weight_formats": ["weights-v1"]}
+    run = site.http.post("/register", json=message, headers=headers).json()["run"]
+    capabilities = {
+        "device": "cpu",
+        "threads": 1,
+        "memory_bytes": 1,
+        "tokens_per_second": 50.0,
+        "software": "1",
+    }
+    ready = {**message, "layout_hash": run["layout_hash"], "capabilities": capabilities}
+    assert site.http.post("/register", json=ready, headers=headers).status_code == 200
+    task = site.http.get("/work", headers=headers)
+    assert task.status_code == 200, task.text
+    return headers, task.json()
+
+
+def path_of(task):
+    return f"/gradient?task={task['task']}&fence={task['fence']}"
+
+
+def nothing_kept(site):
+    """No file in the incoming area and no row of a report."""
+    with site.c.database.read() as connection:
+        rows = connection.execute(select(func.count()).select_from(reports)).scalar_one()
+    return rows == 0 and not [path for path in site.c.settings.incoming_folder.rglob("*") if path.is_file()]
+
+
+def raw(site, head, body=b"", *, close=False):
+    """Send bytes as they are; return what comes back until the connection closes or 5 s pass."""
+    with socket.create_connection(("127.0.0.1", site.port), timeout=5) as connection:
+        connection.sendall(head.replace("\n", "\r\n").encode() + body)
+        if close:
+            connection.shutdown(socket.SHUT_WR)
+            return b""
+        answer = b""
+        while (piece := connection.recv(65_536)) and b"\r\n\r\n" not in answer:
+            answer += piece
+            if b"\r\n\r\n" in answer:
+                break
+        return answer
+
+
+HOSTILE = [
+    "..", ".", "%2e%2e", "..%2f..%2fcoordinator.db", "%2e%2e%2fsecrets%2fpepper", "/etc/passwd",
+    "%2fetc%2fpasswd",
+    "C:%5cwindows", "%5c%5chost%5cshare", "a%00b", "%00", "CON", "con.", "train-00000.", "train-00000%20",
+    "a" * 300, "%D0%B0bc", "train%2F", "TRAIN-00000", "-x", "_x", "train-00000%0a", "coordinator.db", "con",
+]  # fmt: skip
+
+
+def test_sec_38_ids_are_looked_up_never_joined(run_site):
+    headers, admin = run_site.worker(), run_site.admin()
+    for shard in HOSTILE:
+        for path in (f"/corpus/{shard}", f"/corpus/{shard}/index", f"/weights/{shard}"):
+            response = run_site.http.get(path, headers=headers)
+            assert response.status_code in (404, 422), path
+            assert response.headers["content-type"] == "application/problem+json"
+        response = run_site.http.post(f"/api/workers/{shard}/drain", json={"on": True}, headers=admin)
+        assert response.status_code in (404, 422, 405), shard
+
+
+def test_sec_38_versions_are_numbers_that_exist(run_site):
+    headers = run_site.worker()
+    for version in ["0", "-1", "2", "1e0", "9" * 30, "1.0", "0x1", "１", "+1 "]:
+        assert run_site.http.get(f"/weights/{version}", headers=headers).status_code in (404, 422), version
+
+
+def test_sec_38_a_symlink_in_the_store_is_not_followed(run_site):
+    headers = run_site.worker()
+    current = run_site.http.get("/weights/current", headers=headers).json()
+    blob = run_site.c.blobs.get(current["sha256"]).path
+    elsewhere = run_site.directory / "elsewhere"
+    shutil.move(blob, elsewhere)
+    blob.symlink_to(elsewhere)
+    assert run_site.http.get("/weights/1", headers=headers).status_code in (404, 503)
+
+
+def test_sec_39_too_large_is_refused_before_the_body(run_site):
+    headers, task = register(run_site)
+    head = (
+        f"POST {path_of(task)} HTTP/1.1\nHost: 127.0.0.1\nAuthorization: {headers['Authorization']}\n"
+        "Content-Type: application/octet-stream\nExpect: 100-continue\nContent-Length: {length}\n\n"
+    )
+    for length in (10**9, 10**18, 70_000_000):
+        answer = raw(run_site, head.replace("{length}", str(length)))
+        assert answer.startswith(b"HTTP/1.1 413"), answer[:200]
+        assert b"100 Continue" not in answer
+    assert nothing_kept(run_site)
+
+
+def test_sec_39_missing_and_malformed_lengths(run_site):
+    headers, task = register(run_site)
+    chunked = run_site.http.post(path_of(task), content=iter([b"x"]), headers={**headers, **OCTETS})
+    assert (chunked.status_code, chunked.json()["code"]) == (411, "length_required")
+    for length in ("-1", "1_0", "0x10", "9" * 30, "1, 2", "+5", ""):
+        answer = raw(
+            run_site,
+            f"POST {path_of(task)} HTTP/1.1\nHost: 127.0.0.1\nAuthorization: {headers['Authorization']}\n"
+            f"Content-Type: application/octet-stream\nContent-Length: {length}\n\n",
+        )
+        assert answer[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 411", b"HTTP/1.1 413"), (length, answer[:100])
+    assert nothing_kept(run_site)
+
+
+def test_sec_39_wrong_length_for_the_layout(run_site):
+    """Wrong result: a body that cannot be an update of this layout is read and stored."""
+    headers, task = register(run_site)
+    for length in (0, 1, 100):
+        response = run_site.http.post(path_of(task), content=b"x" * length, headers={**headers, **OCTETS})
+        assert response.status_code in (400, 422), response.text
+    assert nothing_kept(run_site)
+
+
+def test_sec_39_a_broken_upload_leaves_nothing(run_site):
+    headers, task = register(run_site)
+    size = 3000
+    head = (
+        f"POST {path_of(task)} HTTP/1.1\nHost: 127.0.0.1\nAuthorization: {headers['Authorization']}\n"
+        f"Content-Type: application/octet-stream\nContent-Length: {size}\n\n"
+    )
+    raw(run_site, head, b"x" * 1500, close=True)
+    eventually(lambda: nothing_kept(run_site))
+    again = run_site.http.get("/work", headers=headers).json()
+    assert again["fence"] == task["fence"]  # the lease is still good: the worker sends it again
+
+
+def eventually(condition):
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError
+
+
+def test_sec_04_rotation_during_an_upload(run_site):
+    """Wrong result: an update that began under a revoked credential is applied."""
+    headers, task = register(run_site)
+    with socket.create_connection(("127.0.0.1", run_site.port), timeout=10) as connection:
+        head = (
+            f"POST {path_of(task)} HTTP/1.1\nHost: 127.0.0.1\nAuthorization: {headers['Authorization']}\n"
+            "Content-Type: application/octet-stream\nContent-Length: 4000\nExpect: 100-continue\n\n"
+        )
+        connection.sendall(head.replace("\n", "\r\n").encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 100")
+        connection.sendall(b"x" * 2000)
+        rotate_client(run_site.c, "w1")
+        connection.sendall(b"x" * 2000)
+        assert connection.recv(1000).startswith(b"HTTP/1.1 401")
+    assert nothing_kept(run_site)
+
+
+def test_sec_40_encoded_bodies_are_refused(run_site):
+    headers, task = register(run_site)
+    for encoding in ["gzip", "deflate", "br", "zstd", "identity, gzip", "x"]:
+        sent = {**headers, **OCTETS, "Content-Encoding": encoding}
+        response = run_site.http.post(path_of(task), content=b"x" * 3000, headers=sent)
+        assert (response.status_code, response.json()["code"]) == (415, "unsupported_encoding")
+
+
+def test_sec_41_hostile_json_is_bounded(run_site):
+    headers = run_site.worker()
+
+    def status(body, media_type="application/json"):
+        started = time.perf_counter()
+        response = run_site.http.post("/logs", content=body, headers={**headers, "content-type": media_type})
+        assert time.perf_counter() - started < 2
+        assert response.headers["content-type"] == "application/problem+json"
+        return response.status_code
+
+    deep = b'{"entries":' * 10_000
+    keys = b"{" + b",".join(b'"k%d":1' % i for i in range(80_000)) + b"}"
+    assert status(deep) == 400
+    assert status(b"[" * 10_000 + b"]" * 10_000) == 400
+    assert status(keys) in (413, 422)
+    assert status(b'"' * MAX_JSON_BYTES) in (400, 422)
+    assert status(b'"\\' * (MAX_JSON_BYTES // 2)) in (400, 422)
+    assert status(b'{"dropped": ' + b"9" * 100_000 + b', "entries": []}') in (400, 422)
+    assert status(b'{"dropped": 1e999, "entries": []}') in (400, 422)
+    assert status(b'{"entries": [{"time": NaN, "level": "info", "event": "x"}]}') in (400, 422)
+    assert status(b" " * (MAX_JSON_BYTES + 1)) == 413
+    assert status(b"\xff\xfe") in (400, 422)
+    assert status(b"{}", "text/plain") == 415
+    assert status(b"{}", "") == 415
+
+
+def test_sec_41_depth_counts_brackets_outside_of_strings():
+    assert depth(b"[" * 33) == 33
+    assert depth(b'"' + b"[" * 100 + b'"') == 0
+    assert depth(b'{"a": "\\"' + b"[" * 100 + b'", "b": [' + b"[]," * 40 + b"0]}") == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("bytes=0-9", [(0, 10)]),
+        ("BYTES=0-0", [(0, 1)]),
+        ("bytes=90-", [(90, 100)]),
+        ("bytes=-5", [(95, 100)]),
+        ("bytes=-500", [(0, 100)]),
+        ("bytes=50-5000", [(50, 100)]),
+        ("bytes=0-9,5-20,40-41", [(0, 21), (40, 42)]),
+        ("bytes=40-41, 0-9", [(0, 10), (40, 42)]),
+        ("bytes=0-9,200-300", [(0, 10)]),
+        ("bytes=9-5", None),
+        ("bytes=", None),
+        ("bytes=-", None),
+        ("bytes=a-b", None),
+        ("bytes=0-9,x", None),
+        ("bytes=0-1-2", None),
+        ("items=0-9", None),
+        ("0-9", None),
+        ("bytes=１-２", None),
+        ("bytes=100-", "416"),
+        ("bytes=-0", "416"),
+        ("bytes=" + "0-1," * 16 + "0-1", "416"),
+        ("bytes=" + "0-," * 5000, "416"),
+    ],
+)
+def test_sec_42_range_header(header, expected):
+    if expected == "416":
+        with pytest.raises(RangeNotSatisfiable):
+            ranges.parse(header, 100)
+    else:
+        assert ranges.parse(header, 100) == expected
+    for any_header in (header, "bytes=0-", "bytes=-1"):
+        with contextlib.suppress(RangeNotSatisfiable):
+            assert ranges.parse(any_header, 0) is None
+
+
+def test_sec_42_ranges_over_http_are_the_right_bytes(run_site):
+    headers = run_site.worker()
+    get = run_site.http.get
+    whole = get("/weights/1", headers=headers)
+    data = whole.content
+    digest = hashlib.sha256(data).hexdigest()
+    etag = f'"{digest}"'
+    assert get("/weights/current", headers=headers).json() == {
+        "version": 1,
+        "sha256": digest,
+        "size": len(data),
+    }
+    assert whole.headers["etag"] == etag
+    assert "immutable" in whole.headers["cache-control"]
+    assert whole.headers["accept-ranges"] == "bytes"
+
+    def ask(value, **more):
+        return get("/weights/1", headers={**headers, "Range": value, **more})
+
+    part = ask("bytes=10-19")
+    assert (part.status_code, part.content) == (206, data[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(data)}"
+    assert ask("bytes=-7").content == data[-7:]
+    assert ask(f"bytes=10-19,{len(data) - 3}-").status_code == 206
+    multi = ask("bytes=0-3,8-9")
+    assert multi.headers["content-type"].startswith("multipart/byteranges")
+    assert data[0:4] in multi.content
+    assert data[8:10] in multi.content
+    beyond = ask(f"bytes={len(data)}-")
+    assert (beyond.status_code, beyond.json()["code"]) == (416, "range_not_satisfiable")
+    assert beyond.headers["content-range"] == f"bytes */{len(data)}"
+    assert ask("bytes=" + "0-0," * 200 + "0-0").status_code == 416
+    for ignored in ("bytes=9-1", "lines=1-2", "bytes=x"):
+        assert (ask(ignored).status_code, ask(ignored).content) == (200, data)
+    assert ask("bytes=0-3", **{"If-Range": etag}).status_code == 206
+    for stale in ('"other"', f"W/{etag}", "Wed, 21 Oct 2026 07:28:00 GMT"):
+        assert ask("bytes=0-3", **{"If-Range": stale}).content == data
+        assert ask(f"bytes={len(data)}-", **{"If-Range": stale}).status_code == 200
+    for match in (etag, f"W/{etag}", f'"x", {etag}', "*"):
+        cached = get("/weights/1", headers={**headers, "If-None-Match": match})
+        assert (cached.status_code, cached.content, cached.headers["etag"]) == (304, b"", etag)
+    assert get("/weights/1", headers={**headers, "If-None-Match": '"x"'}).status_code == 200
+    head = run_site.http.head("/weights/1", headers=headers)
+    assert (head.status_code, head.content) == (200, b"")
+    assert (head.headers["content-length"], head.headers["etag"]) == (str(len(data)), etag)
+
+
+def test_sec_45_disk_full_is_507_without_file_or_row(run_site, monkeypatch):
+    """A store whose disk fills up in the middle stands in for a full disk."""
+    headers, task = register(run_site)
+    size = len(run_site.http.get("/weights/1", headers=headers).content)
+
+    def send():
+        return run_site.http.post(
+            path_of(task), content=b"x" * (size // 4 + 600), headers={**headers, **OCTETS}
+        )
+
+    monkeypatch.setattr(type(run_site.c.blobs), "free_bytes", lambda self: 10)
+    refused = send()
+    assert (refused.status_code, refused.json()["code"]) == (507, "out_of_disk")
+    monkeypatch.undo()
+    incoming = run_site.c.blobs.receive("probe")
+    incoming.abort()
+
+    def full(self, *unused):
+        raise OutOfDisk("The disk is full.")
+
+    for method in ("write", "finish"):
+        monkeypatch.setattr(type(incoming), method, full)
+        refused = send()
+        assert (refused.status_code, refused.json()["code"]) == (507, "out_of_disk")
+        monkeypatch.undo()
+        assert nothing_kept(run_site)
+    assert run_site.http.get("/work", headers=headers).json()["fence"] == task["fence"]
+    assert UploadedFile.__dataclass_fields__.keys() == {"path", "size", "sha256"}

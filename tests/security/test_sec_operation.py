@@ -1,0 +1,252 @@
+"""SEC-43, 50, 52, 55, 56, 58, 59: connections, hosts, settings, errors, floors, source code."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import http.client
+import importlib.metadata
+import re
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+import bithaul
+from bithaul.coordinator.api.middleware import host_of
+from bithaul.coordinator.identity.transport import check_public_url
+from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
+from bithaul.coordinator.settings import Settings
+from bithaul.errors import InvalidConfig
+
+SOURCES = sorted(Path(bithaul.__file__).parent.rglob("*.py"))
+
+
+def open_connection(site):
+    return socket.create_connection(("127.0.0.1", site.port), timeout=10)
+
+
+def read_all(connection):
+    data = b""
+    try:
+        while piece := connection.recv(65_536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+@pytest.mark.parametrize("header", [b"X: " + b"a" * 40_000, b"X: " + b"a" * 4_000_000, b"A: b\r\n" * 20_000])
+def test_sec_43_large_headers_are_431(site, header):
+    with open_connection(site) as connection:
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            connection.sendall(b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n" + header + b"\r\n\r\n")
+        answer = read_all(connection)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431")
+    with open_connection(site) as connection:  # without the race between our sending and its closing
+        connection.sendall(b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\n" + header[:33_000])
+        assert read_all(connection).startswith(b"HTTP/1.1 431")
+
+
+def test_sec_43_long_urls_are_431(site):
+    with open_connection(site) as connection:
+        connection.sendall(b"GET /" + b"a" * 33_000)
+        assert read_all(connection).startswith(b"HTTP/1.1 431")
+
+
+def test_sec_43_dripped_headers_and_bodies_are_closed_at_the_deadline(site, monkeypatch):
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "header_seconds", 0.3)
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "body_seconds", 0.3)
+    body = b"POST /connect/token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9999\r\n"
+    body += b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    starts = [b"", b"GET /status HTTP/1.1\r\nHost: 127.0.0.1\r\nX: ", body]
+    connections = [open_connection(site) for _ in starts]
+    for connection, start in zip(connections, starts, strict=True):
+        connection.sendall(start)
+    started = time.monotonic()
+    alive = connections[1:]
+    while alive and time.monotonic() - started < 5:
+        for connection in list(alive):
+            try:
+                connection.sendall(b"a")
+                connection.settimeout(0.05)
+                if connection.recv(1000) == b"":
+                    alive.remove(connection)
+            except TimeoutError:
+                pass
+            except (ConnectionResetError, BrokenPipeError):
+                alive.remove(connection)
+        assert site.http.get("/.well-known/jwks.json").status_code == 200
+    assert not alive
+    assert read_all(connections[0]) == b""
+    for connection in connections:
+        connection.close()
+
+
+def test_sec_43_keep_alive_serves_many_requests(site):
+    """Wrong result: a counter or timer of one request hits the next one on the same connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=10)
+    for _ in range(60):
+        connection.request("GET", "/.well-known/jwks.json", headers={"X": "a" * 2000})
+        response = connection.getresponse()
+        assert (response.status, len(response.read()) > 100) == (200, True)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "host", ["evil", "evil:80", "127.0.0.1.evil", "127.0.0.1@evil", "", "a b", "localhost:x"]
+)
+def test_sec_50_foreign_hosts_are_refused(site, host):
+    response = site.http.get("/.well-known/jwks.json", headers={"Host": host})
+    assert response.status_code == 400
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_sec_50_two_hosts_or_none(site):
+    for head in (b"Host: 127.0.0.1\r\nHost: 127.0.0.1\r\n", b""):
+        with open_connection(site) as connection:
+            connection.sendall(b"GET /status HTTP/1.1\r\n" + head + b"Connection: close\r\n\r\n")
+            assert read_all(connection).startswith(b"HTTP/1.1 400")
+    assert host_of(["[::1]:80"]) == "::1"
+
+
+def test_sec_50_links_come_from_the_public_url_only(site):
+    url = f"http://127.0.0.1:{site.port}"
+    headers = {"Host": f"localhost:{site.port}", "X-Forwarded-Host": "evil", "X-Forwarded-Proto": "https"}
+    document = site.http.get(
+        "/.well-known/oauth-authorization-server", headers={**headers, "Forwarded": "host=evil"}
+    )
+    assert document.json()["issuer"] == url
+    assert "evil" not in document.text
+    for name in ("token_endpoint", "jwks_uri"):
+        assert document.json()[name].startswith(url)
+        assert site.http.request("OPTIONS", document.json()[name]).status_code == 405  # it exists
+    assert site.http.get("/.well-known/openid-configuration").status_code == 404
+
+
+def test_sec_52_unsafe_public_urls_are_refused():
+    for url in ("https://x.example", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"):
+        assert check_public_url(url, allow_insecure_lan=False) is None
+    for url in ("http://192.168.1.7:1", "http://10.0.0.1", "http://box.local", "http://[fd00::1]:1"):
+        with pytest.raises(InvalidConfig, match="--allow-insecure-lan"):
+            check_public_url(url, allow_insecure_lan=False)
+        assert check_public_url(url, allow_insecure_lan=True) is not None
+    for url in (
+        "http://example.com",
+        "http://8.8.8.8",
+        "http://0.0.0.0:1",
+        "ftp://x",
+        "x",
+        "",
+        "https://a@b",
+        "https://x/y",
+        "http://x:y",
+    ):
+        with pytest.raises(InvalidConfig):
+            check_public_url(url, allow_insecure_lan=True)
+
+
+def test_sec_55_errors_carry_a_request_id_and_no_traceback(site, monkeypatch):
+    def broken(*unused):
+        raise ZeroDivisionError("inner secret")
+
+    monkeypatch.setattr("bithaul.coordinator.api.public.status", broken)
+    response = site.http.get("/status")
+    assert response.status_code == 500
+    assert response.json()["code"] == "internal_error"
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+    for word in ("Traceback", "ZeroDivision", "inner secret", ".py"):
+        assert word not in response.text
+    for path in ("/docs", "/redoc", "/docs/oauth2-redirect", "/nope", "/", "/api", "/work/"):
+        response = site.http.get(path)
+        assert (response.status_code, response.json()["code"]) == (404, "not_found"), path
+        assert re.fullmatch("[0-9a-f]{16}", response.headers["x-request-id"])
+    response = site.http.delete("/status")
+    assert (response.status_code, response.json()["code"], response.headers["allow"]) == (
+        405,
+        "method_not_allowed",
+        "GET",
+    )
+
+
+def test_sec_55_every_operation_answers_nonsense_with_a_problem(site):
+    """Wrong result: a framework's own error text, or a 500, from any operation for any caller."""
+    for headers in ({}, site.worker(), site.admin()):
+        for operation in site.operations():
+            if operation.scope is None:
+                continue
+            response = site.http.request(
+                operation.method,
+                operation.path,
+                content=b"\xff{",
+                headers={**headers, "content-type": "application/json"},
+            )
+            assert response.status_code < 500, operation
+            if response.status_code >= 400:
+                assert response.headers["content-type"] == "application/problem+json", operation
+                assert {"status", "title", "detail", "code"} <= set(response.json())
+
+
+def test_sec_56_floors_hold():
+    def version(name):
+        return tuple(int(part) for part in importlib.metadata.version(name).split(".")[:3])
+
+    assert version("starlette") >= (1, 10)
+    assert version("authlib") >= (1, 9, 9)
+    assert version("joserfc") >= (1, 8)
+
+
+def test_sec_58_binds_to_this_machine_unless_told_otherwise(tmp_path):
+    assert Settings(directory=tmp_path).host == "127.0.0.1"
+
+
+SECRETIVE = re.compile(r"(^|_)(secret|token|digest|verifier|hash|signature|password|pepper)s?($|_)")
+HARMLESS = {"layout_hash", "label_token", "tokens", "tokenizer_sha256", "scale_hash"}
+
+
+def names_of(node):
+    for part in ast.walk(node):
+        if isinstance(part, ast.Name):
+            yield part.id
+        elif isinstance(part, ast.Attribute):
+            yield part.attr
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+
+
+def compares_secrets(source):
+    """Names in == and != comparisons that look like secrets, with line numbers."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
+            for side in (node.left, *node.comparators):
+                names = {side.id} if isinstance(side, ast.Name) else set()
+                names |= {side.attr} if isinstance(side, ast.Attribute) else set()
+                if isinstance(side, ast.Subscript):
+                    names |= set(names_of(side.slice))
+                found = {name for name in names if SECRETIVE.search(name.lower())} - HARMLESS
+                if found:
+                    yield node.lineno, found
+
+
+def test_sec_59_secrets_are_never_compared_with_equals():
+    """Only rooms that handle credentials: a token elsewhere is a word of the vocabulary."""
+    credential_rooms = [
+        path for path in SOURCES if {"identity", "api"} & set(path.parts) or path.parent.name == "cli"
+    ]
+    assert len(credential_rooms) > 15
+    for path in credential_rooms:
+        assert not list(compares_secrets(path.read_text(encoding="utf-8"))), path
+
+
+@pytest.mark.parametrize(
+    "line", ["a.secret_hash == b", "row['secret'] != x", "token == given", "f(x).digest == y"]
+)
+def test_sec_59_the_check_sees_what_it_must(line):
+    assert list(compares_secrets(line))
+
+
+def test_sec_59_insecure_transport_is_never_switched_on():
+    """A2: Authlib's global switch."""
+    for path in SOURCES:
+        assert "AUTHLIB_INSECURE_TRANSPORT" not in path.read_text(encoding="utf-8")

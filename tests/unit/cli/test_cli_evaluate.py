@@ -1,0 +1,90 @@
+"""`bithaul evaluate intents`: last line JSON, any format, one clear line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bithaul.cli.main import run
+from bithaul.corpus.example import Example
+
+
+def evaluate(
+    capsys: pytest.CaptureFixture[str], directory: Path, data: Path, *more: str
+) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        run(["evaluate", "intents", "--dir", str(directory), "--data", str(data), *more])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path, requests: list[Example]) -> Path:
+    file = tmp_path / "requests.jsonl"
+    file.write_text("".join(json.dumps(e.as_record()) + "\n" for e in requests), encoding="utf-8")
+    return file
+
+
+def test_the_last_line_is_the_result(
+    capsys: pytest.CaptureFixture[str], fitted_dir: Path, jsonl: Path
+) -> None:
+    code, out, err = evaluate(capsys, fitted_dir, jsonl, "--json")
+    record = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert {k: record[k] for k in ("accuracy", "slot_f1", "exact_match", "examples")} == {
+        "accuracy": 1.0,
+        "slot_f1": 1.0,
+        "exact_match": 1.0,
+        "examples": 20,
+    }
+    assert record["per_intent"]["navigate"] == {
+        "n": 10,
+        "precision": 1.0,
+        "recall": 1.0,
+        "f1": 1.0,
+        "exact": 1.0,
+    }
+    assert record["confusion"] == record["unknown_intents"] == []
+    assert record["seconds"] > 0
+    assert "navigate" in err
+
+
+def test_tables_for_people(capsys: pytest.CaptureFixture[str], random_dir: Path, jsonl: Path) -> None:
+    code, out, _ = evaluate(capsys, random_dir, jsonl, "--mistakes", "1")
+    assert code == 0
+    for expected in ("per intent", "hos_status", "taken for", "accuracy", "said   "):
+        assert expected in out
+
+
+def test_tsv_without_slots_unknown_intents_and_limit(
+    capsys: pytest.CaptureFixture[str], fitted_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "requests.tsv"
+    file.write_text("tell me a joke\toos\nbrew me a coffee\tcoffee\ntell me a joke\toos\n", encoding="utf-8")
+    code, out, err = evaluate(capsys, fitted_dir, file, "--json", "--limit", "2")
+    record = json.loads(out.splitlines()[-1])
+    assert (code, record["examples"], record["accuracy"]) == (0, 2, 0.5)
+    assert record["unknown_intents"] == ["coffee"]
+    assert "warning: 1 intents" in err
+
+
+def test_what_is_wrong_is_one_line(
+    capsys: pytest.CaptureFixture[str], fitted_dir: Path, tmp_path: Path, jsonl: Path
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "hello", "intent": "navigate"}\n{"text": \n', encoding="utf-8")
+    text = tmp_path / "plain.txt"
+    text.write_text("only words\n", encoding="utf-8")
+    for directory, data, code, says in (
+        (fitted_dir, tmp_path / "none.tsv", 4, "none.tsv"),
+        (fitted_dir, bad, 2, "bad.jsonl:2"),
+        (fitted_dir, text, 2, "plain text"),
+        (tmp_path / "no-run", jsonl, 4, "no-run"),
+        (tmp_path, jsonl, 4, "train first"),
+    ):
+        found, out, err = evaluate(capsys, directory, data)
+        assert (found, out) == (code, "")
+        assert says in err
+        assert err.count("\n") == 1

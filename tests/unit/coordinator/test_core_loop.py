@@ -1,0 +1,71 @@
+"""The way of a task through the core: register, claim, report, merge, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bithaul.coordinator.queries.progress import progress
+from bithaul.exchange.messages import RunState, Verdict
+
+House = Any
+
+
+def test_one_worker_ends_bit_for_bit_where_it_went(house: House) -> None:
+    """Catches a wrong sign, a wrong scale and rounding in the merge."""
+    house.register("ann")
+    theta = house.theta(1)
+    goal = (theta * np.float32(0.9) + np.float32(0.01)).astype(np.float32)
+    task = house.claim("ann")
+    receipt = house.report("ann", task, update=theta.astype(np.float64) - goal)
+    assert receipt.verdict is Verdict.ACCEPTED
+    house.clock.time += 60
+    made = house.merge()
+    assert made is not None
+    assert made.version == 2
+    assert np.array_equal(house.theta(2), goal)
+
+
+def test_two_equal_workers_are_averaged_without_waiting(house: House) -> None:
+    """Catches a barrier that waits for its deadline although everybody reported."""
+    a, b = house.claim("ann"), house.claim("bob")
+    assert house.merge() is None
+    house.report("ann", a, update=np.full(house.run.layout.size, 1.0))
+    assert house.merge() is None, "bob's lease is open"
+    waiting = house.try_claim("ann")
+    assert waiting.task is None
+    assert waiting.retry_after <= 0.25
+    house.report("bob", b, update=np.full(house.run.layout.size, 3.0))
+    before = house.theta(1)
+    made = house.merge()
+    assert made is not None
+    assert made.contributors == 2
+    assert np.array_equal(house.theta(2), (before.astype(np.float64) - 2.0).astype(np.float32))
+    assert house.claim("ann").base_version == 2
+
+
+def test_the_run_finishes_at_its_budget(make_house: Callable[..., House]) -> None:
+    """Catches a run that never ends, or leases work beyond its budget."""
+    house = make_house()
+    house.create(budget_tokens=7 * 1000)
+    house.register("ann", "bob")
+    for _ in range(20):
+        tasks = [(w, house.try_claim(w).task) for w in ("ann", "bob")]
+        for worker, task in tasks:
+            if task is not None:
+                house.clock.time += 5
+                house.report(worker, task)
+        while house.merge() is not None:
+            pass
+        if house.run.state is RunState.FINISHED:
+            break
+    view = progress(house.c)
+    assert view.state is RunState.FINISHED
+    assert view.progress == 1.0
+    assert 0.98 * 7000 <= view.tokens <= 1.06 * 7000
+    assert [w.share for w in view.workers] == [0.5, 0.5]
+    assert house.try_claim("ann").state is RunState.FINISHED
+    assert view.series[1].train_loss == 2.5
+    assert view.series[0].heldout_loss == 2.25

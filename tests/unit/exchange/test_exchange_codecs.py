@@ -1,0 +1,298 @@
+"""Codecs: exact formats, bounded errors, every reason for refusal."""
+
+from __future__ import annotations
+
+import io
+import struct
+import time
+import tracemalloc
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from bithaul.errors import CorruptFile, InvalidInput, LayoutMismatch, UnknownName
+from bithaul.exchange.codecs import BLOCK, CODECS, Codec, Values, codec_named, decode
+from bithaul.exchange.pseudo_gradient import encode_with_feedback
+
+
+@dataclass(frozen=True)
+class Place:
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Tensors:
+    tensors: tuple[Place, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(t.size for t in self.tensors)
+
+
+def tensors(*sizes: int) -> Tensors:
+    places, offset = [], 0
+    for size in sizes:
+        places.append(Place(offset, size))
+        offset += size
+    return Tensors(tuple(places))
+
+
+LOSSY = [c for c in CODECS.values() if not c.lossless]
+ALL = list(CODECS.values())
+ids = lambda c: c.name  # noqa: E731
+values = st.floats(-1e4, 1e4, width=32)
+
+
+def whole(codec: Codec, payload: bytes | bytearray, layout: Tensors, **options: int) -> Values:
+    pieces = list(codec.decode_chunks(io.BytesIO(payload), layout, **options))
+    return np.concatenate([p for _, p in pieces])
+
+
+def test_int8_ef_bytes_are_the_published_ones() -> None:
+    """Catches another field order, endianness, scale or rounding than requirements.md §3."""
+    vector = np.array([127.0, -127.0, 0.5, -0.5, 1.49, 2.5, 0.0], np.float32)
+    payload = codec_named("int8-ef-v1").encode(vector, tensors(7))
+    assert bytes(payload) == struct.pack("<IIf7b", 0x46454742, 7, 1.0, 127, -127, 1, -1, 1, 3, 0)
+
+
+def test_just_below_half_is_not_rounded_up() -> None:
+    """Catches rounding by adding 0.5, which lifts 0.49999997 to 1."""
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    payload = codec_named("int8-ef-v1").encode(np.array([127, below, -below], np.float32), tensors(3))
+    assert list(np.frombuffer(payload, np.int8, offset=12)) == [127, 0, 0]
+
+
+def test_block_payload_has_blocks_per_tensor() -> None:
+    """Catches blocks that cross a tensor border: the second tensor's small values would all become 0."""
+    layout = tensors(BLOCK + 3, 5)
+    vector = np.concatenate([np.full(BLOCK + 3, 100.0), np.full(5, 1e-3)]).astype(np.float32)
+    codec = codec_named("int8-block-v1")
+    payload = codec.encode(vector, layout)
+    assert struct.unpack_from("<4sII", payload) == (b"BGB8", BLOCK + 8, 3)
+    assert len(payload) == 12 + 2 * 3 + BLOCK + 8 == codec.encoded_size(layout)
+    np.testing.assert_allclose(decode(codec, payload, layout), vector, rtol=0.01)
+
+
+@given(
+    sizes=st.lists(st.sampled_from([1, 2, 1023, 1024, 1025, 2048, 70_000]), min_size=1, max_size=4),
+    scale=st.floats(1e-6, 1e3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_block_error_is_at_most_half_a_step_and_nothing_clips(
+    sizes: list[int], scale: float, seed: int
+) -> None:
+    """Catches scales rounded down (values beyond 127 steps change their sign) and wrong block borders."""
+    layout = tensors(*sizes)
+    vector = (np.random.default_rng(seed).standard_t(3, layout.size) * scale).astype(np.float32)
+    payload = codec_named("int8-block-v1").encode(vector, layout)
+    blocks = struct.unpack_from("<I", payload, 8)[0]
+    scales = np.frombuffer(payload, "<f2", blocks, 12).astype(np.float64)
+    steps = np.concatenate(
+        [np.repeat(scales[a:b], w) for a, b, w in _runs(layout)]
+    )  # the step of each value, derived apart from the codec
+    error = np.abs(vector.astype(np.float64) - decode(codec_named("int8-block-v1"), payload, layout))
+    assert (error <= steps * 0.5 * (1 + 1e-5)).all()
+
+
+def _runs(layout: Tensors) -> list[tuple[int, int, int]]:
+    runs, block = [], 0
+    for tensor in layout.tensors:
+        whole_blocks, tail = divmod(tensor.size, 1024)
+        runs.append((block, block + whole_blocks, 1024))
+        block += whole_blocks
+        if tail:
+            runs.append((block, block + 1, tail))
+            block += 1
+    return runs
+
+
+@given(
+    vector=arrays(
+        np.float32, st.integers(1, 50), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)
+    )
+)
+def test_single_scale_error_is_at_most_half_a_step(vector: np.ndarray) -> None:
+    """Catches clipping and overflow at the extremes of float32, subnormal values included."""
+    codec, layout = codec_named("int8-ef-v1"), tensors(vector.size)
+    try:
+        payload = codec.encode(vector, layout)
+        back = decode(codec, payload, layout).astype(np.float64)
+    except CorruptFile:
+        assert np.abs(vector).max() > 3.4e38  # the scale's own rounding went beyond float32
+        return
+    step = struct.unpack_from("<f", payload, 8)[0]
+    assert (np.abs(vector - back) <= 0.5 * step * (1 + 1e-5)).all()
+
+
+@given(vector=arrays(np.float64, st.integers(1, 50), elements=st.floats(-1e30, 1e30)))
+def test_fp32_carries_differences_of_fp32_numbers_exactly(vector: np.ndarray) -> None:
+    """Catches a payload that drops the low part."""
+    rounded = vector.astype(np.float32).astype(np.float64) - vector[::-1].astype(np.float32)
+    layout = tensors(vector.size)
+    codec = codec_named("fp32-v1")
+    back = whole(codec, codec.encode(rounded, layout), layout)
+    np.testing.assert_allclose(back, rounded, rtol=2**-48, atol=1e-44)
+
+
+@pytest.mark.parametrize("codec", ALL, ids=ids)
+@given(start=st.integers(0, 5000), count=st.integers(0, 5000), chunk=st.integers(1, 3000))
+def test_any_slice_equals_the_same_slice_of_the_whole(
+    codec: Codec, start: int, count: int, chunk: int
+) -> None:
+    """Catches a merger reading shifted values or a wrong block's scale in the middle of a file."""
+    layout = tensors(2500, 7, 1024, 1469)
+    vector = np.random.default_rng(1).standard_normal(5000).astype(np.float32)
+    payload = codec.encode(vector, layout)
+    stop = min(5000, start + count)
+    start = min(start, stop)
+    out = np.zeros(5000)
+    for offset, piece in codec.decode_chunks(
+        io.BytesIO(payload), layout, chunk_values=chunk, start=start, stop=stop
+    ):
+        assert piece.size <= chunk
+        out[offset : offset + piece.size] = piece
+    expected = whole(codec, payload, layout)
+    np.testing.assert_array_equal(out[start:stop], expected[start:stop])
+    assert not out[:start].any()
+    assert not out[stop:].any()
+
+
+@pytest.mark.parametrize("codec", ALL, ids=ids)
+def test_zero_update_is_exactly_zero(codec: Codec) -> None:
+    """Catches division by a zero scale, and a task of no steps that moves the weights (pitfall T3)."""
+    layout = tensors(1500, 1)
+    assert not decode(codec, codec.encode(np.zeros(1501, np.float32), layout), layout).any()
+
+
+@pytest.mark.parametrize("codec", ALL, ids=ids)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 1023, 1030])
+def test_encoder_refuses_what_is_not_finite(codec: Codec, bad: float, at: int) -> None:
+    vector = np.ones(1031, np.float32)
+    vector[at] = bad
+    with pytest.raises(InvalidInput) as caught:
+        codec.encode(vector, tensors(1031))
+    assert caught.value.error_code == "not_finite"
+
+
+def test_block_encoder_refuses_beyond_fp16() -> None:
+    """Catches an infinite scale that would decode to NaN."""
+    with pytest.raises(InvalidInput, match="range"):
+        codec_named("int8-block-v1").encode(np.array([1e8], np.float32), tensors(1))
+
+
+@pytest.mark.parametrize("codec", ALL, ids=ids)
+def test_encoder_refuses_another_length(codec: Codec) -> None:
+    with pytest.raises(LayoutMismatch):
+        codec.encode(np.ones(3, np.float32), tensors(4))
+
+
+def _broken(codec: Codec, payload: bytearray, how: str) -> tuple[bytes, str]:
+    data = bytearray(payload)
+    match how:
+        case "empty":
+            return b"", "payload_short"
+        case "short head":
+            return bytes(data[:7]), "payload_short"
+        case "magic":
+            data[0] ^= 1
+            return bytes(data), "payload_magic"
+        case "count":
+            data[4] ^= 1
+            return bytes(data), "payload_count"
+        case "huge count":
+            data[4:8] = b"\xff\xff\xff\xff"
+            return bytes(data), "payload_count"
+        case "cut":
+            return bytes(data[:-1]), "payload_length"
+        case _:
+            return bytes(data) + b"\0", "payload_length"
+
+
+@pytest.mark.parametrize("codec", ALL, ids=ids)
+@pytest.mark.parametrize("how", ["empty", "short head", "magic", "count", "huge count", "cut", "longer"])
+def test_decoder_refuses(codec: Codec, how: str) -> None:
+    layout = tensors(2000)
+    data, code = _broken(codec, codec.encode(np.ones(2000, np.float32), layout), how)
+    with pytest.raises(CorruptFile) as caught:
+        decode(codec, data, layout)
+    assert caught.value.error_code == code
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, -1.0, -1e-30])
+def test_decoder_refuses_bad_scales(scale: float) -> None:
+    """Catches a poisoned scale: one field would turn every weight into NaN."""
+    layout = tensors(4)
+    single = struct.pack("<4sIf4b", b"BGEF", 4, scale, 1, 2, 3, 4)
+    block = struct.pack("<4sIIe4b", b"BGB8", 4, 1, max(scale, -1.0) if scale == scale else scale, 1, 2, 3, 4)
+    if scale != -1e-30:  # not representable in fp16
+        with pytest.raises(CorruptFile) as caught:
+            decode(codec_named("int8-block-v1"), block, layout)
+        assert caught.value.error_code == "payload_scale"
+    with pytest.raises(CorruptFile) as caught:
+        decode(codec_named("int8-ef-v1"), single, layout)
+    assert caught.value.error_code == "payload_scale"
+
+
+def test_decoder_refuses_values_that_are_not_finite() -> None:
+    layout = tensors(2)
+    plain = struct.pack("<4sI4f", b"BGF4", 2, 1.0, np.nan, 0.0, 0.0)
+    huge = struct.pack("<4sIf2b", b"BGEF", 2, 3e38, 1, 127)
+    for name, payload in (("fp32-v1", plain), ("int8-ef-v1", huge)):
+        with pytest.raises(CorruptFile) as caught:
+            decode(codec_named(name), payload, layout)
+        assert caught.value.error_code == "payload_not_finite"
+
+
+@pytest.mark.parametrize("codec", ALL, ids=ids)
+@given(head=st.binary(max_size=40))
+def test_random_heads_never_allocate(codec: Codec, head: bytes) -> None:
+    """Catches a count field that sizes an allocation before it is checked (4 GB in the predecessor)."""
+    layout = tensors(100_000_000)
+    tracemalloc.start()
+    with pytest.raises(CorruptFile):
+        decode(codec, codec.magic + head, layout)  # type: ignore[attr-defined]  # all of ours have it
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("codec", LOSSY, ids=ids)
+def test_error_feedback_lets_small_progress_add_up(codec: Codec) -> None:
+    """Catches a lost residual: values far below one step would never arrive."""
+    layout = tensors(1024)
+    u = np.full(1024, 1e-4, np.float32)
+    u[0] = 1.0  # the step is 1/127, eighty times the others
+    residual, arrived = None, np.zeros(1024)
+    for _ in range(200):
+        payload, residual = encode_with_feedback(codec, u.copy(), residual, layout)
+        arrived += decode(codec, payload, layout)
+    assert residual is not None
+    np.testing.assert_allclose(arrived + residual, 200 * u.astype(np.float64), rtol=1e-3)
+    np.testing.assert_allclose(arrived[1:], 0.02, atol=0.5 / 127 * 1.01)
+
+
+def test_unknown_codec_lists_the_known() -> None:
+    with pytest.raises(UnknownName, match="int8-block-v1, int8-ef-v1, fp32-v1"):
+        codec_named("zip")
+
+
+def test_encoding_is_fast_and_lean() -> None:
+    """Catches a per-value loop or copies of the vector: 117M values must take < 2 s and < 1.5x memory."""
+    layout = tensors(*[8_000_000, 768] * 2)
+    vector = np.random.default_rng(0).standard_normal(layout.size, np.float32) * np.float32(1e-3)
+    for codec in LOSSY:
+        tracemalloc.start()
+        codec.encode(vector, layout)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 0.5 * vector.nbytes, codec.name
+        began = time.process_time()
+        payload = codec.encode(vector, layout)
+        whole(codec, payload, layout)
+        assert time.process_time() - began < 2.0, codec.name  # really about 0.1 s

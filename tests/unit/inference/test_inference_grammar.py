@@ -1,0 +1,70 @@
+"""The label grammar alone: every path through it is a label, and it always ends within its budget."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bithaul.corpus.labels import LabelSet
+from bithaul.corpus.tokenizer import Tokenizer
+from bithaul.errors import CorruptFile
+from bithaul.inference.grammar import LabelGrammar, LabelState
+from bithaul.inference.loader import LoadedModel
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 10**6), budget=st.integers(1, 60), longest=st.integers(1, 8))
+def test_every_walk_is_json_within_its_budget(
+    random_model: LoadedModel, seed: int, budget: int, longest: int
+) -> None:
+    """A missing closer, a second use of a name or a label longer than its budget would show."""
+    walker, grammar, tokenizer = random.Random(seed), random_model.grammar, random_model.tokenizer
+    marks, words = grammar.structure, sorted(grammar.words)
+    intent = walker.choice(grammar.intents)
+    state = LabelState(grammar, intent, budget=budget, unknowns=1, max_value_tokens=longest)
+    tokens = [marks.open_intent, marks.intents[intent]]
+    if state.done:
+        tokens.append(marks.close_no_slots)
+    while not state.done:
+        choices = state.choices()
+        options = list(choices.fixed) + ([walker.choice(words)] if choices.words else [])
+        if not choices.unknown:
+            options = [token if token != grammar.unknown else words[0] for token in options]
+        tokens.append(walker.choice(options))
+        state.advance(tokens[-1])
+    assert len(tokens) <= 2 + budget
+    # Quotes and backslashes are words too; they are escaped when the label is written, not here.
+    if not {'"', "\\"} & set("".join(map(tokenizer.token, (t for t in tokens if t in grammar.words)))):
+        label = json.loads(tokenizer.decode(tokens), object_pairs_hook=_no_duplicates)
+        assert label["intent"] == intent
+        assert list(label.get("slots", {})) == [slot.name for slot in state.slots()]
+
+
+def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    assert len({key for key, _ in pairs}) == len(pairs)
+    return dict(pairs)
+
+
+def test_an_intent_without_slots_is_done_at_once(random_model: LoadedModel) -> None:
+    """Reading on would spend a network call, and could open a slot that this intent does not have."""
+    assert LabelState(random_model.grammar, "hos_status", budget=50, unknowns=0).done
+    assert not LabelState(random_model.grammar, "navigate", budget=50, unknowns=0).done
+
+
+def test_words_are_words(random_model: LoadedModel) -> None:
+    """A structural token inside a value would break the JSON."""
+    grammar, tokenizer = random_model.grammar, random_model.tokenizer
+    special = {tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.user, tokenizer.intent}
+    assert not grammar.words & (grammar.structure.ids() | special)
+    assert len(grammar.words) + len(grammar.structure.ids() | special) == tokenizer.vocab_size
+
+
+def test_labels_of_another_tokenizer_are_refused(tokenizer: Tokenizer) -> None:
+    """A KeyError would not tell what to do."""
+    labels = LabelSet(intents=["make_coffee"], slots={"make_coffee": []}, canonical={})
+    with pytest.raises(CorruptFile, match="make_coffee"):
+        LabelGrammar.of(tokenizer, labels)

@@ -1,0 +1,120 @@
+"""Merge rules: when, what and by how much."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bithaul.errors import InvalidConfig, UnknownName
+from bithaul.rounds.rules import Contribution, OpenLease, RoundFacts, StalenessSgd, Sync, rule_named
+
+
+def given_by(
+    worker: str, *, tokens: int = 100, staleness: int = 0, seq: int = 1, at: float = 8.0
+) -> Contribution:
+    return Contribution(seq, worker, tokens, staleness, at)
+
+
+FACTS = RoundFacts(
+    now=8.0,
+    tick=8.0,
+    length=8.0,
+    contributions=[given_by("a")],
+    leases=[],
+    workers=frozenset("ab"),
+    work_left=True,
+    paused=False,
+)
+
+
+def test_sync_waits_for_those_who_are_working_or_about_to() -> None:
+    """Catches a barrier that leaves a worker behind."""
+    rule = Sync()
+    assert not rule.due(FACTS), "b is there and has not begun"
+    assert not rule.due(replace(FACTS, leases=[OpenLease("b", True, 9.0)]))
+    assert rule.due(replace(FACTS, contributions=[given_by("a"), given_by("b", seq=2)]))
+
+
+def test_sync_does_not_wait_in_vain() -> None:
+    """Catches waiting for the dead, for the drained, for stragglers, and at the end of the budget."""
+    rule = Sync()
+    assert rule.due(replace(FACTS, workers=frozenset("a")))
+    assert rule.due(replace(FACTS, work_left=False))
+    assert rule.due(replace(FACTS, paused=True))
+    assert rule.due(replace(FACTS, leases=[OpenLease("b", False, 5.0)])), "an older base is late anyway"
+    assert rule.due(replace(FACTS, leases=[OpenLease("b", True, 16.0)])), "aimed at the next tick"
+    assert not rule.due(replace(FACTS, contributions=[]))
+
+
+def test_sync_has_a_deadline() -> None:
+    """Catches a round that a hung worker holds for ever."""
+    waiting = replace(FACTS, leases=[OpenLease("b", True, 9.0)])
+    assert not Sync().due(replace(waiting, now=19.9))
+    assert Sync().due(replace(waiting, now=20.1))
+    quick = replace(waiting, length=0.1)
+    assert not Sync().due(replace(quick, now=9.9)), "two seconds at least"
+
+
+def test_plain_average_weighs_by_tokens_and_lag() -> None:
+    """u = start - end: theta must move to where the workers went, by their share."""
+    theta = np.array([1.0, 2.0], np.float32)
+    contributions = [given_by("a", tokens=300), given_by("b", tokens=100, staleness=3, seq=2)]
+    shares = Sync().shares(contributions)
+    assert shares == pytest.approx([300 / 350, 50 / 350])
+    new, momentum = Sync().step(theta, None, [np.array([1.0, 0.0]), np.array([0.0, 7.0])], shares)
+    assert momentum is None
+    assert new == pytest.approx([1 - 300 / 350, 2 - 1.0])
+
+
+def test_nesterov_against_golden_numbers() -> None:
+    """m = mu m + D; theta -= eta (D + mu m). Catches heavy-ball in its place and a lost first momentum."""
+    rule = Sync(eta=0.7, mu=0.9)
+    theta, momentum = np.array([0.0], np.float32), None
+    seen = []
+    for _ in range(3):
+        theta, momentum = rule.step(theta, momentum, [np.array([1.0], np.float32)], [1.0])
+        seen.append(float(theta[0]))
+    assert seen == pytest.approx([-1.33, -3.227, -5.6343], rel=1e-6)
+
+
+def test_staleness_sgd_is_the_first_designs_formula() -> None:
+    rule = StalenessSgd(lr=0.7, alpha=0.5)
+    waiting = [given_by("b", seq=2), given_by("a", seq=1, staleness=2)]
+    taken = rule.take(waiting)
+    assert [c.seq for c in taken] == [1], "one version per report, in ledger order"
+    new, _ = rule.step(np.array([1.0], np.float32), None, [np.array([1.0])], rule.shares(taken))
+    assert new == pytest.approx([1.0 - 0.35])
+    assert rule.due(replace(FACTS, leases=[OpenLease("b", True, 9.0)]))
+
+
+@pytest.mark.parametrize("rule", [Sync(), Sync(eta=0.7, mu=0.9), StalenessSgd()])
+@given(st.integers(1, 4), st.integers(1, 50), st.integers(0, 99))
+def test_slicing_changes_no_bit(rule: Sync | StalenessSgd, workers: int, border: int, seed: int) -> None:
+    """Catches a result that depends on the merger's memory settings."""
+    random = np.random.default_rng(seed)
+    theta = random.standard_normal(51).astype(np.float32)
+    momentum = random.standard_normal(51).astype(np.float32)
+    updates = [random.standard_normal(51).astype(np.float32) for _ in range(workers)]
+    shares = [1 / workers] * workers
+    whole, whole_m = rule.step(theta, momentum, updates, shares)
+    parts = [
+        rule.step(theta[s], momentum[s], [u[s] for u in updates], shares)
+        for s in (slice(border), slice(border, 51))
+    ]
+    assert np.array_equal(whole, np.concatenate([p[0] for p in parts]))
+    if whole_m is not None:
+        assert np.array_equal(whole_m, np.concatenate([m for _, m in parts if m is not None]))
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(UnknownName, match="sync, staleness_sgd"):
+        rule_named("average")
+    with pytest.raises(InvalidConfig, match="eta, mu, max_staleness"):
+        rule_named("sync", {"lr": 1.0})
+    with pytest.raises(InvalidConfig, match="between"):
+        rule_named("sync", {"mu": 1.0})
+    assert rule_named("sync", {"mu": 0.5, "max_staleness": 2}) == Sync(mu=0.5, max_staleness=2)

@@ -1,9 +1,9 @@
 """One process trains a corpus for a token budget and reports intent accuracy: how recipes are compared.
 
-Greedy on the intent token alone (the prompt and the label's opening are given), so it needs no decoder. Prints
-progress as JSON lines; the last line is the result. Example:
+Greedy on the intent token alone (the prompt and the label's opening are given), so it needs no decoder.
+Prints progress as JSON lines; the last line is the result. Example:
 
-    python benchmarks/recipe.py --train train.tsv --valid valid.tsv --tokens 3e6 --peak-lr 3e-3 --batch 64
+    python benchmarks/recipe.py --train train.tsv --valid valid.tsv --recipe '{"peak_lr": 3e-3}'
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def main() -> None:
     config = load_config(args.preset, vocab_size=tokenizer.vocab_size)
     recipe = TrainingRecipe.for_preset(args.preset, "intents").model_copy(update=json.loads(args.recipe))
     trainer = Trainer(config, recipe, label_token=tokenizer.intent, threads=args.threads)
-    print(json.dumps({"recipe": recipe.model_dump(), "vocab": config.vocab_size, "path": trainer.path.reason}))
+    print(
+        json.dumps({"recipe": recipe.model_dump(), "vocab": config.vocab_size, "path": trainer.path.reason})
+    )
 
     order = random.Random(args.seed)
     done, started, shown = 0, time.perf_counter(), 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -11,12 +12,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import numpy as np
 import pytest
 
+from bithaul.cli import main
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.settings import Settings
@@ -36,8 +39,26 @@ def command(*arguments):
     return [sys.executable, "-m", "bithaul", *arguments]
 
 
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 def run(*arguments):
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=60, check=False)
+    """The command in this process: as `bithaul` runs it, without the seconds of a new interpreter."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main.run(list(arguments))
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            for name, handler in handlers.items():
+                signal.signal(name, handler)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 class Process:

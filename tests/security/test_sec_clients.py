@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import base64
+import math
+import time
 from collections.abc import Callable
+from statistics import median
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -49,6 +53,25 @@ def test_sec_01_a_proven_client_learns_that_a_grant_is_not_offered(site):
     assert (response.status_code, response.json()["error"]) == (400, "invalid_request")
 
 
+@pytest.mark.slow
+def test_sec_01_known_and_unknown_take_the_same_time(site):
+    """Mann-Whitney over 2,000 alternating requests: p > 0.01, or medians within 5 %."""
+    site.client("known")
+    times = {"known": [], "nobod": []}
+    for i in range(2100):
+        client_id = ("known", "nobod")[i % 2]
+        started = time.perf_counter()
+        site.ask({**GRANT, "client_id": client_id, "client_secret": "bhw_" + "x" * 43})
+        times[client_id].append(time.perf_counter() - started)
+    known, nobody = times["known"][50:], times["nobod"][50:]
+    n = len(known)
+    ranks = {value: rank for rank, value in enumerate(sorted(known + nobody), start=1)}
+    u = sum(ranks[value] for value in known) - n * (n + 1) / 2
+    z = (u - n * n / 2) / math.sqrt(n * n * (2 * n + 1) / 12)
+    p = math.erfc(abs(z) / math.sqrt(2))
+    assert p > 0.01 or abs(median(known) / median(nobody) - 1) < 0.05
+
+
 def test_sec_02_no_secret_and_no_token_rests_in_the_run_folder(site):
     """Wrong result: a copy of the folder's database, WAL or logs gives somebody a way in."""
     token = site.token("w1")
@@ -62,6 +85,17 @@ def test_sec_02_no_secret_and_no_token_rests_in_the_run_folder(site):
         assert not [n for n in needles if n.encode() in content], path
     for path in (site.directory / "secrets").iterdir():
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_sec_02_logs_hold_no_token_and_no_secret(site, caplog):
+    """A10. Wrong result: with logging at DEBUG, Authlib writes each token it issues."""
+    with caplog.at_level("DEBUG"):
+        token = site.token("w1")
+        site.http.get("/weights/current", headers={"Authorization": f"Bearer {token}"})
+        site.ask(GRANT, auth=("w1", "bhw_wrong"))
+    assert token not in caplog.text
+    assert token.split(".")[2] not in caplog.text
+    assert site.secrets["w1"] not in caplog.text
 
 
 def test_sec_03_rotation_ends_old_tokens_on_every_route_also_after_a_restart(run_site):

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import socket
 import time
+import tracemalloc
 
 import pytest
 from sqlalchemy import func, select
@@ -14,10 +15,11 @@ from sqlalchemy import func, select
 from bithaul.coordinator.api import ranges
 from bithaul.coordinator.api.guard import MAX_JSON_BYTES, depth
 from bithaul.coordinator.api.problems import RangeNotSatisfiable
-from bithaul.coordinator.blobs.store import UploadedFile
+from bithaul.coordinator.blobs.store import BlobRef
 from bithaul.coordinator.database.tables import reports
 from bithaul.coordinator.identity.clients import rotate_client
 from bithaul.errors import OutOfDisk
+from bithaul.exchange.messages import Receipt, Verdict
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -149,6 +151,40 @@ def test_sec_39_a_broken_upload_leaves_nothing(run_site):
     eventually(lambda: nothing_kept(run_site))
     again = run_site.http.get("/work", headers=headers).json()
     assert again["fence"] == task["fence"]  # the lease is still good: the worker sends it again
+
+
+def test_sec_39_memory_does_not_grow_with_the_transfer(run_site, monkeypatch):
+    """Wrong result: a blob is held whole, on the way in or on the way out."""
+    size = 64 << 20
+    headers, task = register(run_site)
+    big = run_site.directory / "big"
+    with big.open("wb") as file:
+        file.truncate(size)
+    received = []
+
+    def submit(c, worker, *, task, fence, upload):
+        received.append(upload.path.stat().st_size)
+        upload.path.unlink()
+        return Receipt(task=task, fence=fence, verdict=Verdict.ACCEPTED)
+
+    monkeypatch.setattr(
+        "bithaul.coordinator.api.blobs.weights_blob", lambda c, v: BlobRef(big, "a" * 64, size)
+    )
+    monkeypatch.setattr("bithaul.coordinator.api.gradient.begin_upload", lambda *args, **kwargs: None)
+    monkeypatch.setattr("bithaul.coordinator.api.gradient.submit_gradient", submit)
+    piece = bytes(1 << 20)
+    tracemalloc.start()
+    try:
+        with run_site.http.stream("GET", "/weights/1", headers=headers) as response:
+            assert sum(len(part) for part in response.iter_raw(1 << 20)) == size
+        sent = {**headers, **OCTETS, "Content-Length": str(size)}
+        body = (piece for _ in range(size >> 20))
+        assert run_site.http.post(path_of(task), content=body, headers=sent).status_code == 200
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert received == [size]
+    assert peak < size / 4
 
 
 def eventually(condition):
@@ -328,4 +364,3 @@ def test_sec_45_disk_full_is_507_without_file_or_row(run_site, monkeypatch):
         monkeypatch.undo()
         assert nothing_kept(run_site)
     assert run_site.http.get("/work", headers=headers).json()["fence"] == task["fence"]
-    assert UploadedFile.__dataclass_fields__.keys() == {"path", "size", "sha256"}

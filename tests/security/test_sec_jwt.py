@@ -244,6 +244,15 @@ def test_sec_16_any_text(forge, text):
     assert forge.status(text) == 401
 
 
+def test_sec_16_a_second_spelling_of_the_same_signature(forge):
+    """256 bytes leave four unused bits in the last character: 16 spellings, of which one is right."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    last = alphabet.index(forge.token[-1])
+    spellings = [forge.token[:-1] + alphabet[last ^ bits] for bits in range(16)]
+    assert len({unb64(spelling.split(".")[2]) for spelling in spellings}) == 1
+    assert [forge.status(spelling) for spelling in spellings] == [404] + [401] * 15
+
+
 def test_sec_16_segments_padding_and_size(forge):
     one, two, three = forge.token.split(".")
     started = time.perf_counter()

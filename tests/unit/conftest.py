@@ -93,7 +93,7 @@ def fitted_dir(tmp_path_factory: pytest.TempPathFactory, config: ModelConfig, to
     )
     trainer.load(initial_vector(config, seed=1))
     rows = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_many(REQUESTS)]
-    trainer.train(rows * 300, progress_start=0.0, progress_end=1.0, seed=0)
+    trainer.train(rows * 200, progress_start=0.0, progress_end=1.0, seed=0)
     run = tmp_path_factory.mktemp("fitted")
     save_model(run / "model", trainer.vector(), config, tokenizer)
     return run

@@ -9,9 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from bithaul.inference.classify import Parse
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -41,17 +44,22 @@ def classify(
     model = open_model(directory, threads=threads)
     _ = model.grammar  # a model without intents says so before the first line is read
     if words != ["-"]:
-        _answer(understand(model, [" ".join(words)])[0].to_json())
+        _answer(understand(model, [" ".join(words)])[0])
         return
     descriptor = sys.stdin.fileno()
     for lines in line_batches(lambda: os.read(descriptor, _READ_BYTES), batch=batch):
         for parse in understand(model, lines):
-            _answer(parse.to_json(), flush=False)
+            _answer(parse, flush=False)
         sys.stdout.flush()
 
 
-def _answer(line: str, *, flush: bool = True) -> None:
+def _answer(parse: Parse, *, flush: bool = True) -> None:
     """JSON is UTF-8 whatever the terminal's locale says."""
-    sys.stdout.buffer.write(line.encode() + b"\n")
+    if parse.cut:
+        beginning = parse.text[:40].strip()
+        print(
+            f"warning: {beginning!r}... is longer than the model reads; its end was left out", file=sys.stderr
+        )
+    sys.stdout.buffer.write(parse.to_json().encode() + b"\n")
     if flush:
         sys.stdout.flush()

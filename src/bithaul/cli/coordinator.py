@@ -59,7 +59,6 @@ def coordinator(
         warning = check_public_url(settings.base_url, allow_insecure_lan=allow_insecure_lan)
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
-        logging.getLogger("authlib").setLevel(logging.INFO)  # A10: at DEBUG it prints live tokens
         if warning is not None:
             print(f"bithaul: warning: {warning}", file=sys.stderr)
         lock = FileLock(directory / "coordinator.lock")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -18,6 +20,7 @@ from bithaul.worker.stop import Stop
 
 app = typer.Typer()
 SECRET_VARIABLE = "BITHAUL_CLIENT_SECRET"  # noqa: S105 - the variable's name, not a secret
+_LONGEST_GOODBYE = 90.0  # seconds: one long inner step and a coordinator that is silent
 
 
 @app.command()
@@ -79,7 +82,10 @@ def worker(
         calibration_seconds=calibration_seconds,
     )
     _be_nice(nice)
-    state_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"The state folder {state_dir} cannot be made: {error}.") from error
     buffer = LogBuffer()
     log = worker_log(buffer, json_lines=json_log)
     if name:
@@ -138,3 +144,15 @@ def _stop_on_signals(stop: Stop) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
+    threading.Thread(target=_end_anyway, args=(stop,), name="goodbye", daemon=True).start()
+
+
+def _end_anyway(stop: Stop) -> None:
+    """A silent connection must not hold up the end for ever: what is finished rests in the outbox."""
+    while not stop.requested:
+        stop.wait(3_600.0)
+    time.sleep(_LONGEST_GOODBYE)
+    print(
+        "bithaul: the coordinator is silent; finished updates are kept for the next start.", file=sys.stderr
+    )
+    os._exit(0)

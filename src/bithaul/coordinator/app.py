@@ -6,6 +6,7 @@ are off; /openapi.json is served and is what the tests fuzz.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
@@ -34,6 +35,7 @@ def create_api(
     c: Coordinator, http: HttpMetrics, *, runner: ServiceRunner | None = None, limits: Limits | None = None
 ) -> FastAPI:
     """The routes. With a `runner`, its services run as long as the app's lifespan."""
+    logging.getLogger("authlib").setLevel(logging.INFO)  # A10: at DEBUG it prints live tokens
     identity = Identity(c, limits=limits or Limits())
 
     @asynccontextmanager

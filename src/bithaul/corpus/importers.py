@@ -136,6 +136,8 @@ def _read_jsonl(file: Path, problems: Problems) -> list[Example | TextLine]:
 
 def _record(record: object) -> Example | TextLine:
     """One JSON object as an item; ValueError says what is wrong with it."""
+    if any("\ud800" <= char <= "\udfff" for char in json.dumps(record, ensure_ascii=False)):
+        raise ValueError("half of a surrogate pair is no character")
     if not isinstance(record, dict):
         raise ValueError('a line must be an object like {"text": ..., "intent": ..., "slots": ...}')
     text = record.get("text")

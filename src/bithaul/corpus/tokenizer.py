@@ -250,7 +250,7 @@ class Tokenizer:
             for n, v in item.slots
         )
         label = Example("", self.fold(item.intent), slots).label_json()
-        return f"{pieces.USER} {self.fold(item.text)} {pieces.INTENT} {label}"
+        return " ".join(part for part in (pieces.USER, self.fold(item.text), pieces.INTENT, label) if part)
 
     def encode_example(self, item: Example | TextLine) -> list[int]:
         """`[BOS] [USER] text [INTENT] label [EOS]`, or `[BOS] words [EOS]` for plain text."""

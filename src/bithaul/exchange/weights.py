@@ -1,15 +1,15 @@
 """Weights v1: a version number and a float32 vector, as stored in the blob store and fetched by workers.
 
-`u32 magic 0x54475742 | i64 version | u32 count | f32[count]`, little-endian. Writing streams and hashes; reading
-maps the file, so a vector of 121M values costs no memory until it is touched. Durability and names of files
-belong to the blob store. The magic's number is the contract: its bytes on disk are "BWGT".
+`u32 magic 0x54475742 | i64 version | u32 count | f32[count]`, little-endian. Writing streams and hashes;
+reading maps the file, so a vector of 121M values costs no memory until it is touched. Durability and names of
+files belong to the blob store. The magic's number is the contract: its bytes on disk are "BWGT".
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -57,17 +57,12 @@ def weights_pieces(version: int, vector: FloatVector) -> Iterator[bytes | memory
         yield piece.data.cast("B")
 
 
-def write_weights(
-    stream: BinaryIO, version: int, vector: FloatVector, *, tick: Callable[[int], None] | None = None
-) -> str:
-    """Write the file and return its SHA-256 (hex). `tick` hears the number of bytes written so far."""
-    digest, written = hashlib.sha256(), 0
+def write_weights(stream: BinaryIO, version: int, vector: FloatVector) -> str:
+    """Write the file and return its SHA-256 (hex)."""
+    digest = hashlib.sha256()
     for piece in weights_pieces(version, vector):
         digest.update(piece)
         stream.write(piece)
-        written += len(piece)
-        if tick is not None:
-            tick(written)
     return digest.hexdigest()
 
 

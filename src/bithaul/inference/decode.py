@@ -90,7 +90,7 @@ def _decode_batch(model: LoadedModel, grammar: LabelGrammar, requests: list[list
             intent,
             # The last token is never read, so a label may be one token longer than what is left.
             budget=min(LABEL_TOKENS, context - len(prompt)),
-            unknowns=words.count(grammar.unknown),
+            request=tuple(words),
         )
         for intent, prompt, words in zip(intents, prompts, requests, strict=True)
     ]

@@ -7,6 +7,7 @@ and nothing is opened that the budget cannot close. It does not score anything a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -30,10 +31,15 @@ class LabelGrammar:
     slot_names: dict[int, str]
     words: frozenset[int]
     unknown: int
+    inside: frozenset[int]  # ids of pieces that stand inside a written word
+    copied: frozenset[int]  # ids of slots whose values are always words of the request
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, labels: LabelSet) -> LabelGrammar:
-        """InvalidInput for a model without intents, CorruptFile for labels of another tokenizer."""
+    def of(cls, tokenizer: Tokenizer, labels: LabelSet, *, copied: Collection[str] = ()) -> LabelGrammar:
+        """`copied` names the slots whose values must be spans of the request; all others may use any words.
+
+        InvalidInput for a model without intents, CorruptFile for labels of another tokenizer.
+        """
         if not labels.intents:
             raise InvalidInput(
                 "This model was trained on plain text and knows no intents; "
@@ -46,7 +52,9 @@ class LabelGrammar:
         }
         special = {tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.user, tokenizer.intent}
         frame = structure.ids() | special
-        blank = {i for i in range(tokenizer.vocab_size) if not tokenizer.token(i).strip("▁ ")}
+        spellings = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
+        blank = {i for i, spelling in enumerate(spellings) if not spelling.strip("▁ ")}
+        words = frozenset(range(tokenizer.vocab_size)) - frame - blank
         return cls(
             structure=structure,
             intents=tuple(labels.intents),
@@ -57,8 +65,10 @@ class LabelGrammar:
                 for names in labels.slots.values()
                 for name in names
             },
-            words=frozenset(range(tokenizer.vocab_size)) - frame - blank,
+            words=words,
             unknown=tokenizer.unk,
+            inside=frozenset(i for i in words if i != tokenizer.unk and not spellings[i].startswith("▁")),
+            copied=frozenset(_id(structure.slots, name, tokenizer) for name in copied),
         )
 
 
@@ -99,20 +109,25 @@ class _Phase(Enum):
 class LabelState:
     """One label after its intent. `budget` counts the tokens it may still have, at least 1.
 
-    `unknowns` is how many `[UNK]` one value may hold: as many as the request has.
+    `request` are the ids of the request's pieces: a value holds at most as many `[UNK]` as it has, and a copied
+    value is one of its spans.
     """
 
     grammar: LabelGrammar
     intent: str
     budget: int
-    unknowns: int
+    request: tuple[int, ...]
     max_value_tokens: int = MAX_VALUE_TOKENS
     _phase: _Phase = field(default=_Phase.INTENT_GIVEN, init=False)
     _free: list[int] = field(init=False)
     _slots: list[tuple[int, bool, list[list[int]]]] = field(default_factory=list, init=False)
+    _starts: list[int] = field(init=False)  # places in the request where a copied value may begin
+    _next: list[int] = field(default_factory=list, init=False)  # places where the current value may go on
 
     def __post_init__(self) -> None:
-        self._free = list(self.grammar.slot_ids[self.intent])
+        self._starts = [i for i, token in enumerate(self.request) if token not in self.grammar.inside]
+        barred = frozenset() if self._starts else self.grammar.copied
+        self._free = [slot for slot in self.grammar.slot_ids[self.intent] if slot not in barred]
         if not self._free or self.budget < 1 + _SHORTEST_SLOT:
             self._phase = _Phase.DONE  # only `close_no_slots` is left to say
 
@@ -145,18 +160,21 @@ class LabelState:
 
     def _in_value(self) -> Choices:
         marks = self.grammar.structure
-        _, several, values = self._slots[-1]
+        slot, several, values = self._slots[-1]
         value = values[-1]
-        words = not value or (self.budget >= _SHORTEST_VALUE and len(value) < self.max_value_tokens)
-        unknown = words and value.count(self.grammar.unknown) < self.unknowns
-        if not value:
-            return Choices((), words=True, unknown=unknown)
-        fixed = [marks.list_close if several else marks.close]
-        if self._free and self.budget >= 1 + _SHORTEST_SLOT:
-            fixed.append(marks.list_close_next if several else marks.next_slot)
-        if several and self.budget >= 1 + _SHORTEST_VALUE:
-            fixed.append(marks.list_next)
-        return Choices(tuple(fixed), words=words, unknown=unknown)
+        fixed: list[int] = []
+        if value:
+            fixed.append(marks.list_close if several else marks.close)
+            if self._free and self.budget >= 1 + _SHORTEST_SLOT:
+                fixed.append(marks.list_close_next if several else marks.next_slot)
+            if several and self.budget >= 1 + _SHORTEST_VALUE:
+                fixed.append(marks.list_next)
+        more = not value or (self.budget >= _SHORTEST_VALUE and len(value) < self.max_value_tokens)
+        if more and slot in self.grammar.copied:
+            fixed += sorted({self.request[i] for i in self._next})
+            return Choices(tuple(fixed))
+        unknown = more and value.count(self.grammar.unknown) < self.request.count(self.grammar.unknown)
+        return Choices(tuple(fixed), words=more, unknown=unknown)
 
     def advance(self, token: int) -> None:
         """Take one of `choices()`."""
@@ -172,7 +190,7 @@ class LabelState:
             case _Phase.OPENER:
                 if token == marks.list_open:
                     self._slots[-1] = (self._slots[-1][0], True, [[]])
-                self._phase = _Phase.VALUE
+                self._phase, self._next = _Phase.VALUE, self._starts
             case _Phase.VALUE:
                 self._advance_value(token)
             case _Phase.DONE:
@@ -187,5 +205,8 @@ class LabelState:
             self._phase = _Phase.SLOT
         elif token == marks.list_next:
             values.append([])
+            self._next = self._starts
         else:
             values[-1].append(token)
+            behind = (i + 1 for i in self._next if self.request[i] == token)
+            self._next = [i for i in behind if i < len(self.request)]

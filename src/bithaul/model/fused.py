@@ -105,7 +105,7 @@ class _NormLinear(Function):
 
 
 def _scale_columns(x: Tensor, factors: Tensor, ternary: TernaryCodes, *, out: Tensor) -> Tensor:
-    """`out` = x [R, sum of N] with the columns of each matrix times its factor per row, factors [R, matrices]."""
+    """`out` = x [R, sum of N], the columns of matrix i times the row factors [R, i]."""
     columns = torch.chunk(factors, factors.shape[1], dim=1)
     for source, factor, target in zip(ternary.blocks(x), columns, ternary.blocks(out), strict=True):
         torch.mul(source, factor, out=target)

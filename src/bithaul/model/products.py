@@ -38,6 +38,13 @@ def matmul_precision(value: str) -> Iterator[None]:
 
 
 def _int_mm(x: Tensor, codes: Tensor) -> Tensor:
+    """oneDNN takes leading dimensions from strides, and silently computes nothing when that of a size-1
+    dimension is not what it expects (pytorch #195066): one row gets plain strides, one column no oneDNN.
+    """
+    if x.shape[1] == 1:
+        return x.int() * codes.int().t()
+    if x.shape[0] == 1:
+        x = x.reshape(-1).view(1, -1)
     return torch._int_mm(x, codes.t())
 
 

@@ -1,7 +1,9 @@
 """From token ids of examples to one inner batch: laid end to end, with targets and their weights.
 
-No padding and no truncation. Every token but an example's first is a target once. `tokens` counts targets,
-the unit in which budgets and speeds are stated.
+No truncation. Every token but an example's first is a target once. `tokens` counts targets, the unit in which
+budgets and speeds are stated. The end is padded by less than `GRANULE` inputs of weight 0, so that products come
+in few shapes: the CPU library compiles and keeps a kernel for each (*measured*: a third of the speed and 3 GB of
+memory lost when every batch had its own length).
 """
 
 from __future__ import annotations
@@ -16,22 +18,20 @@ from torch import Tensor
 
 from bithaul.model.segments import Segments
 
+GRANULE = 128
 Example = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """N inputs of several examples, each predicting the next token of its example."""
+    """N inputs of several examples, each predicting the next token of its example; padding at the end."""
 
     input_ids: Tensor  # int64 [N]
     targets: Tensor  # int64 [N]
     weights: Tensor  # float32 [N]
     segments: Segments
     examples: int
-
-    @property
-    def tokens(self) -> int:
-        return int(self.targets.shape[0])
+    tokens: int  # targets, without padding
 
 
 def pack(examples: Sequence[Example], *, label_token: int | None, text_loss_weight: float) -> Batch | None:
@@ -43,17 +43,28 @@ def pack(examples: Sequence[Example], *, label_token: int | None, text_loss_weig
     usable = [example for example in examples if len(example) > 1]
     if not usable:
         return None
-    inputs = torch.from_numpy(np.concatenate([e[:-1] for e in usable]).astype(np.int64))
-    targets = torch.from_numpy(np.concatenate([e[1:] for e in usable]).astype(np.int64))
-    weights = torch.from_numpy(np.concatenate([_weights(e, label_token, text_loss_weight) for e in usable]))
-    segments = Segments.of_lengths(torch.tensor([len(e) - 1 for e in usable]))
-    return Batch(inputs, targets, weights, segments, len(examples))
+    lengths = [len(e) - 1 for e in usable]
+    tokens = sum(lengths)
+    padding = -tokens % GRANULE
+    fill = np.zeros(padding, dtype=np.int32)
+    no_weight = np.zeros(padding, dtype=np.float32)
+    inputs = torch.from_numpy(np.concatenate([*(e[:-1] for e in usable), fill]).astype(np.int64))
+    targets = torch.from_numpy(np.concatenate([*(e[1:] for e in usable), fill]).astype(np.int64))
+    each = [_weights(e, label_token, text_loss_weight) for e in usable]
+    weights = torch.from_numpy(np.concatenate([*each, no_weight]))
+    segments = Segments.of_lengths(torch.tensor(lengths + _pieces(padding, max(lengths))))
+    return Batch(inputs, targets, weights, segments, len(examples), tokens)
 
 
 def inner_batches(examples: Sequence[Example], size: int) -> Iterator[Sequence[Example]]:
     """Consecutive groups of `size` examples, in order; only the last may be smaller."""
     for start in range(0, len(examples), size):
         yield examples[start : start + size]
+
+
+def _pieces(total: int, most: int) -> list[int]:
+    """`total` as pieces of at most `most`, so that padding never widens the attention rectangle."""
+    return [min(most, total - start) for start in range(0, total, most)]
 
 
 def _weights(example: Example, label_token: int | None, text_loss_weight: float) -> npt.NDArray[np.float32]:

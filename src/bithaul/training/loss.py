@@ -1,8 +1,8 @@
 """Weighted cross-entropy with the tied head, in blocks of rows.
 
 The fp32 logits of a whole batch never exist: a block's logits, its loss and its gradient are computed
-together while they are in the cache. Head products take inputs rounded to bf16 where the step's backward does, with
-fp32 sums. The loss reported is in nats per weighted token and never contains label smoothing.
+together while they are in the cache. Head products take inputs rounded to bf16 where the step's backward
+does, with fp32 sums. The loss reported is in nats per weighted token and never contains label smoothing.
 """
 
 from __future__ import annotations
@@ -124,18 +124,26 @@ def head_loss(
 ) -> tuple[Tensor, LossSums]:
     """The loss to differentiate (0-d) and the sums to report, for hidden [N, H] and embedding [V, H].
 
-    Rows of weight 0 cost nothing. `dtype` is that of the backward products.
+    Rows of weight 0 are left out, but for a few. `dtype` is that of the backward products.
     """
-    counted = weights > 0
-    tokens = int(targets.shape[0])
-    if not bool(counted.all()):
-        hidden, targets, weights = hidden[counted], targets[counted], weights[counted]
+    hidden, targets, weights = _worthwhile(hidden, targets, weights)
     cross_entropy = torch.empty(targets.shape)
     loss = differentiable(_HeadLoss, hidden, embedding, targets, weights, smoothing, dtype, cross_entropy)
     exact = cross_entropy.double()
     return loss, LossSums(
         weighted=float((exact * weights).sum()),
         weight=float(weights.double().sum()),
-        plain=float(exact.sum()),
-        tokens=int(targets.shape[0]) if tokens else 0,
+        plain=float(exact[weights > 0].sum()),
+        tokens=int((weights > 0).sum()),
     )
+
+
+def _worthwhile(hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without most rows of weight 0; some stay, so that the number of rows takes few values."""
+    order = weights.eq(0).to(torch.int8).argsort(stable=True)
+    counted = int((weights > 0).sum())
+    kept = min(-(-counted // _BLOCK_ROWS) * _BLOCK_ROWS, len(order))
+    if kept == len(order):
+        return hidden, targets, weights
+    chosen = order[:kept].sort().values
+    return hidden[chosen], targets[chosen], weights[chosen]

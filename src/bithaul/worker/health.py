@@ -6,6 +6,7 @@ poll, so a worker that hangs goes stale even while its heartbeat thread lives. C
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,8 @@ class Beacon:
     def touch(self) -> None:
         now = self._clock()
         if self._path is not None and now - self._last >= self._every:
-            self._path.touch()
+            with contextlib.suppress(OSError):  # a full disk must not end the work; the file just grows old
+                self._path.touch()
             self._last = now
 
     def clear(self) -> None:

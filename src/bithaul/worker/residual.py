@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from bithaul.errors import CorruptFile
 from bithaul.exchange.weights import open_weights
-from bithaul.worker.files import move_into_place, sync_folder
+from bithaul.worker.files import move_into_place
 
 MAX_VERSIONS_BEHIND = 16
 
@@ -47,7 +47,3 @@ class ResidualStore:
         """Put the next residual in force. Repeating it after a crash is harmless."""
         if source.is_file():
             move_into_place(source, target)
-
-    def drop(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        sync_folder(self._folder)

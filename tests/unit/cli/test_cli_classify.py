@@ -24,6 +24,18 @@ def test_one_request(capfdbinary: pytest.CaptureFixture[bytes], fitted_dir: Path
     assert out.count(b"\n") == 1
 
 
+def test_a_cut_request_is_answered_with_a_warning(
+    capfdbinary: pytest.CaptureFixture[bytes], fitted_dir: Path
+) -> None:
+    """10,000 words: the answer is still one JSON line, and what was left out is not hidden."""
+    with pytest.raises(SystemExit) as ended:
+        run(["classify", "--dir", str(fitted_dir), "tell me " * 5_000])
+    out, err = capfdbinary.readouterr()
+    assert (ended.value.code or 0, out.count(b"\n"), err.count(b"\n")) == (0, 1, 1)
+    assert json.loads(out)["intent"]
+    assert b"its end was left out" in err
+
+
 def test_no_model_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         run(["classify", "--dir", str(tmp_path / "nowhere"), "hello"])

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +103,7 @@ class House:
                 raise Crash(name)
 
     def open(self) -> None:
-        settings = load_settings(self.directory, disk_reserve_bytes=0, **self.settings)
+        settings = load_settings(self.directory, **{"disk_reserve_bytes": 0, **self.settings})
         self.c = open_coordinator(
             settings, clock=self.clock, ids=self.ids, crash_points=CrashPoints(self._hit)
         )
@@ -152,7 +156,8 @@ class House:
 
     def frame(
         self,
-        task: TaskMessage,
+        leased: TaskMessage,
+        /,
         *,
         update: np.ndarray[Any, np.dtype[np.float64]] | None = None,
         payload: bytes | None = None,
@@ -163,14 +168,14 @@ class House:
         if payload is None:
             vector = np.full(run.layout.size, 1e-3) if update is None else update
             payload = bytes(codec_named(run.codec).encode(vector, run.layout))
-        examples = changes.pop("examples", task.examples)
+        examples = changes.pop("examples", leased.examples)
         values: dict[str, Any] = {
             "codec": run.codec,
             "run": run.name,
             "layout_hash": run.layout_hash,
-            "base_version": task.base_version,
-            "task": task.task,
-            "fence": task.fence,
+            "base_version": leased.base_version,
+            "task": leased.task,
+            "fence": leased.fence,
             "examples": examples,
             "tokens": examples * TOKENS_PER_EXAMPLE,
             "steps": max(1, examples // 4),
@@ -178,7 +183,9 @@ class House:
             "loss_first": 3.0,
             "loss_last": 2.0,
             "loss_mean": 2.5,
-            "heldout": HeldoutLoss(version=task.base_version, loss=2.25, tokens=9) if task.probe else None,
+            "heldout": HeldoutLoss(version=leased.base_version, loss=2.25, tokens=9)
+            if leased.probe
+            else None,
             "payload_size": len(payload),
             "payload_sha256": hashlib.sha256(payload).hexdigest(),
         }
@@ -241,21 +248,41 @@ def write_corpus(folder: Path, *, shards: tuple[int, ...] = (300, 200)) -> None:
     ).save(folder)
 
 
-@pytest.fixture
-def make_house(tmp_path: Path) -> Iterator[Callable[..., House]]:
+MEMORY = Path("/dev/shm")  # where there is one: a real file system on which fsync costs nothing
+
+
+@contextmanager
+def houses() -> Iterator[Callable[..., House]]:
     made: list[House] = []
+    place = MEMORY if os.access(MEMORY, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="bithaul-test-", dir=place))
 
     def make(**options: Any) -> House:
-        corpus = tmp_path / "corpus"
+        corpus = folder / "corpus"
         if not corpus.exists():
             write_corpus(corpus)
-        house = House(tmp_path / f"run{len(made)}", corpus, **options)
+        house = House(folder / f"run{len(made)}", corpus, **options)
         made.append(house)
         return house
 
-    yield make
-    for house in made:
-        house.c.close()
+    try:
+        yield make
+    finally:
+        for house in made:
+            house.c.close()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def make_house() -> Iterator[Callable[..., House]]:
+    with houses() as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def make_module_house() -> Iterator[Callable[..., House]]:
+    with houses() as make:
+        yield make
 
 
 @pytest.fixture

@@ -102,9 +102,9 @@ def check(script: Script) -> None:
     assert list(house.c.settings.incoming_folder.glob("*.part")) == []
 
 
-@pytest.fixture
-def undisturbed(make_house: Callable[..., House]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    script = start(make_house)
+@pytest.fixture(scope="module")
+def undisturbed(make_module_house: Callable[..., House]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    script = start(make_module_house)
     script.run()
     check(script)
     missing = set(CrashPoints.NAMES) - set(script.house.seen)
@@ -112,8 +112,11 @@ def undisturbed(make_house: Callable[..., House]) -> np.ndarray[Any, np.dtype[np
     return script.house.theta()
 
 
-@pytest.mark.parametrize("occurrence", [1, 3])
-@pytest.mark.parametrize("name", CrashPoints.NAMES)
+ONCE = ("sweep.half",)
+CRASHES = [(name, n) for name in CrashPoints.NAMES for n in (1, 3) if n == 1 or name not in ONCE]
+
+
+@pytest.mark.parametrize(("name", "occurrence"), CRASHES)
 def test_a_crash_changes_nothing(
     make_house: Callable[..., House],
     undisturbed: np.ndarray[Any, np.dtype[np.float32]],
@@ -123,17 +126,13 @@ def test_a_crash_changes_nothing(
     script = start(make_house)
     house = script.house
     house.crash_at, house.crash_count = name, occurrence
-    try:
+    with pytest.raises(BaseException, match=f"^{name}$"):
         script.run()
-    except BaseException as crash:
-        assert type(crash).__name__ == "Crash", crash
-        house.crash_at = None
-        house.reopen()
-        check_run(house.c)
-        house.register(*WORKERS)
-        script.run()
-    else:
-        pytest.skip(f"{name} is passed fewer than {occurrence} times")
+    house.crash_at = None
+    house.reopen()
+    check_run(house.c)
+    house.register(*WORKERS)
+    script.run()
     check(script)
     assert np.array_equal(house.theta(), undisturbed)
 

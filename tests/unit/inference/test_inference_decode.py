@@ -37,7 +37,7 @@ def decode_alone(model: LoadedModel, words: Sequence[int]) -> DecodedLabel:
         grammar,
         grammar.intents[int(best)],
         budget=min(decode.LABEL_TOKENS, model.config.context_length - len(prompt)),
-        unknowns=list(words).count(tokenizer.unk),
+        request=tuple(words),
     )
     sequence.append(grammar.intent_ids[int(best)])
     while not state.done:

@@ -25,7 +25,7 @@ def test_every_walk_is_json_within_its_budget(
     walker, grammar, tokenizer = random.Random(seed), random_model.grammar, random_model.tokenizer
     marks, words = grammar.structure, sorted(grammar.words)
     intent = walker.choice(grammar.intents)
-    state = LabelState(grammar, intent, budget=budget, unknowns=1, max_value_tokens=longest)
+    state = LabelState(grammar, intent, budget=budget, request=(grammar.unknown,), max_value_tokens=longest)
     tokens = [marks.open_intent, marks.intents[intent]]
     if state.done:
         tokens.append(marks.close_no_slots)
@@ -51,8 +51,8 @@ def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def test_an_intent_without_slots_is_done_at_once(random_model: LoadedModel) -> None:
     """Reading on would spend a network call, and could open a slot that this intent does not have."""
-    assert LabelState(random_model.grammar, "hos_status", budget=50, unknowns=0).done
-    assert not LabelState(random_model.grammar, "navigate", budget=50, unknowns=0).done
+    assert LabelState(random_model.grammar, "hos_status", budget=50, request=()).done
+    assert not LabelState(random_model.grammar, "navigate", budget=50, request=()).done
 
 
 def test_words_are_words(random_model: LoadedModel) -> None:
@@ -68,3 +68,27 @@ def test_labels_of_another_tokenizer_are_refused(tokenizer: Tokenizer) -> None:
     labels = LabelSet(intents=["make_coffee"], slots={"make_coffee": []}, canonical={})
     with pytest.raises(CorruptFile, match="make_coffee"):
         LabelGrammar.of(tokenizer, labels)
+
+
+def test_a_copied_value_is_a_span_that_starts_a_word(tokenizer: Tokenizer, random_model: LoadedModel) -> None:
+    """Without the restriction the walk would mix words, or take "2" out of "42"."""
+    grammar = LabelGrammar.of(tokenizer, random_model.labels, copied=["load_id", "reason"])
+    request = tuple(i for i, _ in tokenizer.encode_words("load number 42 is late"))
+    spans = {request[i:j] for i in range(len(request)) for j in range(i + 1, len(request) + 1)}
+    inside = request[3]
+    assert tokenizer.token(inside) == "2"
+    for seed in range(200):
+        walker = random.Random(seed)
+        state = LabelState(grammar, "load", budget=30, request=request)
+        while not state.done:
+            choices = state.choices()
+            assert not choices.words
+            state.advance(walker.choice(choices.fixed))
+        for slot in state.slots():
+            assert all(value in spans and value[0] != inside for value in slot.values)
+
+
+def test_nothing_to_copy_means_no_copied_slot(tokenizer: Tokenizer, random_model: LoadedModel) -> None:
+    """A slot without any possible value would leave the decoder without a choice."""
+    grammar = LabelGrammar.of(tokenizer, random_model.labels, copied=["load_id", "reason"])
+    assert LabelState(grammar, "load", budget=30, request=()).done

@@ -55,7 +55,7 @@ def test_sync_has_a_deadline() -> None:
     waiting = replace(FACTS, leases=[OpenLease("b", True, 9.0)])
     assert not Sync().due(replace(waiting, now=19.9))
     assert Sync().due(replace(waiting, now=20.1))
-    quick = replace(waiting, length=0.1)
+    quick = replace(waiting, length=0.1, leases=[OpenLease("b", True, 8.0)])
     assert not Sync().due(replace(quick, now=9.9)), "two seconds at least"
 
 

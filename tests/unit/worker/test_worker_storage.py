@@ -70,6 +70,18 @@ def test_half_written_entries_are_not_delivered(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_crash_while_storing_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches an entry that is visible before its residual is written."""
+
+    def killed(*args: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bithaul.worker.outbox.write_weights", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Outbox(tmp_path).put(header(), PAYLOAD, residual=np.ones(5, np.float32))
+    assert Outbox(tmp_path).entries() == []
+
+
 def test_entries_come_oldest_first_and_go_by_delete(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path)
     for task in (5, 3):

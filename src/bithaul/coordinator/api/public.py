@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import parse_qsl
 
 from fastapi import APIRouter
@@ -21,6 +22,7 @@ from bithaul.coordinator.queries.status import StatusView, status
 
 MAX_FORM_BYTES = 16 * 1024
 MAX_FORM_FIELDS = 32
+HEALTH_SECONDS = 1.0
 _FORM_SCHEMA = {
     "requestBody": {
         "required": True,
@@ -44,10 +46,12 @@ _METADATA_CACHE = {"cache-control": "public, max-age=300"}
 def public_routes(c: Coordinator, identity: Identity) -> APIRouter:
     router = APIRouter()
 
+    recent = _RecentHealth(c)
+
     @router.get("/health", tags=["public"], responses={503: {"model": HealthView}})
-    def check_health() -> JSONResponse:
-        """Liveness and readiness that really check."""
-        view = health(c)
+    async def check_health() -> JSONResponse:
+        """Liveness and readiness that really check, at most once a second."""
+        view = await recent.view()
         return JSONResponse(view.model_dump(mode="json"), status_code=200 if view.ok else 503)
 
     @router.get("/status", tags=["public"])
@@ -76,6 +80,24 @@ def public_routes(c: Coordinator, identity: Identity) -> APIRouter:
         return JSONResponse(identity.metadata(), headers=_METADATA_CACHE)
 
     return router
+
+
+class _RecentHealth:
+    """Everyone may ask for health and each check writes to disk, so askers share one result a second."""
+
+    def __init__(self, c: Coordinator) -> None:
+        self._c = c
+        self._lock = asyncio.Lock()
+        self._view: HealthView | None = None
+        self._at = 0.0
+
+    async def view(self) -> HealthView:
+        async with self._lock:  # waiting here takes no thread
+            now = self._c.clock.monotonic()
+            if self._view is None or now - self._at >= HEALTH_SECONDS:
+                self._view = await run_in_threadpool(health, self._c)
+                self._at = now
+            return self._view
 
 
 async def _read_form(request: Request) -> TokenForm:

@@ -81,7 +81,7 @@ def flush(
             if out_momentum is not None and new_momentum is not None:
                 out_momentum.write(new_momentum.astype("<f4", copy=False).data.cast("B"))
             moved = new.astype(np.float64) - theta
-            square += float(np.dot(moved, moved))
+            square += float(np.einsum("i,i", moved, moved))  # not BLAS: its threads would fight the workers
             done += theta.size
             if not half and done * 2 >= layout.size:
                 c.crash_points.hit("flush.blob_half")

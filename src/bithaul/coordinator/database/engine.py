@@ -107,14 +107,12 @@ def _sqlite(url: str, *, immediate: bool) -> Engine:
     @event.listens_for(engine, "connect")
     def _pragmas(connection: DBAPIConnection, _record: ConnectionPoolEntry) -> None:
         assert isinstance(connection, sqlite3.Connection)
-        for pragma in (
-            "auto_vacuum=INCREMENTAL",  # counts only before the first table is made
-            "journal_mode=WAL",
-            f"synchronous={'FULL' if immediate else 'NORMAL'}",
-            "busy_timeout=5000",
-            "foreign_keys=ON",
-            "temp_store=MEMORY",
-        ):
+        pragmas = ["busy_timeout=5000", "foreign_keys=ON", "temp_store=MEMORY"]
+        if immediate:  # auto_vacuum counts only before the first table is made, and takes the write lock
+            pragmas += ["auto_vacuum=INCREMENTAL", "journal_mode=WAL", "synchronous=FULL"]
+        else:
+            pragmas += ["synchronous=NORMAL"]  # WAL is a property of the file, which the writer has set
+        for pragma in pragmas:
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")

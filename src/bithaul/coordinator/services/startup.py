@@ -11,7 +11,7 @@ from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.services.retention import delete_orphans
 from bithaul.errors import CorruptFile, LayoutMismatch, NotFound
-from bithaul.exchange.weights import verify_weights
+from bithaul.exchange.weights import open_weights
 
 
 def check_run(c: Coordinator) -> None:
@@ -47,8 +47,8 @@ _HELP = "Restore it from a backup; weights are never made anew by themselves."
 
 def _check_newest(c: Coordinator, run: RunRow, newest: VersionRow) -> None:
     try:
-        blob = c.blobs.get(newest.sha256)
-        stored = verify_weights(blob.path, expected_count=run.layout.size, sha256=newest.sha256)
+        blob = c.blobs.verify(newest.sha256)
+        stored = open_weights(blob.path, expected_count=run.layout.size)
     except NotFound as error:
         raise CorruptFile(
             f"The weights of version {newest.version} are missing from {c.settings.blob_folder}. {_HELP}"

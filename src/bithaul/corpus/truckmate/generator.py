@@ -39,7 +39,7 @@ class Traced:
 
 
 def _keys(parts: Sequence[Part]) -> tuple[str, ...]:
-    return tuple(f"{part.slot}={part.value}" for part in parts if part.slot and not part.slot.startswith("_"))
+    return tuple(f"{part.slot}={part.value}" for part in parts if part.slot and _kept(part))
 
 
 def _pairs(keys: Sequence[str]) -> tuple[str, ...]:
@@ -100,12 +100,16 @@ def _judge(parts: Sequence[Part], reason: Reason) -> Reason | None:
     if reason == "pair":
         return reason if has_pair else None
     if reason == "value":
-        return reason if any(part.held for part in parts) else None
+        return reason if any(part.held and _kept(part) for part in parts) else None
     return reason
 
 
+def _kept(part: Part) -> bool:
+    """False for a value that is said and replaced later (`_x`)."""
+    return part.slot is None or not part.slot.startswith("_")
+
+
 def _forget(part: Part) -> Part:
-    """A value that is said and replaced later (`_x`) is in no slot."""
-    if part.slot is None or not part.slot.startswith("_"):
+    if _kept(part):
         return part
     return Part(part.words, None, "", part.kind, part.numeric)

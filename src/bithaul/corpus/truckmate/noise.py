@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bithaul.corpus.truckmate import numbers
 from bithaul.corpus.truckmate.data import lines, terms
 from bithaul.corpus.truckmate.dice import Dice
 from bithaul.corpus.truckmate.grammar import Part, as_part
@@ -31,6 +32,7 @@ CLOSINGS = _phrases("closings")
 HOMOPHONES = _table("homophones")  # what a recogniser hears instead; never next to a number
 LOST = frozenset(word.strip() for line in lines(_FILE, "lost") for word in line.split(","))
 SHORT = {tuple(pair.split()): forms[0] for pair, forms in _table("short").items()}
+NUMBERS = frozenset((*numbers.ONES, *numbers.TEENS, *numbers.TENS))
 CORRECTED_KINDS = frozenset(("city", "place", "chain", "interstate", "load", "amount", "facility", "near"))
 
 
@@ -87,6 +89,8 @@ def _mishear(parts: list[Part], dice: Dice) -> list[Part]:
     for _ in range(min(len(spots), dice.between(1, 2))):
         spot = dice.pick(spots)
         heard = dice.pick(HOMOPHONES[parts[spot].words[0]])
+        if heard in NUMBERS and spot and parts[spot - 1].words[-1] == "i":
+            continue  # "i two" would be a road
         out[spot] = Part(tuple(heard.split()))
     return out
 
@@ -112,7 +116,7 @@ def _letter(parts: list[Part], i: int) -> bool:
 
 
 def _repeat(parts: list[Part], dice: Dice) -> list[Part]:
-    spots = [i for i, part in enumerate(parts) if _free(part) and _safe(parts, i)]
+    spots = [i for i, part in enumerate(parts) if _free(part) and _safe(parts, i) and len(part.words[0]) > 1]
     if not spots:
         return parts
     spot = dice.pick(spots)

@@ -1,0 +1,62 @@
+"""Merging in slices: memory does not grow with the model, and slicing changes no bit."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from bithaul.coordinator.commands.flush import flush
+from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.weights import weights_pieces
+from bithaul.model.config import ModelConfig
+from bithaul.model.layout import layout_of
+from bithaul.rounds.rules import rule_named
+
+House = Any
+WIDE = ModelConfig(
+    vocab_size=5000, hidden_size=256, intermediate_size=1024, num_layers=2, num_heads=8, context_length=16
+)
+
+
+def test_a_merge_holds_slices_never_vectors(make_house: Callable[..., House]) -> None:
+    """Catches a merger that needs gigabytes for a large model. Three million values, two updates."""
+    house = make_house()
+    layout = layout_of(WIDE)
+    random = np.random.default_rng(0)
+    codec = codec_named("int8-block-v1")
+    house.create()
+    house.register("ann")
+    task = house.claim("ann")
+    theta = random.standard_normal(layout.size, dtype=np.float32)
+    base = house.c.blobs.put(weights_pieces(1, theta), name="base")
+    momentum = house.c.blobs.put(weights_pieces(1, theta * 0.1), name="momentum")
+    updates = []
+    for i in range(2):
+        payload = bytes(codec.encode(random.standard_normal(layout.size, dtype=np.float32), layout))
+        updates.append(house.c.blobs.put([house.frame(task, payload=payload)], name=f"update{i}"))
+        del payload
+
+    def merge(chunk: int) -> Any:
+        return flush(
+            house.c,
+            rule=rule_named("sync", {"mu": 0.9, "eta": 0.7}),
+            codec=codec,
+            layout=layout,
+            version=2,
+            base=base,
+            momentum=momentum,
+            updates=updates,
+            shares=[0.5, 0.5],
+            chunk_values=chunk,
+        )
+
+    whole = merge(layout.size)
+    tracemalloc.start()
+    sliced = merge(65_536)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (sliced.weights.sha256, sliced.momentum.sha256) == (whole.weights.sha256, whole.momentum.sha256)
+    assert peak < 4 * layout.size * 0.7, f"{peak} bytes were held, one vector has {4 * layout.size}"

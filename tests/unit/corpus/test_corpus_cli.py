@@ -1,0 +1,56 @@
+"""`bithaul corpus`: the three verbs, from nothing to a corpus folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bithaul.cli.corpus import app
+from bithaul.corpus.build import CorpusManifest
+from bithaul.errors import InvalidData
+
+
+def call(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_generate_then_tokenize(tmp_path: Path) -> None:
+    text, tokens = str(tmp_path / "text"), str(tmp_path / "tokens")
+    report = json.loads(call("generate", "--out", text, "--count", "300", "--heldout", "40", "--json"))
+    assert report["examples"] == 300
+    assert len(report["shards"]) == 2
+    report = json.loads(call("tokenize", text, "--out", tokens, "--json"))
+    manifest = CorpusManifest.load(tmp_path / "tokens")
+    assert report == manifest.model_dump(mode="json")
+    assert (manifest.train_examples, manifest.heldout_examples, manifest.generator_version) == (300, 40, "1")
+    assert "300 training examples" in call("tokenize", text, "--out", tokens)
+
+
+def test_tokenize_other_data_with_its_own_heldout(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("go home\tgo\nstop now\tstop\n")
+    (tmp_path / "valid.tsv").write_text("stop\tstop\n")
+    arguments = [
+        str(tmp_path / "train.tsv"),
+        "--heldout",
+        str(tmp_path / "valid.tsv"),
+        "--out",
+        str(tmp_path / "c"),
+    ]
+    report = json.loads(call("tokenize", *arguments, "--min-frequency", "1", "--json"))
+    assert report["heldout"][0]["examples"] == 1
+
+
+def test_import_counts_and_complains(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "go", "intent": "a", "slots": {"x": "go"}}\n')
+    report = json.loads(call("import", str(path), "--json"))
+    assert report == {"kind": "intents", "examples": 1, "intents": {"a": 1}, "slots": {"x": 1}}
+    assert "1 labelled requests" in call("import", str(path))
+    path.write_text("{}\n")
+    with pytest.raises(InvalidData, match=r"a\.jsonl:1"):
+        call("import", str(path))

@@ -1,7 +1,7 @@
-"""Figures of the Truck Mate corpus for docs/explanation/corpus.md: speed, variety, lengths, noise, splits.
+"""Figures of the Truck Mate corpus for docs/explanation/corpus.md: speed, variety, lengths, splits.
 
-Run `python benchmarks/corpus_generate.py`; it prints one JSON object, with the machine and the date beside the
-figures. Times are CPU seconds of this process.
+Run `python benchmarks/corpus_generate.py`; it prints one JSON object, with machine and date beside the figures.
+Times are CPU seconds of this process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bithaul.corpus.generator import GENERATOR_VERSION
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.corpus.truckmate.frames import frames
 from bithaul.corpus.truckmate.generator import trace
+from bithaul.corpus.truckmate.grammar import phrasings
 
 
 def main() -> None:
@@ -57,6 +58,8 @@ def main() -> None:
         "encoding_seconds": round(encoded, 2),
         "frames_train": sum(not frame.held for frame in frames()),
         "frames_heldout": sum(frame.held for frame in frames()),
+        "phrasings_train": len({t for f in frames() if not f.held for t in phrasings(f.phrase)}),
+        "phrasings_heldout": len({t for f in frames() if f.held for t in phrasings(f.phrase)}),
         "dialogue_share": round(sum(" over " in example.text for example in examples) / len(train), 4),
         "intent_share": {name: round(n / len(train), 4) for name, n in sorted(intents.items())},
         "heldout_reasons": dict(sorted(Counter(found.reason for found in heldout).items())),

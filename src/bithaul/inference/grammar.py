@@ -109,8 +109,8 @@ class _Phase(Enum):
 class LabelState:
     """One label after its intent. `budget` counts the tokens it may still have, at least 1.
 
-    `request` are the ids of the request's pieces: a value holds at most as many `[UNK]` as it has, and a copied
-    value is one of its spans.
+    `request` are the ids of the request's pieces: a value holds at most as many `[UNK]` as it has, and a
+    copied value is one of its spans.
     """
 
     grammar: LabelGrammar
@@ -125,7 +125,8 @@ class LabelState:
     _next: list[int] = field(default_factory=list, init=False)  # places where the current value may go on
 
     def __post_init__(self) -> None:
-        self._starts = [i for i, token in enumerate(self.request) if token not in self.grammar.inside]
+        words = self.grammar.words - self.grammar.inside
+        self._starts = [i for i, token in enumerate(self.request) if token in words]
         barred = frozenset() if self._starts else self.grammar.copied
         self._free = [slot for slot in self.grammar.slot_ids[self.intent] if slot not in barred]
         if not self._free or self.budget < 1 + _SHORTEST_SLOT:
@@ -209,4 +210,6 @@ class LabelState:
         else:
             values[-1].append(token)
             behind = (i + 1 for i in self._next if self.request[i] == token)
-            self._next = [i for i in behind if i < len(self.request)]
+            self._next = [
+                i for i in behind if i < len(self.request) and self.request[i] in self.grammar.words
+            ]

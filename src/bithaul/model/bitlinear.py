@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bithaul.model.products import EXACT_FP32, StepPath, integer_product
+from bithaul.model.products import EXACT_FP32, Kernel, StepPath, integer_product
 from bithaul.model.quantize import quantize_activation, quantize_weight
 
 
@@ -45,6 +45,8 @@ class TernaryCodes:
 
     versions: tuple[tuple[int, int], ...]
     codes: Tensor  # int8 [sum of N, K]
+    operand: Tensor  # the codes as `kernel` wants them
+    kernel: Kernel
     scales: tuple[Tensor, ...]  # g of each matrix
     widths: tuple[int, ...]  # N of each matrix
 
@@ -65,14 +67,16 @@ class CodeCache:
         self._weights = weights
         self._current: TernaryCodes | None = None
 
-    def codes(self) -> TernaryCodes:
+    def codes(self, path: StepPath) -> TernaryCodes:
         versions = tuple((weight.data_ptr(), weight._version) for weight in self._weights)
-        if self._current is None or self._current.versions != versions:
+        kernel, current = path.kernel, self._current
+        if current is None or current.versions != versions or current.kernel is not kernel:
             pairs = [quantize_weight(weight) for weight in self._weights]
             codes = pairs[0][0] if len(pairs) == 1 else torch.cat([pair[0] for pair in pairs])
             scales, widths = tuple(pair[1] for pair in pairs), tuple(pair[0].shape[0] for pair in pairs)
-            self._current = TernaryCodes(versions, codes, scales, widths)
-        return self._current
+            current = TernaryCodes(versions, codes, kernel.prepare(codes), kernel, scales, widths)
+            self._current = current
+        return current
 
 
 class BitLinear(nn.Module):

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from bithaul.model.autograd import differentiable
 from bithaul.model.bitlinear import TernaryCodes
-from bithaul.model.products import StepPath
+from bithaul.model.products import PRODUCT_ROWS, StepPath
 from bithaul.model.quantize import ACTIVATION_MAX, STATISTIC_FLOOR
 
 _BLOCK_VALUES = 1 << 15  # 128 KiB of fp32 per operand: several operands fit in a 2 MiB cache
@@ -61,10 +61,11 @@ class _NormLinear(Function):
             rstd[block] = r
             inverse[block] = scale.reciprocal()
         factors = torch.cat([inverse * g for g in ternary.scales], dim=1)
-        sums = path.product(codes, ternary.codes)
-        y = torch.empty(sums.shape)
-        for block in _row_blocks(*sums.shape):
-            _scale_columns(sums[block].float(), factors[block], ternary, out=y[block])
+        y = torch.empty((rows, ternary.codes.shape[0]))
+        for start in range(0, rows, PRODUCT_ROWS):
+            block = slice(start, start + PRODUCT_ROWS)
+            sums = ternary.kernel.multiply(codes[block], ternary.operand)
+            _scale_columns(sums.float(), factors[block], ternary, out=y[block])
         ctx.path, ctx.ternary = path, ternary
         ctx.save_for_backward(x, gain, rstd, inverse, factors, codes)
         return y

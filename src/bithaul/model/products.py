@@ -20,6 +20,9 @@ from bithaul.errors import InvalidConfig, UnknownName
 Shape = tuple[int, int, int]
 """(M, K, N): rows, inputs, outputs of one product."""
 
+PRODUCT_ROWS = 256
+"""Rows of one forward product: its sums stay in the cache until they are scaled."""
+
 _PROBE: Shape = (32, 64, 32)
 _TIMING_REPEATS = 5
 _PROBE_SECONDS = 0.05  # a path slower than this at 32 x 64 x 32 is a reference loop, not a kernel
@@ -37,44 +40,73 @@ def matmul_precision(value: str) -> Iterator[None]:
         backend.fp32_precision = before
 
 
-def _int_mm(x: Tensor, codes: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Kernel:
+    """One way to multiply int8 [M, K] by int8 codes [N, K] transposed, with exact sums.
+
+    `prepare` turns the codes into the kernel's own operand, once per optimizer step; `multiply` takes rows
+    and that operand and gives int32 or float32 [M, N].
+    """
+
+    prepare: Callable[[Tensor], Tensor]
+    multiply: Callable[[Tensor, Tensor], Tensor]
+
+
+def _int_mm(x: Tensor, operand: Tensor) -> Tensor:
     """oneDNN takes leading dimensions from strides, and silently computes nothing when that of a size-1
     dimension is not what it expects (pytorch #195066): one row gets plain strides, one column no oneDNN.
     """
     if x.shape[1] == 1:
-        return x.int() * codes.int().t()
+        return x.int() * operand.int()
     if x.shape[0] == 1:
         x = x.reshape(-1).view(1, -1)
-    return torch._int_mm(x, codes.t())
+    return torch._int_mm(x, operand)
 
 
-def _qlinear(x: Tensor, codes: Tensor) -> Tensor:
-    """u8 activations with zero point 128: the form that is fast and exact on AVX2 too."""
-    shifted = x.to(torch.int16).add_(128).to(torch.uint8)
-    packed = torch.ops.onednn.qlinear_prepack(codes, None)
+def _prepack(codes: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.onednn.qlinear_prepack(codes, None)
+    return packed
+
+
+def _qlinear(x: Tensor, packed: Tensor, zero_point: int) -> Tensor:
     one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int64)
     product: Tensor = torch.ops.onednn.qlinear_pointwise(
-        shifted, 1.0, 128, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], ""
+        x, 1.0, zero_point, packed, one, zero, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
 
 
-def _bf16_sums(x: Tensor, codes: Tensor) -> Tensor:
+def _qlinear_signed(x: Tensor, packed: Tensor) -> Tensor:
+    """Fast with AMX only; elsewhere a reference loop, which the probe finds out."""
+    return _qlinear(x.contiguous(), packed, 0)
+
+
+def _qlinear_unsigned(x: Tensor, packed: Tensor) -> Tensor:
+    """u8 activations with zero point 128: the form that is fast and exact on AVX2 too."""
+    return _qlinear(x.to(torch.int16).add_(128).to(torch.uint8), packed, 128)
+
+
+def _bf16_sums(x: Tensor, operand: Tensor) -> Tensor:
     """Integers up to 256 are exact in bf16 and the sums leave in fp32, so rounding the inputs is free."""
     with matmul_precision("bf16"):
-        return x.float() @ codes.float().t()
+        return x.float() @ operand
 
 
-def _fp32(x: Tensor, codes: Tensor) -> Tensor:
+def _fp32(x: Tensor, operand: Tensor) -> Tensor:
     with matmul_precision("ieee"):
-        return x.float() @ codes.float().t()
+        return x.float() @ operand
 
 
-FORWARD: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "int_mm": _int_mm,
-    "qlinear": _qlinear,
-    "bf16": _bf16_sums,
-    "fp32": _fp32,
+def _transposed_floats(codes: Tensor) -> Tensor:
+    return codes.float().t()
+
+
+FORWARD: dict[str, Kernel] = {
+    "int_mm": Kernel(lambda codes: codes.t(), _int_mm),
+    "qlinear": Kernel(_prepack, _qlinear_signed),
+    "qlinear_u8": Kernel(_prepack, _qlinear_unsigned),
+    "bf16": Kernel(_transposed_floats, _bf16_sums),
+    "fp32": Kernel(_transposed_floats, _fp32),
 }
 BACKWARD: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -91,9 +123,13 @@ class StepPath:
     def name(self) -> str:
         return f"{self.forward}+{self.backward}"
 
+    @property
+    def kernel(self) -> Kernel:
+        return FORWARD[self.forward]
+
     def product(self, x: Tensor, codes: Tensor) -> Tensor:
         """int8 [M, K] times int8 [N, K] transposed: the exact integer sums [M, N] as int32 or float32."""
-        return FORWARD[self.forward](x, codes)
+        return self.kernel.multiply(x, self.kernel.prepare(codes))
 
     @property
     def gradient_dtype(self) -> torch.dtype:
@@ -115,11 +151,12 @@ def refusal(forward: str) -> str | None:
     x = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
     codes = torch.randint(-1, 2, (n, k), generator=generator, dtype=torch.int8)
     x[0], x[1], codes[0] = 127, -128, 1
-    product = FORWARD[forward]
+    kernel = FORWARD[forward]
     try:
-        product(x, codes)
+        operand = kernel.prepare(codes)
+        kernel.multiply(x, operand)
         started = time.perf_counter()
-        result = product(x, codes)
+        result = kernel.multiply(x, operand)
         seconds = time.perf_counter() - started
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         return f"not available ({str(error).splitlines()[0][:80]})"
@@ -181,9 +218,17 @@ def _best_seconds(run: Callable[[], object]) -> float:
 
 
 def _forward_seconds(name: str, shape: Shape) -> float:
+    """As in a step: the operand prepared once, then blocks of rows."""
     m, k, n = shape
     x, codes = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
-    return _best_seconds(lambda: FORWARD[name](x, codes))
+    kernel = FORWARD[name]
+
+    def run() -> None:
+        operand = kernel.prepare(codes)
+        for rows in torch.split(x, PRODUCT_ROWS):
+            kernel.multiply(rows, operand)
+
+    return _best_seconds(run)
 
 
 def _backward_seconds(name: str, shape: Shape) -> float:

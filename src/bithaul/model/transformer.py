@@ -79,7 +79,7 @@ class NormedProjection:
             weights,
             eps=self._norm.eps,
             path=self._compute.path,
-            ternary=self._cache.codes(),
+            ternary=self._cache.codes(self._compute.path),
         )
 
 

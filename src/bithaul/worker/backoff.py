@@ -1,6 +1,6 @@
 """How long to wait before trying again: exponential with jitter, or exactly what the other side asked for.
 
-stamina, our choice for retries elsewhere, sleeps where no wish to stop can reach it; a worker must hear
+A retry library sleeps where no wish to stop can reach it; a worker must hear
 SIGTERM in the middle of a long wait. Pure: the random number comes in.
 """
 

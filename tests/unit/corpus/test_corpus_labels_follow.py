@@ -43,8 +43,8 @@ SLOTS: dict[str, dict[str, str]] = {
     "start_trip": TRIP | {"trip_purpose": "purpose", "load": "load_id", "when": "when"},
     "stop_trip": {"stop_reason": "reason", "when": "when", "load": "load_id"},
     "navigate": PLACES | {"city": "city", "chain": "chain", "stop": "stop_type", "road": "via",
-                          "when": "when", "weather": "weather", "preference": "preference", "landmark": "near",
-                          "interstate": "near_interstate"},
+                          "when": "when", "weather": "weather", "preference": "preference",
+                          "landmark": "near", "interstate": "near_interstate"},
     "find_poi": {"stop": "stop_type", "chain": "chain", "landmark": "near", "here": "near", "city": "city",
                  "interstate": "near_interstate", "best": "preference", "purpose": "purpose", "when": "when"},
     "route_preference": {"avoid": "preference", "preference": "preference", "weather": "weather",
@@ -68,11 +68,12 @@ SLOTS: dict[str, dict[str, str]] = {
 EVIDENCE = {
     "start_trip": "start|begin|open|kick|roll|new|knew|set up",
     "stop_trip": "stop|end|finish|done|close|cancel|over|shut|that (is )?(it|all)|that's|thats",
-    "navigate": "take|get|go|navi|drive|head|direction|route|root|rout|bring|course|way|weigh|gps|change|roll|make",
+    "navigate": "take|get|go|navi|drive|head|direction|route|root|rout|bring|course|way|weigh|gps"
+    "|change|roll|make",
     "find_poi": "find|fined|look|locate|search|show|get|need|knead|where|wear|there|their|pull|any|wh?ut|what"
     "|got|how|could|make|and|i mean",
-    "route_preference": "avoid|a void|want|would|prefer|use|take|give|pick|choose|stay|keep|no|set|hate|skip|make"
-    "|away|only|change|route|don't",
+    "route_preference": "avoid|a void|want|would|prefer|use|take|give|pick|choose|stay|keep|no|set|hate|skip"
+    "|make|away|a way|only|change|route|root|rout|don't",
     "hos_status": "hours|ours|log|clock|hos|legal|violation|duty|seventy|week|cycle|e l d",
     "hos_break_check": "break|brake|thirty",
     "hos_drive_remaining": "driv|run|roll|eleven|fourteen|hours|ours|clock",

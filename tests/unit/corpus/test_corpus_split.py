@@ -12,6 +12,7 @@ from bithaul.corpus.truckmate import lexicon as lex
 from bithaul.corpus.truckmate.dice import Dice
 from bithaul.corpus.truckmate.frames import WEIGHTS, frames
 from bithaul.corpus.truckmate.generator import Traced
+from bithaul.corpus.truckmate.grammar import phrasings
 from bithaul.corpus.truckmate.values import KINDS, OPEN_KINDS
 
 OFTEN = 5  # a word seen less often in 50,000 lines is not learned
@@ -33,6 +34,14 @@ def test_each_heldout_example_has_what_training_never_has(train: list[Traced], h
             "pair": any(pair not in pairs_seen for pair in found.pairs),
         }
         assert new[found.reason], f"held out for its {found.reason}, but training has it: {found}"
+
+
+def test_no_heldout_phrasing_can_come_from_a_training_frame() -> None:
+    """All phrasings of all frames, before noise: catches two frames that say the same thing."""
+    trained = {text for frame in frames() if not frame.held for text in phrasings(frame.phrase)}
+    held = {text for frame in frames() if frame.held for text in phrasings(frame.phrase)}
+    assert not trained & held, sorted(trained & held)[:20]
+    assert len(trained) > 5_000
 
 
 def test_no_heldout_text_is_a_training_text(train: list[Traced], heldout: list[Traced]) -> None:

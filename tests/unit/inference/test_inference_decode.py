@@ -42,8 +42,8 @@ def decode_alone(model: LoadedModel, words: Sequence[int]) -> DecodedLabel:
     sequence.append(grammar.intent_ids[int(best)])
     while not state.done:
         choices = state.choices()
-        allowed = set(choices.fixed) | (set(grammar.words) if choices.words else set())
-        allowed -= set() if choices.unknown else {tokenizer.unk}
+        words_now = set(grammar.words) - (set() if choices.unknown else {tokenizer.unk})
+        allowed = set(choices.fixed) | (words_now if choices.words else set())
         scores = logits()
         sequence.append(max(allowed, key=lambda token: float(scores[token])))
         state.advance(sequence[-1])

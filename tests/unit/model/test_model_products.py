@@ -8,7 +8,15 @@ import torch
 from bithaul.errors import InvalidConfig, UnknownName
 from bithaul.model import products
 from bithaul.model.bitlinear import BitLinear, fake_quantized_linear, integer_linear
-from bithaul.model.products import BACKWARD, FORWARD, StepPath, choose_path, integer_product, matmul_precision
+from bithaul.model.products import (
+    BACKWARD,
+    FORWARD,
+    Kernel,
+    StepPath,
+    choose_path,
+    integer_product,
+    matmul_precision,
+)
 
 SHAPES = [(m, k, n) for m in (1, 17) for k in (1, 31, 256, 3072) for n in (1, 48)]
 
@@ -113,8 +121,8 @@ def test_an_inexact_or_missing_path_is_refused_and_cannot_be_forced(monkeypatch:
     def missing(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError("no kernel")
 
-    monkeypatch.setitem(FORWARD, "int_mm", off_by_one)
-    monkeypatch.setitem(FORWARD, "qlinear", missing)
+    monkeypatch.setitem(FORWARD, "int_mm", Kernel(lambda codes: codes, off_by_one))
+    monkeypatch.setitem(FORWARD, "qlinear", Kernel(lambda codes: codes, missing))
     assert products.refusal("int_mm") == "inexact"
     assert "no kernel" in (products.refusal("qlinear") or "")
     with pytest.raises(InvalidConfig, match="inexact"):

@@ -26,7 +26,7 @@ from bithaul.exchange.weights import FloatVector, weights_head, weights_size
 from bithaul.model.layout import Layout
 from bithaul.rounds.rules import MergeRule
 
-CHUNK_VALUES = 1_048_576
+CHUNK_VALUES = 262_144
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import read_header, verify_payload
 from bithaul.exchange.messages import ReportHeader
 
-CHUNK_VALUES = 1_048_576
+CHUNK_VALUES = 262_144
 NON_FINITE = {"payload_not_finite", "payload_scale"}
 
 

@@ -118,3 +118,17 @@ def _draw(phrase: Phrase, dice: Dice, held: bool, out: list[Part]) -> None:
 
 def as_part(slot: str, kind: str, spoken: Spoken, *, held: bool = False) -> Part:
     return Part(tuple(spoken.words.split()), slot, spoken.value, kind, spoken.numeric, held)
+
+
+def phrasings(phrase: Phrase) -> list[str]:
+    """Every phrasing of a frame, values as `{slot}`: the whole finite language, repeats included."""
+    said = [""]
+    for item in phrase.items:
+        if isinstance(item, Word):
+            endings = [item.word]
+        elif isinstance(item, Hole):
+            endings = [f"{{{item.slot}}}"]
+        else:
+            endings = [text for option in item.options for text in phrasings(option)]
+        said = [f"{text} {ending}".strip() for text in said for ending in endings]
+    return said

@@ -1,6 +1,6 @@
 """Figures of the Truck Mate corpus for docs/explanation/corpus.md: speed, variety, lengths, splits.
 
-Run `python benchmarks/corpus_generate.py`; it prints one JSON object, with machine and date beside the figures.
+Run `python benchmarks/corpus_generate.py`; it prints one JSON object, with machine and date beside it all.
 Times are CPU seconds of this process.
 """
 

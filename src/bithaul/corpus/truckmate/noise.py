@@ -129,7 +129,8 @@ def _fill(parts: list[Part], dice: Dice) -> list[Part]:
         filler = dice.pick(FILLERS)
         spot = dice.between(0, len(out))
         inside = out[spot] if spot < len(out) else None
-        if inside and inside.slot and not inside.numeric and len(inside.words) > 1 and dice.chance(0.3):
+        splits = inside is not None and inside.slot and not inside.numeric and len(inside.words) > 1
+        if inside is not None and splits and len(filler) == 1 and dice.chance(0.3):
             cut = dice.between(1, len(inside.words) - 1)
             out[spot] = replace(inside, words=inside.words[:cut] + filler + inside.words[cut:])
         else:

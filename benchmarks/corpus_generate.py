@@ -65,7 +65,7 @@ def main() -> None:
         "heldout_reasons": dict(sorted(Counter(found.reason for found in heldout).items())),
         "heldout_lines_in_training": len({f.example.text for f in heldout} & {e.text for e in examples}),
     }
-    print(json.dumps(figures, indent=1))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run every benchmark and rewrite docs/benchmarks.md from what is in benchmarks/results/.
+"""Run every benchmark and rewrite docs/benchmarks.md and the README's figures from benchmarks/results/.
 
 A benchmark is a script in this folder that prints one JSON object on its last line. It is run in a process of
 its own; the object is stored with machine and date as results/<name>.json. Results of earlier runs stay until
@@ -19,7 +19,24 @@ from pathlib import Path
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
 NOT_A_BENCHMARK = {"run_all", "demo_picture"}
+
+# (benchmark, key of its result, what the README calls it, unit): what is not measured yet is left out.
+FIGURES = (
+    ("demo", "intent_accuracy", "demo: held-out intent accuracy", ""),
+    ("demo", "slot_f1", "demo: held-out slot F1", ""),
+    ("demo", "exact_match", "demo: whole request right", ""),
+    ("demo", "tokens", "demo: tokens trained", ""),
+    ("demo", "seconds", "demo: training time", " s"),
+    ("demo", "tokens_per_second", "demo: speed over the whole run", " tokens/s"),
+    ("demo", "updates_by_worker", "demo: updates by worker", ""),
+    ("step", "tokens_per_second", "training step of `small`, one thread", " tokens/s"),
+    ("step", "ratio", "the same against fp32 fake quantisation", " ×"),
+    ("corpus_generate", "lines_per_second", "requests generated", " lines/s"),
+    ("corpus_generate", "vocabulary", "words in their vocabulary", ""),
+)
 
 HEAD = """# Benchmarks
 
@@ -83,6 +100,32 @@ def table(entry: dict[str, object]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def figures(entries: list[dict[str, object]]) -> str:
+    """The README's table: the figures of `FIGURES` that were measured, with machine and date."""
+    known = {str(entry["benchmark"]): entry for entry in entries}
+    rows: list[str] = []
+    machines: dict[str, None] = {}  # in order, without repeats
+    for name, key, label, unit in FIGURES:
+        value = dict(known[name]["result"]).get(key) if name in known else None  # type: ignore[call-overload]
+        if value is not None:
+            rows.append(f"| {label} | {show(value)}{unit} |")
+            about = known[name]["machine"]
+            machines[f"{about['cpu']}, {about['cores']} cores, {known[name]['date']}"] = None  # type: ignore[index]
+    if not rows:
+        return "Nothing measured yet: `make bench` fills this table.\n"
+    return "\n".join(["| figure | value |", "|---|---|", *rows, "", f"{'; '.join(machines)}."]) + "\n"
+
+
+def rewrite() -> None:
+    """docs/benchmarks.md, and the README between its two marks, from what is in results/."""
+    entries = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
+    PAGE.write_text(HEAD + "".join(table(entry) for entry in entries), encoding="utf-8")
+    before, begin, rest = README.read_text(encoding="utf-8").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and end:
+        README.write_text(f"{before}{BEGIN}\n{figures(entries)}{END}{after}", encoding="utf-8")
+
+
 def show(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "-"}[value]
@@ -119,8 +162,7 @@ def main() -> int:
             failed.append(script.stem)
             continue
         (RESULTS / f"{script.stem}.json").write_text(json.dumps(entry, indent=2) + "\n", encoding="utf-8")
-    entries = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(RESULTS.glob("*.json"))]
-    PAGE.write_text(HEAD + "".join(table(entry) for entry in entries), encoding="utf-8")
+    rewrite()
     print(json.dumps({"ran": len(scripts) - len(failed), "failed": failed}))
     return 1 if failed else 0
 

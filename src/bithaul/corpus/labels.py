@@ -29,6 +29,7 @@ class LabelSet(BaseModel):
     intents: list[str]
     slots: dict[str, list[str]]
     canonical: dict[str, str]
+    copied: list[str] = []  # slots whose values are words of their request, in 99 % of the data
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example], tokenizer: Tokenizer) -> LabelSet:
@@ -36,7 +37,10 @@ class LabelSet(BaseModel):
         slots: dict[str, set[str]] = {}
         spellings: dict[str, Counter[str]] = {}
         folded: dict[str, str] = {}
+        said: Counter[str] = Counter()
+        total: Counter[str] = Counter()
         for example in examples:
+            text = f" {tokenizer.fold(example.text)} " if example.slots else ""
             names = slots.setdefault(example.intent, set())
             for name, value in example.slots:
                 names.add(name)
@@ -45,11 +49,14 @@ class LabelSet(BaseModel):
                     if key is None:
                         key = folded[part] = tokenizer.fold(part)
                     spellings.setdefault(key, Counter())[part] += 1
+                    total[name] += 1
+                    said[name] += f" {key} " in text
         best = {key: min(found, key=lambda s: (-found[s], s)) for key, found in spellings.items()}
         return cls(
             intents=sorted(slots),
             slots={intent: sorted(slots[intent]) for intent in sorted(slots)},
             canonical={key: best[key] for key in sorted(best) if best[key] != key},
+            copied=sorted(name for name in total if said[name] >= 0.99 * total[name]),
         )
 
     def spell(self, normalised: str) -> str:

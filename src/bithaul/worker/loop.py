@@ -186,13 +186,19 @@ class Worker:
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         """The residual moves on only with an accepted update; otherwise the old one stays in force."""
         header = entry.header
-        facts = {"task": header.task, "verdict": str(receipt.verdict), "staleness": receipt.staleness}
+        facts = {"task": header.task, "fence": header.fence, "staleness": receipt.staleness}
         if receipt.verdict is Verdict.ACCEPTED:
             target = self._residuals.path(run=header.run, layout_hash=header.layout_hash, codec=header.codec)
             self._residuals.commit(entry.residual, target)
             self._log.info("update accepted", **facts)
         else:
-            self._log.warning("update not merged", code=receipt.code, reason=receipt.reason, **facts)
+            self._log.warning(
+                "update not merged",
+                verdict=str(receipt.verdict),
+                code=receipt.code,
+                reason=receipt.reason,
+                **facts,
+            )
 
     # -- registration ---------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 Greedy on the intent token alone (the prompt and the label's opening are given), so it needs no decoder.
 Prints progress as JSON lines; the last line is the result. Example:
 
-    python benchmarks/recipe.py --train train.tsv --valid valid.tsv --recipe '{"peak_lr": 3e-3}'
+    python benchmarks/studies/recipe.py --train train.tsv --valid valid.tsv --recipe '{"peak_lr": 3e-3}'
 """
 
 from __future__ import annotations

@@ -66,9 +66,11 @@ class Room:
     clients: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     c: Coordinator = field(init=False)
+    workers: Path = field(init=False)
     url: str = ""
 
     def __post_init__(self) -> None:
+        self.workers = self.directory / "workers"
         self.c = open_coordinator(load_settings(self.directory, **{"disk_reserve_bytes": 0, **self.settings}))
 
     @property
@@ -170,7 +172,7 @@ class Room:
         settings = WorkerSettings(
             url=self.url,
             client_id=client_id,
-            state_dir=self.directory / "workers" / client_id,
+            state_dir=self.workers / client_id,
             exit_when_finished=True,
             calibration_seconds=0.05,
         )

@@ -1,7 +1,7 @@
 """The closed loop over real HTTP: a worker's steps, merged at rate 1, are the same steps run here.
 
-The local side is one `Trainer` that trains straight on and never loads weights again, on examples cut
-from the corpus folder by itself. The wrong updates at the end of the file are put in on purpose; each must be seen.
+The local side is one `Trainer` that trains straight on and never loads weights again, on examples cut from
+the corpus folder here. The wrong updates at the end of the file are put in on purpose; each must be seen.
 """
 
 from __future__ import annotations

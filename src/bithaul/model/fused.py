@@ -21,7 +21,7 @@ from bithaul.model.bitlinear import TernaryCodes
 from bithaul.model.products import PRODUCT_ROWS, StepPath
 from bithaul.model.quantize import ACTIVATION_MAX, STATISTIC_FLOOR
 
-_BLOCK_VALUES = 1 << 15  # 128 KiB of fp32 per operand: several operands fit in a 2 MiB cache
+_BLOCK_VALUES = 1 << 16  # 256 KiB of fp32 per operand: several operands fit in a 2 MiB cache
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 CorpusKind = Literal["intents", "text"]
 
-_PEAK_LR = {"small": 3e-3, "medium": 2e-3, "large": 1.5e-3}
-_OTHER_PEAK_LR = 2e-3
+_PEAK_LR = {"small": 1e-3, "medium": 7e-4, "large": 5e-4}
+_OTHER_PEAK_LR = 1e-3
 
 
 class TrainingRecipe(BaseModel):
@@ -44,7 +44,7 @@ class TrainingRecipe(BaseModel):
         """The recipe of a preset (any other model name gets cautious values) for a kind of corpus."""
         peak = _PEAK_LR.get(preset, _OTHER_PEAK_LR)
         return (
-            cls(peak_lr=peak, batch_examples=64)
+            cls(peak_lr=peak, batch_examples=32)
             if kind == "intents"
             else cls(peak_lr=peak, batch_examples=16)
         )

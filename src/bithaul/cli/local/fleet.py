@@ -14,12 +14,12 @@ from bithaul.cli.local.folder import RunFolder
 from bithaul.cli.local.prepare import ADMIN_CLIENT, worker_ids
 from bithaul.cli.local.processes import Child, record, stop_leftovers
 from bithaul.coordinator.queries.progress import ProgressView
+from bithaul.coordinator.server import PortInUse
 from bithaul.errors import Unavailable
 from bithaul.exchange.messages import ADMIN_SCOPE
 
 START_SECONDS = 60.0
 STOP_SECONDS = 60.0
-EXIT_PORT_IN_USE = 9
 
 
 @dataclass
@@ -57,6 +57,8 @@ class Fleet:
         while not (url_file.exists() and self._answers()):
             if not self.coordinator.running or time.monotonic() > end:
                 words = self.coordinator.last_words(1).removeprefix("bithaul: ")
+                if self.coordinator.exit_code == PortInUse.exit_code:
+                    raise PortInUse(words)
                 raise Unavailable(words or f"The coordinator did not start; see {self.coordinator.log}.")
             time.sleep(0.05)
         # A coordinator that dies comes back at the same address, or its workers could not find it.

@@ -50,6 +50,11 @@ class Child:
     def running(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """None before it was started and while it runs."""
+        return None if self.process is None else self.process.poll()
+
     def last_words(self, lines: int = 3) -> str:
         """The end of the child's log, for an error message."""
         try:

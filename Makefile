@@ -33,7 +33,7 @@ demo-fresh: ## Forget the demo's run and train again
 	$(MAKE) demo
 
 test: $(VENV)/.test-ready ## Run the tests (all but those marked slow)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(VENV)/.test-ready ## Run the slow tests: convergence, the demo itself, real-size transfers
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)

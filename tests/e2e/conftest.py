@@ -92,7 +92,7 @@ class Starter:
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env={**os.environ, "BITHAUL_CALIBRATION_SECONDS": "0.5", **(environment or {})},
         )
         self.started.append(Up(self.root, process))
         return self.started[-1]

@@ -37,7 +37,8 @@ def exactly_once(up) -> None:
     )
     wrong = up.query(
         "SELECT v.version, v.tokens, sum(r.tokens) s, v.reports, count(*) n FROM versions v JOIN reports r "
-        "ON r.merged_in = v.version AND r.verdict='accepted' GROUP BY v.version HAVING s <> v.tokens OR n <> v.reports"
+        "ON r.merged_in = v.version AND r.verdict='accepted' "
+        "GROUP BY v.version HAVING s <> v.tokens OR n <> v.reports"
     )
     assert wrong == []
     covered = up.query("SELECT positions FROM tasks WHERE state IN ('merged', 'accepted')")
@@ -78,7 +79,7 @@ def test_one_command_trains_evaluates_and_reports(up) -> None:
 
 
 def test_killed_workers_and_coordinator_lose_nothing(up) -> None:
-    """Catches: an update applied twice or lost when either side dies at a bad moment (kill -9, repeatedly)."""
+    """Catches: an update applied twice or lost when either side is killed at a bad moment."""
     session = up.tiny(tokens=400_000, environment=KEEP_ALL)
     for version, victim in ((3, "worker-1"), (5, "coordinator"), (7, "worker-2"), (9, "coordinator")):
         session.wait_for_version(version)

@@ -47,7 +47,13 @@ def worker(
     nice: int = typer.Option(0, "--nice", min=0, max=19, help="Give way to other programs: 0 no, 19 most."),
     name: str = typer.Option("", "--name", help="How this machine is called in its own log."),
     beacon: Path | None = typer.Option(None, "--beacon", help="Health file (STATE_DIR/health)."),
-    calibration_seconds: float = typer.Option(5.0, "--calibration-seconds", min=0.1, help="Time to measure."),
+    calibration_seconds: float = typer.Option(
+        5.0,
+        "--calibration-seconds",
+        min=0.1,
+        envvar="BITHAUL_CALIBRATION_SECONDS",
+        help="Time to measure.",
+    ),
     exit_when_finished: bool = typer.Option(
         False, "--exit-when-finished", help="End when the run is finished."
     ),

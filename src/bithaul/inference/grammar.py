@@ -7,11 +7,11 @@ and nothing is opened that the budget cannot close. It does not score anything a
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from bithaul.corpus.labels import LabelSet
+from bithaul.corpus.labels import LARGEST_GAP, LabelSet
 from bithaul.corpus.tokenizer import JsonStructure, Tokenizer
 from bithaul.errors import CorruptFile, InvalidInput
 
@@ -32,14 +32,11 @@ class LabelGrammar:
     words: frozenset[int]
     unknown: int
     inside: frozenset[int]  # ids of pieces that stand inside a written word
-    copied: frozenset[int]  # ids of slots whose values are always words of the request
+    patterns: dict[int, PatternTree]  # per restricted slot: what a value may be besides words of the request
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, labels: LabelSet, *, copied: Collection[str] = ()) -> LabelGrammar:
-        """`copied` names the slots whose values must be spans of the request; all others may use any words.
-
-        InvalidInput for a model without intents, CorruptFile for labels of another tokenizer.
-        """
+    def of(cls, tokenizer: Tokenizer, labels: LabelSet) -> LabelGrammar:
+        """InvalidInput for a model without intents, CorruptFile for labels of another tokenizer."""
         if not labels.intents:
             raise InvalidInput(
                 "This model was trained on plain text and knows no intents; "
@@ -68,7 +65,10 @@ class LabelGrammar:
             words=words,
             unknown=tokenizer.unk,
             inside=frozenset(i for i in words if i != tokenizer.unk and not spellings[i].startswith("▁")),
-            copied=frozenset(_id(structure.slots, name, tokenizer) for name in copied),
+            patterns={
+                _id(structure.slots, name, tokenizer): PatternTree.of(patterns, tokenizer)
+                for name, patterns in labels.patterns.items()
+            },
         )
 
 
@@ -77,6 +77,43 @@ def _id(known: dict[str, int], name: str, tokenizer: Tokenizer) -> int:
     if found is None:
         raise CorruptFile(f"The tokenizer does not know the label {name!r}; copy the model folder again.")
     return found
+
+
+@dataclass
+class PatternTree:
+    """Values as a tree of tokens; a branch under the token of 0 stands for every digit of the same form."""
+
+    digits: dict[int, int]  # id of a digit to the id of the 0 written like it
+    branches: dict[int, PatternTree] = field(default_factory=dict)
+    ends: bool = False
+
+    @classmethod
+    def of(cls, patterns: Iterable[str], tokenizer: Tokenizer) -> PatternTree:
+        """Patterns with words the vocabulary does not have are left out."""
+        root = cls(_digit_forms(tokenizer))
+        for pattern in patterns:
+            ids = [i for i, _ in tokenizer.encode_words(pattern)]
+            if not ids or tokenizer.unk in ids:
+                continue
+            node = root
+            for token in ids:
+                node = node.branches.setdefault(token, cls(root.digits))
+            node.ends = True
+        return root
+
+    def branch(self, token: int) -> PatternTree | None:
+        return self.branches.get(self.digits.get(token, token))
+
+    def choices(self) -> set[int]:
+        """Every token that leads on."""
+        zeros = self.branches.keys() & set(self.digits.values())
+        return (self.branches.keys() - zeros) | {i for i, zero in self.digits.items() if zero in zeros}
+
+
+def _digit_forms(tokenizer: Tokenizer) -> dict[int, int]:
+    ids = {tokenizer.token(i): i for i in range(tokenizer.vocab_size)}
+    forms = [(f"{mark}{digit}", f"{mark}0") for mark in ("", "▁") for digit in range(10)]
+    return {ids[form]: ids[zero] for form, zero in forms if form in ids and zero in ids}
 
 
 @dataclass(frozen=True)
@@ -109,8 +146,8 @@ class _Phase(Enum):
 class LabelState:
     """One label after its intent. `budget` counts the tokens it may still have, at least 1.
 
-    `request` are the ids of the request's pieces: a value holds at most as many `[UNK]` as it has, and a
-    copied value is one of its spans.
+    `request` are the ids of the request's pieces: a value holds at most as many `[UNK]` as it has, and the
+    value of a restricted slot is made of its words in order or fits a pattern.
     """
 
     grammar: LabelGrammar
@@ -121,14 +158,20 @@ class LabelState:
     _phase: _Phase = field(default=_Phase.INTENT_GIVEN, init=False)
     _free: list[int] = field(init=False)
     _slots: list[tuple[int, bool, list[list[int]]]] = field(default_factory=list, init=False)
-    _starts: list[int] = field(init=False)  # places in the request where a copied value may begin
+    _starts: list[int] = field(init=False)  # places in the request where a said value may begin
     _next: list[int] = field(default_factory=list, init=False)  # places where the current value may go on
+    _tree: PatternTree | None = field(default=None, init=False)  # where in its patterns the value stands
+    _said: bool = field(default=False, init=False)  # the value so far is words of the request
 
     def __post_init__(self) -> None:
         words = self.grammar.words - self.grammar.inside
         self._starts = [i for i, token in enumerate(self.request) if token in words]
-        barred = frozenset() if self._starts else self.grammar.copied
-        self._free = [slot for slot in self.grammar.slot_ids[self.intent] if slot not in barred]
+        trees = self.grammar.patterns
+        self._free = [
+            slot
+            for slot in self.grammar.slot_ids[self.intent]
+            if self._starts or slot not in trees or trees[slot].branches
+        ]
         if not self._free or self.budget < 1 + _SHORTEST_SLOT:
             self._phase = _Phase.DONE  # only `close_no_slots` is left to say
 
@@ -160,22 +203,30 @@ class LabelState:
                 return Choices(())
 
     def _in_value(self) -> Choices:
-        marks = self.grammar.structure
         slot, several, values = self._slots[-1]
         value = values[-1]
-        fixed: list[int] = []
-        if value:
-            fixed.append(marks.list_close if several else marks.close)
-            if self._free and self.budget >= 1 + _SHORTEST_SLOT:
-                fixed.append(marks.list_close_next if several else marks.next_slot)
-            if several and self.budget >= 1 + _SHORTEST_VALUE:
-                fixed.append(marks.list_next)
         more = not value or (self.budget >= _SHORTEST_VALUE and len(value) < self.max_value_tokens)
-        if more and slot in self.grammar.copied:
-            fixed += sorted({self.request[i] for i in self._next})
-            return Choices(tuple(fixed))
-        unknown = more and value.count(self.grammar.unknown) < self.request.count(self.grammar.unknown)
-        return Choices(tuple(fixed), words=more, unknown=unknown)
+        if slot not in self.grammar.patterns:
+            unknown = more and value.count(self.grammar.unknown) < self.request.count(self.grammar.unknown)
+            return Choices(self._after_value(value, several), words=more, unknown=unknown)
+        going_on = {self.request[i] for i in self._next} if more else set()
+        if more and self._tree is not None:
+            going_on |= self._tree.choices()
+        whole = self._said or (self._tree is not None and self._tree.ends)
+        ends = self._after_value(value, several) if whole or not going_on else ()
+        return Choices((*ends, *sorted(going_on)))
+
+    def _after_value(self, value: Sequence[int], several: bool) -> tuple[int, ...]:
+        """What may close a value that has at least one token."""
+        if not value:
+            return ()
+        marks = self.grammar.structure
+        after = [marks.list_close if several else marks.close]
+        if self._free and self.budget >= 1 + _SHORTEST_SLOT:
+            after.append(marks.list_close_next if several else marks.next_slot)
+        if several and self.budget >= 1 + _SHORTEST_VALUE:
+            after.append(marks.list_next)
+        return tuple(after)
 
     def advance(self, token: int) -> None:
         """Take one of `choices()`."""
@@ -191,7 +242,8 @@ class LabelState:
             case _Phase.OPENER:
                 if token == marks.list_open:
                     self._slots[-1] = (self._slots[-1][0], True, [[]])
-                self._phase, self._next = _Phase.VALUE, self._starts
+                self._phase = _Phase.VALUE
+                self._begin_value()
             case _Phase.VALUE:
                 self._advance_value(token)
             case _Phase.DONE:
@@ -206,10 +258,26 @@ class LabelState:
             self._phase = _Phase.SLOT
         elif token == marks.list_next:
             values.append([])
-            self._next = self._starts
+            self._begin_value()
         else:
             values[-1].append(token)
-            behind = (i + 1 for i in self._next if self.request[i] == token)
-            self._next = [
-                i for i in behind if i < len(self.request) and self.request[i] in self.grammar.words
-            ]
+            self._go_on(token)
+
+    def _begin_value(self) -> None:
+        self._next, self._said = self._starts, False
+        self._tree = self.grammar.patterns.get(self._slots[-1][0])
+
+    def _go_on(self, token: int) -> None:
+        """Follow the value through the request, over small gaps to whole words, and down its patterns."""
+        at = [i for i in self._next if self.request[i] == token]
+        self._said = bool(at)
+        after = {i + 1 for i in at} | {
+            j
+            for i in at
+            for j in range(i + 2, min(i + 2 + LARGEST_GAP, len(self.request)))
+            if self.request[j] not in self.grammar.inside
+        }
+        self._next = sorted(
+            i for i in after if i < len(self.request) and self.request[i] in self.grammar.words
+        )
+        self._tree = self._tree.branch(token) if self._tree is not None else None

@@ -39,7 +39,7 @@ class LoadedModel:
     @cached_property
     def grammar(self) -> LabelGrammar:
         """What the model may say. Raises `InvalidInput` for a model of plain text."""
-        return LabelGrammar.of(self.tokenizer, self.labels, copied=self.labels.copied)
+        return LabelGrammar.of(self.tokenizer, self.labels)
 
 
 def model_folder(directory: Path) -> Path:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bithaul.corpus.labels import LabelSet
+from bithaul.corpus.labels import LabelSet, is_said
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import CorruptFile
 from bithaul.inference.grammar import LabelGrammar, LabelState
@@ -72,25 +73,57 @@ def test_labels_of_another_tokenizer_are_refused(tokenizer: Tokenizer) -> None:
         LabelGrammar.of(tokenizer, labels)
 
 
-def test_a_copied_value_is_a_span_that_starts_a_word(tokenizer: Tokenizer, random_model: LoadedModel) -> None:
-    """Without the restriction the walk would mix words, or take "2" out of "42"."""
-    grammar = LabelGrammar.of(tokenizer, random_model.labels, copied=["load_id", "reason"])
-    request = tuple(i for i, _ in tokenizer.encode_words("load number 42 is late"))
-    spans = {request[i:j] for i in range(len(request)) for j in range(i + 1, len(request) + 1)}
-    inside = request[3]
-    assert tokenizer.token(inside) == "2"
-    for seed in range(200):
+def restricted(model: LoadedModel, **patterns: list[str]) -> LabelSet:
+    """The model's labels with these slots held to the request's words and the given patterns."""
+    return model.labels.model_copy(update={"patterns": patterns})
+
+
+def walks(grammar: LabelGrammar, request: tuple[int, ...]) -> Iterator[LabelState]:
+    """Finished labels from random walks through what the grammar allows."""
+    for seed in range(300):
         walker = random.Random(seed)
         state = LabelState(grammar, "load", budget=30, request=request)
         while not state.done:
             choices = state.choices()
-            assert not choices.words
+            assert not choices.words, "a restricted slot may not use any word"
             state.advance(walker.choice(choices.fixed))
+        yield state
+
+
+def test_a_said_value_is_words_of_the_request_in_order(
+    tokenizer: Tokenizer, random_model: LoadedModel
+) -> None:
+    """Without the restriction the walk would mix words, jump over many, or take "2" out of "42"."""
+    grammar = LabelGrammar.of(tokenizer, restricted(random_model, load_id=[], reason=[]))
+    request = tuple(i for i, _ in tokenizer.encode_words("load number 42 is late"))
+    inside = request[3]
+    assert tokenizer.token(inside) == "2"
+    for state in walks(grammar, request):
         for slot in state.slots():
-            assert all(value in spans and value[0] != inside for value in slot.values)
+            for value in slot.values:
+                assert is_said([str(i) for i in value], [str(i) for i in request])
+                assert value[0] != inside
+
+
+def test_a_pattern_allows_other_digits_but_no_other_words(
+    tokenizer: Tokenizer, random_model: LoadedModel
+) -> None:
+    """A number that was spoken in words is not in the request; its form is known from training."""
+    grammar = LabelGrammar.of(tokenizer, restricted(random_model, load_id=["00"], reason=[]))
+    request = tuple(i for i, _ in tokenizer.encode_words("load is late"))
+    seen = set()
+    for state in walks(grammar, request):
+        for slot in state.slots():
+            for value in slot.values:
+                if slot.name == "load_id" and not set(value) <= set(request):
+                    text = "".join(tokenizer.token(i).strip("▁") for i in value)
+                    assert len(text) == 2
+                    assert text.isdigit()
+                    seen.add(text)
+    assert len(seen) > 10
 
 
 def test_nothing_to_copy_means_no_copied_slot(tokenizer: Tokenizer, random_model: LoadedModel) -> None:
     """A slot without any possible value would leave the decoder without a choice."""
-    grammar = LabelGrammar.of(tokenizer, random_model.labels, copied=["load_id", "reason"])
+    grammar = LabelGrammar.of(tokenizer, restricted(random_model, load_id=[], reason=[]))
     assert LabelState(grammar, "load", budget=30, request=()).done

@@ -27,7 +27,7 @@ from bithaul.model.config import load_config
 from bithaul.training.recipe import TrainingRecipe
 
 TRUCK_MATE_EXAMPLES = 50_000
-TRUCK_MATE_HELDOUT = 2_000
+TRUCK_MATE_HELDOUT_SHARE = 1 / 25  # 2,000 held-out requests for 50,000
 ADMIN_CLIENT = "up"
 
 Say = Callable[[str], None]
@@ -118,7 +118,8 @@ def _read_data(spec: RunSpec, say: Say) -> tuple[Items, Items]:
         count = spec.examples or TRUCK_MATE_EXAMPLES
         say(f"generating {count:,} Truck Mate requests")
         train = list(generate(count=count, seed=spec.seed, split="train"))
-        return train, list(generate(count=TRUCK_MATE_HELDOUT, seed=spec.seed, split="heldout"))
+        heldout = max(100, round(count * TRUCK_MATE_HELDOUT_SHARE))
+        return train, list(generate(count=heldout, seed=spec.seed, split="heldout"))
     return read_any(Path(spec.train)), read_any(Path(spec.valid))
 
 

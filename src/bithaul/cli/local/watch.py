@@ -5,6 +5,7 @@ Reads the coordinator's progress view over HTTP, so it shows what an operator an
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from typing import Protocol
@@ -16,7 +17,6 @@ from rich.table import Table
 from rich.text import Text
 
 from bithaul.coordinator.queries.progress import ProgressView
-import itertools
 
 PLAIN_EVERY_SECONDS = 5.0
 SPARKS = "▁▂▃▄▅▆▇█"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +13,7 @@ from bithaul.coordinator.database import runs, services, versions
 from bithaul.errors import BithaulError, CorruptFile, OutOfDisk
 
 PROBE = "health-probe"
+log = logging.getLogger(__name__)
 
 
 class Check(BaseModel):
@@ -46,8 +48,11 @@ def health(c: Coordinator) -> HealthView:
 def _check(name: str, part: Callable[[], str]) -> Check:
     try:
         return Check(name=name, ok=True, detail=part())
-    except (BithaulError, OSError, SQLAlchemyError) as error:
-        return Check(name=name, ok=False, detail=str(error).splitlines()[0][:300])
+    except BithaulError as error:
+        return Check(name=name, ok=False, detail=error.message)
+    except (OSError, SQLAlchemyError) as error:  # anyone may ask: paths and SQL stay in the log
+        log.error("the health check %s failed", name, exc_info=error)
+        return Check(name=name, ok=False, detail=f"{type(error).__name__}; see the coordinator's log")
 
 
 def _database(c: Coordinator) -> str:
@@ -93,4 +98,9 @@ def _services(c: Coordinator) -> list[Check]:
             results = services.list_results(connection)
     except (BithaulError, SQLAlchemyError):
         return []  # the database's own check says why
-    return [Check(name=f"service.{r.name}", ok=r.ok, detail=r.message) for r in results if r.name != PROBE]
+    failed = "failed; see the coordinator's log"
+    return [
+        Check(name=f"service.{r.name}", ok=r.ok, detail=r.message if r.ok else failed)
+        for r in results
+        if r.name != PROBE
+    ]

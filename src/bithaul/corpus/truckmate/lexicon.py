@@ -21,8 +21,15 @@ def _tasks() -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
     return tuple((tuple(verb.strip() for verb in body[0].split(",")), body[1:]) for body in found)
 
 
+def _words(title: str) -> tuple[str, ...]:
+    return tuple(word for line in lines(_FILE, title) for word in line.split())
+
+
 CITIES = terms(_FILE, "cities")
 CITIES_HELDOUT = terms(_FILE, "cities heldout")
+TOWN_LEADS = _words("town leads")
+TOWN_BASES = _words("town bases")
+TOWN_TAILS = _words("town tails")
 CHAINS = terms(_FILE, "chains")
 STOP_TYPES = terms(_FILE, "stop types")
 PURPOSES = terms(_FILE, "purposes")

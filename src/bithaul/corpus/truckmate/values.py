@@ -14,7 +14,8 @@ from bithaul.corpus.truckmate import numbers
 from bithaul.corpus.truckmate.data import Term
 from bithaul.corpus.truckmate.dice import Dice, reserved
 
-RESERVED_VALUES = 8  # one in so many numbers, ids, times and tasks is held out
+RESERVED_VALUES = 8  # one in so many numbers, ids, times, towns and tasks is held out
+_LISTED = frozenset(term.value for term in (*lex.CITIES, *lex.CITIES_HELDOUT))
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,27 @@ def _until(draw: Callable[[Dice], str], kind: str, dice: Dice, held: bool) -> st
             return value
 
 
+def _town(dice: Dice, held: bool) -> Spoken:
+    """A small town's name, composed of common parts; never one of the listed cities."""
+
+    def draw(dice: Dice) -> str:
+        while True:
+            base = dice.pick(lex.TOWN_BASES)
+            if dice.chance(0.5):
+                name = f"{dice.pick(lex.TOWN_LEADS)} {base}"
+            else:
+                name = f"{base} {dice.pick(lex.TOWN_TAILS)}"
+            if name not in _LISTED and len(set(name.split())) == 2:
+                return name
+
+    value = _until(draw, "town", dice, held)
+    return Spoken(value.lower(), value)
+
+
+def _city(dice: Dice, held: bool) -> Spoken:
+    return _town(dice, held) if dice.chance(0.5) else LISTED_CITY(dice, held)
+
+
 def _task(dice: Dice, held: bool) -> Spoken:
     def draw(dice: Dice) -> str:
         verbs, objects = dice.pick(lex.TASKS)
@@ -73,14 +95,14 @@ def _facility(dice: Dice, held: bool) -> Spoken:
 
 def _place(dice: Dice, held: bool) -> Spoken:
     """The goal of a trip: a city or a facility."""
-    return _facility(dice, held) if dice.chance(0.3) else CITY(dice, held)
+    return _facility(dice, held) if dice.chance(0.3) else _city(dice, held)
 
 
 def _near(dice: Dice, held: bool) -> Spoken:
     if not held and dice.chance(0.25):
         term = dice.pick(lex.LANDMARKS)
         return Spoken(dice.usual(term.forms), term.value)
-    return CITY(dice, held)
+    return _city(dice, held)
 
 
 def _interstate(dice: Dice, held: bool) -> Spoken:
@@ -103,7 +125,7 @@ def _road(dice: Dice, held: bool) -> Spoken:
 
 
 def _via(dice: Dice, held: bool) -> Spoken:
-    return _road(dice, held) if dice.chance(0.5) else CITY(dice, held)
+    return _road(dice, held) if dice.chance(0.5) else _city(dice, held)
 
 
 def _load_id(dice: Dice, held: bool) -> Spoken:
@@ -185,10 +207,10 @@ def _number(dice: Dice, held: bool) -> Spoken:  # noqa: ARG001
     return Spoken(numbers.words(number) if dice.chance(0.5) else str(number), str(number), numeric=True)
 
 
-CITY = _pools(lex.CITIES, lex.CITIES_HELDOUT)
+LISTED_CITY = _pools(lex.CITIES, lex.CITIES_HELDOUT)
 
 KINDS: dict[str, Kind] = {
-    "city": CITY,
+    "city": _city,
     "place": _place,
     "facility": _facility,
     "near": _near,

@@ -107,6 +107,9 @@ def _forms() -> dict[str, dict[tuple[str, ...], str]]:
     forms = {
         kind: {tuple(f.split()): t.value for t in terms for f in t.forms} for kind, terms in lists.items()
     }
+    towns = [(a, b) for a in lex.TOWN_LEADS for b in lex.TOWN_BASES]
+    towns += [(a, b) for a in lex.TOWN_BASES for b in lex.TOWN_TAILS]
+    forms["city"] = {(a.lower(), b.lower()): f"{a} {b}" for a, b in towns} | forms["city"]
     for owner in lex.FACILITY_OWNERS:
         for kind in lex.FACILITY_KINDS:
             forms["facility"][("the", *owner.split(), *kind.split())] = f"{owner} {kind}"

@@ -1,9 +1,10 @@
-"""One process trains a corpus for a token budget and reports intent accuracy: how recipes are compared.
+"""Compare recipes: one process trains a corpus folder for a token budget and is scored on the held-out set.
 
-Greedy on the intent token alone (the prompt and the label's opening are given), so it needs no decoder.
-Prints progress as JSON lines; the last line is the result. Example:
+The folder is one of `bithaul corpus tokenize` or the `corpus` folder of a run. The score is the product's own
+evaluation (grammar, decoding, spelling). Several recipes run one after the other; each prints its result as a
+JSON line, the last line is all of them. Example:
 
-    python benchmarks/studies/recipe.py --train train.tsv --valid valid.tsv --recipe '{"peak_lr": 3e-3}'
+    python benchmarks/studies/recipe.py runs/demo/corpus --tokens 1e6 --recipe '{}' '{"peak_lr": 2e-3}'
 """
 
 from __future__ import annotations
@@ -12,72 +13,64 @@ import argparse
 import json
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+import numpy.typing as npt
 
-from bithaul.corpus.importers import read_any
+from bithaul.corpus.build import LABELS, MANIFEST, TOKENIZER, CorpusManifest
+from bithaul.corpus.example import Example
+from bithaul.corpus.importers import read_examples
+from bithaul.corpus.labels import LabelSet
+from bithaul.corpus.shards import Shard
 from bithaul.corpus.tokenizer import Tokenizer
+from bithaul.evaluation.intents import evaluate_intents
+from bithaul.inference.loader import LoadedModel
 from bithaul.model.config import load_config
-from bithaul.training.batches import pack
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import StepReport, Trainer
 
 PIECE_EXAMPLES = 2_048
 
 
-def intent_accuracy(trainer: Trainer, examples: list[np.ndarray], intents: set[int], label: int) -> float:
-    """Share of examples whose intent token is the argmax over all intent tokens at its place."""
-    allowed = torch.tensor(sorted(intents))
-    right = 0
-    for start in range(0, len(examples), 128):
-        group = examples[start : start + 128]
-        batch = pack(group, label_token=label, text_loss_weight=1.0)
-        assert batch is not None
-        with torch.no_grad():
-            hidden = trainer.model.packed(batch.input_ids, batch.segments)
-            offset = 0
-            for example in group:
-                place = next(i for i in range(len(example)) if int(example[i]) in intents)
-                logits = trainer.model.logits(hidden[offset + place - 1])[allowed]
-                right += int(allowed[int(logits.argmax())]) == int(example[place])
-                offset += len(example) - 1
-    return right / len(examples)
+@dataclass(frozen=True)
+class Folder:
+    train: list[npt.NDArray[np.int32]]
+    heldout: list[npt.NDArray[np.int32]]
+    examples: list[Example]
+    tokenizer: Tokenizer
+    labels: LabelSet
+
+    @classmethod
+    def open(cls, path: Path, *, heldout: int) -> Folder:
+        manifest = CorpusManifest.model_validate_json((path / MANIFEST).read_text())
+        examples = read_examples(path / "heldout.jsonl")
+        chosen = random.Random(0).sample(range(len(examples)), min(heldout, len(examples)))
+        held = [e for info in manifest.heldout for e in _read(path, info.id)]
+        return cls(
+            [e for info in manifest.shards for e in _read(path, info.id)],
+            held[:512],
+            [examples[i] for i in chosen],
+            Tokenizer.load(path / TOKENIZER),
+            LabelSet.load(path / LABELS),
+        )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--train", type=Path, required=True)
-    parser.add_argument("--valid", type=Path, required=True)
-    parser.add_argument("--preset", default="small")
-    parser.add_argument("--tokens", type=float, default=3e6)
-    parser.add_argument("--stop-at", type=float, default=1.0, help="stop at this share of the budget")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--recipe", default="{}", help="JSON with recipe fields to replace")
-    args = parser.parse_args()
+def _read(directory: Path, name: str) -> list[npt.NDArray[np.int32]]:
+    shard = Shard.open(directory / f"{name}.bin", directory / f"{name}.idx")
+    return [np.array(e) for e in shard.slice(0, len(shard))]
 
-    train, valid = read_any(args.train), read_any(args.valid)
-    tokenizer = Tokenizer.train(train)
-    encoded = [np.array(e, dtype=np.int32) for e in tokenizer.encode_many(train)]
-    held = [np.array(e, dtype=np.int32) for e in tokenizer.encode_many(valid)]
-    intents = _intent_ids(encoded, tokenizer)
-    config = load_config(args.preset, vocab_size=tokenizer.vocab_size)
-    recipe = TrainingRecipe.for_preset(args.preset, "intents").model_copy(update=json.loads(args.recipe))
-    trainer = Trainer(config, recipe, label_token=tokenizer.intent, threads=args.threads)
-    print(
-        json.dumps({"recipe": recipe.model_dump(), "vocab": config.vocab_size, "path": trainer.path.reason})
-    )
 
-    order = random.Random(args.seed)
-    done, started, shown = 0, time.perf_counter(), 0.0
-    pending: list[np.ndarray] = []
-    budget = int(args.tokens)
-    result: dict[str, object] = {}
-    while done < budget * args.stop_at:
+def train(folder: Folder, recipe: TrainingRecipe, args: argparse.Namespace) -> dict[str, object]:
+    config = load_config(args.preset, vocab_size=folder.tokenizer.vocab_size, ternary=not args.twin)
+    trainer = Trainer(config, recipe, label_token=folder.tokenizer.intent, threads=args.threads)
+    order, budget, done = random.Random(args.seed), int(args.tokens), 0
+    pending: list[npt.NDArray[np.int32]] = []
+    started, loss = time.perf_counter(), float("nan")
+    while done < budget:
         if len(pending) < PIECE_EXAMPLES:
-            pending += order.sample(encoded, len(encoded))
+            pending += order.sample(folder.train, len(folder.train))
         piece, pending = pending[:PIECE_EXAMPLES], pending[PIECE_EXAMPLES:]
         size = sum(len(e) - 1 for e in piece)
 
@@ -87,29 +80,47 @@ def main() -> None:
         outcome = trainer.train(
             piece,
             progress_start=done / budget,
-            progress_end=(done + size) / budget,
-            seed=done,
+            progress_end=min(1.0, (done + size) / budget),
+            seed=args.seed + done,
             on_step=go_on,
         )
-        done += outcome.tokens
-        if done / budget >= shown + 0.1 or done >= budget * args.stop_at:
-            shown = done / budget
-            evaluation = trainer.evaluate(held)
-            result = {
-                "share": round(done / budget, 3),
-                "tokens": done,
-                "seconds": round(time.perf_counter() - started, 1),
-                "train_loss": round(outcome.loss_mean, 4),
-                "heldout_loss": round(evaluation.loss, 4),
-                "intent_accuracy": round(intent_accuracy(trainer, held, intents, tokenizer.intent), 4),
-                "dropped": outcome.dropped_steps,
-            }
-            print(json.dumps(result), flush=True)
+        done, loss = done + outcome.tokens, outcome.loss_mean
+    seconds = time.perf_counter() - started
+    heldout = trainer.evaluate(folder.heldout).loss
+    network = trainer.model.eval().requires_grad_(False)
+    report = evaluate_intents(LoadedModel(network, folder.tokenizer, folder.labels), folder.examples)
+    slots = sorted(report.per_slot, key=lambda s: s.f1 * 1.0)
+    return {
+        "tokens": done,
+        "seconds": round(seconds, 1),
+        "tokens_per_second": round(done / seconds),
+        "train_loss": round(loss, 4),
+        "heldout_loss": round(heldout, 4),
+        "intent_accuracy": round(report.accuracy, 4),
+        "slot_f1": None if report.slot_f1 is None else round(report.slot_f1, 4),
+        "exact_match": round(report.exact_match, 4),
+        "worst_slots": {s.slot: round(s.f1, 3) for s in slots[:8]},
+    }
 
 
-def _intent_ids(encoded: list[np.ndarray], tokenizer: Tokenizer) -> set[int]:
-    """The token two after the label token: `[INTENT]`, the opening, then the intent as one token."""
-    return {int(e[list(e).index(tokenizer.intent) + 2]) for e in encoded[:50_000]}
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--tokens", type=float, default=1e6)
+    parser.add_argument("--heldout", type=int, default=1000, help="held-out requests to classify")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--twin", action="store_true", help="without quantisers, in fp32")
+    parser.add_argument("--recipe", nargs="+", default=["{}"], help="JSON with recipe fields to replace")
+    args = parser.parse_args()
+    folder = Folder.open(args.folder, heldout=args.heldout)
+    results = []
+    for changes in args.recipe:
+        recipe = TrainingRecipe.for_preset(args.preset, "intents").model_copy(update=json.loads(changes))
+        results.append({"recipe": json.loads(changes), **train(folder, recipe, args)})
+        print(json.dumps(results[-1]), flush=True)
+    print(json.dumps({"preset": args.preset, "seed": args.seed, "results": results}))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bithaul.model import kernels
 from bithaul.model.products import EXACT_FP32, Kernel, StepPath, integer_product
-from bithaul.model.quantize import quantize_activation, quantize_weight
+from bithaul.model.quantize import STATISTIC_FLOOR, quantize_activation, quantize_weight
 
 
 def fake_quantized_linear(x: Tensor, weight: Tensor) -> Tensor:
@@ -47,12 +49,8 @@ class TernaryCodes:
     codes: Tensor  # int8 [sum of N, K]
     operand: Tensor  # the codes as `kernel` wants them
     kernel: Kernel
-    scales: tuple[Tensor, ...]  # g of each matrix
+    scales: tuple[np.float32, ...]  # g of each matrix
     widths: tuple[int, ...]  # N of each matrix
-
-    def blocks(self, stacked: Tensor) -> tuple[Tensor, ...]:
-        """Views of `stacked` [..., sum of N], one per matrix."""
-        return tuple(torch.split_with_sizes(stacked, list(self.widths), dim=-1))
 
 
 class CodeCache:
@@ -64,19 +62,31 @@ class CodeCache:
     """
 
     def __init__(self, *weights: nn.Parameter) -> None:
-        self._weights = weights
+        self.weights = weights
         self._current: TernaryCodes | None = None
 
     def codes(self, path: StepPath) -> TernaryCodes:
-        versions = tuple((weight.data_ptr(), weight._version) for weight in self._weights)
+        versions = tuple((weight.data_ptr(), weight._version) for weight in self.weights)
         kernel, current = path.kernel, self._current
         if current is None or current.versions != versions or current.kernel is not kernel:
-            pairs = [quantize_weight(weight) for weight in self._weights]
-            codes = pairs[0][0] if len(pairs) == 1 else torch.cat([pair[0] for pair in pairs])
-            scales, widths = tuple(pair[1] for pair in pairs), tuple(pair[0].shape[0] for pair in pairs)
+            widths = tuple(weight.shape[0] for weight in self.weights)
+            codes = torch.empty((sum(widths), self.weights[0].shape[1]), dtype=torch.int8)
+            scales = tuple(
+                _quantize_into(weight, part)
+                for weight, part in zip(self.weights, torch.split(codes, list(widths)), strict=True)
+            )
             current = TernaryCodes(versions, codes, kernel.prepare(codes), kernel, scales, widths)
             self._current = current
         return current
+
+
+def _quantize_into(weight: Tensor, codes: Tensor) -> np.float32:
+    """`quantize_weight` in two passes over the latent matrix: fills `codes`, returns g."""
+    latent = weight.detach().numpy().reshape(-1)
+    mean = np.float32(kernels.absolute_sum(latent) / latent.size)
+    scale = max(mean, np.float32(STATISTIC_FLOOR))
+    kernels.ternary_codes(latent, np.float32(1.0) / scale, codes.numpy().reshape(-1))
+    return scale
 
 
 class BitLinear(nn.Module):

@@ -20,8 +20,13 @@ from bithaul.errors import InvalidConfig, UnknownName
 Shape = tuple[int, int, int]
 """(M, K, N): rows, inputs, outputs of one product."""
 
-PRODUCT_ROWS = 256
-"""Rows of one forward product: its sums stay in the cache until they are scaled."""
+_SUMS_KEPT = 1 << 18  # 1 MiB of sums, half of a usual second-level cache
+
+
+def product_rows(outputs: int) -> int:
+    """Rows of one forward product: few enough for its sums to stay in the cache until they are used."""
+    return max(128, min(256, _SUMS_KEPT // outputs))
+
 
 _PROBE: Shape = (32, 64, 32)
 _TIMING_REPEATS = 5
@@ -44,15 +49,20 @@ def matmul_precision(value: str) -> Iterator[None]:
 class Kernel:
     """One way to multiply int8 [M, K] by int8 codes [N, K] transposed, with exact sums.
 
-    `prepare` turns the codes into the kernel's own operand, once per optimizer step; `multiply` takes rows
-    and that operand and gives int32 or float32 [M, N].
+    `prepare` turns the codes into the kernel's own operand, once per optimizer step; `product` takes rows,
+    that operand and, if there is one, memory for the result, and gives [M, N] of type `sums`.
     """
 
     prepare: Callable[[Tensor], Tensor]
-    multiply: Callable[[Tensor, Tensor], Tensor]
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    sums: torch.dtype
+
+    def multiply(self, x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
+        """int8 [M, K] times the prepared codes: [M, N], in `out` [M, N] where the kernel can."""
+        return self.product(x, operand, out)
 
 
-def _int_mm(x: Tensor, operand: Tensor) -> Tensor:
+def _int_mm(x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
     """oneDNN takes leading dimensions from strides, and silently computes nothing when that of a size-1
     dimension is not what it expects (pytorch #195066): one row gets plain strides, one column no oneDNN.
     """
@@ -60,7 +70,7 @@ def _int_mm(x: Tensor, operand: Tensor) -> Tensor:
         return x.int() * operand.int()
     if x.shape[0] == 1:
         x = x.reshape(-1).view(1, -1)
-    return torch._int_mm(x, operand)
+    return torch._int_mm(x, operand) if out is None else torch._int_mm(x, operand, out=out)
 
 
 def _prepack(codes: Tensor) -> Tensor:
@@ -76,25 +86,25 @@ def _qlinear(x: Tensor, packed: Tensor, zero_point: int) -> Tensor:
     return product
 
 
-def _qlinear_signed(x: Tensor, packed: Tensor) -> Tensor:
+def _qlinear_signed(x: Tensor, packed: Tensor, _out: Tensor | None = None) -> Tensor:
     """Fast with AMX only; elsewhere a reference loop, which the probe finds out."""
     return _qlinear(x.contiguous(), packed, 0)
 
 
-def _qlinear_unsigned(x: Tensor, packed: Tensor) -> Tensor:
+def _qlinear_unsigned(x: Tensor, packed: Tensor, _out: Tensor | None = None) -> Tensor:
     """u8 activations with zero point 128: the form that is fast and exact on AVX2 too."""
     return _qlinear(x.to(torch.int16).add_(128).to(torch.uint8), packed, 128)
 
 
-def _bf16_sums(x: Tensor, operand: Tensor) -> Tensor:
+def _bf16_sums(x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
     """Integers up to 256 are exact in bf16 and the sums leave in fp32, so rounding the inputs is free."""
     with matmul_precision("bf16"):
-        return x.float() @ operand
+        return torch.mm(x.float(), operand, out=out)
 
 
-def _fp32(x: Tensor, operand: Tensor) -> Tensor:
+def _fp32(x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
     with matmul_precision("ieee"):
-        return x.float() @ operand
+        return torch.mm(x.float(), operand, out=out)
 
 
 def _transposed_floats(codes: Tensor) -> Tensor:
@@ -102,11 +112,11 @@ def _transposed_floats(codes: Tensor) -> Tensor:
 
 
 FORWARD: dict[str, Kernel] = {
-    "int_mm": Kernel(lambda codes: codes.t(), _int_mm),
-    "qlinear": Kernel(_prepack, _qlinear_signed),
-    "qlinear_u8": Kernel(_prepack, _qlinear_unsigned),
-    "bf16": Kernel(_transposed_floats, _bf16_sums),
-    "fp32": Kernel(_transposed_floats, _fp32),
+    "int_mm": Kernel(lambda codes: codes.t(), _int_mm, torch.int32),
+    "qlinear": Kernel(_prepack, _qlinear_signed, torch.float32),
+    "qlinear_u8": Kernel(_prepack, _qlinear_unsigned, torch.float32),
+    "bf16": Kernel(_transposed_floats, _bf16_sums, torch.float32),
+    "fp32": Kernel(_transposed_floats, _fp32, torch.float32),
 }
 BACKWARD: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -222,11 +232,13 @@ def _forward_seconds(name: str, shape: Shape) -> float:
     m, k, n = shape
     x, codes = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
     kernel = FORWARD[name]
+    step = product_rows(n)
+    sums = torch.empty((min(m, step), n), dtype=kernel.sums)
 
     def run() -> None:
         operand = kernel.prepare(codes)
-        for rows in torch.split(x, PRODUCT_ROWS):
-            kernel.multiply(rows, operand)
+        for rows in torch.split(x, step):
+            kernel.multiply(rows, operand, sums[: len(rows)])
 
     return _best_seconds(run)
 

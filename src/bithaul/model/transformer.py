@@ -14,6 +14,7 @@ Hugging Face names in the order of `layout_of`. `plain=True` computes the same f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bithaul.errors import InvalidInput
+from bithaul.model import fused
 from bithaul.model.bitlinear import BitLinear, CodeCache
 from bithaul.model.cache import KVCache
 from bithaul.model.config import ModelConfig
-from bithaul.model.fused import norm_linear, rms_norm, rotary, silu_gate
+from bithaul.model.fused import Places, rms_norm
 from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
 from bithaul.model.products import StepPath, default_path
@@ -51,68 +53,43 @@ class Compute:
 
 @dataclass(frozen=True)
 class Sight:
-    """Which tokens see which: rotary angles of all N tokens, and either segments or a cache."""
+    """Which tokens see which: places with rotary angles of all N tokens, and a cache while decoding."""
 
-    cos: Tensor  # [N, 1, head_dim / 2]
-    sin: Tensor
-    segments: Segments
+    places: Places
     cache: KVCache | None
     cache_positions: Tensor | None  # int64 [B, T]
-
-
-class NormedProjection:
-    """A norm and the BitLinears that read its output, computed together. Owns the cached codes."""
-
-    def __init__(self, norm: RMSNorm, layers: tuple[BitLinear, ...], compute: Compute) -> None:
-        self._norm, self._layers, self._compute = norm, layers, compute
-        self._cache = CodeCache(*(layer.weight for layer in layers))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x [N, K] to the outputs of all layers side by side, [N, sum of outputs]."""
-        if self._compute.plain or not self._layers[0].ternary:
-            normed = self._norm(x)
-            return torch.cat([layer(normed) for layer in self._layers], dim=-1)
-        weights = tuple(layer.weight for layer in self._layers)
-        return norm_linear(
-            x,
-            self._norm.weight,
-            weights,
-            eps=self._norm.eps,
-            path=self._compute.path,
-            ternary=self._cache.codes(self._compute.path),
-        )
 
 
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         h, ternary = config.hidden_size, config.ternary
-        self.heads, self.head_dim, self.layer = config.num_heads, config.head_dim, layer
+        self.layer = layer
         self.q_proj = BitLinear(h, h, ternary=ternary)
         self.k_proj = BitLinear(h, h, ternary=ternary)
         self.v_proj = BitLinear(h, h, ternary=ternary)
         self.attn_sub_norm = RMSNorm(h, eps=config.rms_norm_eps)
         self.o_proj = BitLinear(h, h, ternary=ternary)
 
-    def forward(self, qkv: Tensor, sight: Sight) -> Tensor:
-        """[N, 3H] to the mixed values [N, H], before `attn_sub_norm`."""
-        hidden = self.heads * self.head_dim
-        qk, value = torch.split_with_sizes(qkv, [2 * hidden, hidden], dim=-1)
-        qk = rotary(qk.reshape(-1, 2 * self.heads, self.head_dim), sight.cos, sight.sin)
-        segments = sight.segments
-        rectangle = segments.spread(qk).reshape(
-            segments.count, segments.longest, 2, self.heads, self.head_dim
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
+        """The definition: normed rows [N, H] to the mixed values [N, H], before `attn_sub_norm`."""
+        places = sight.places
+        q, k, v = (
+            projection(x).unflatten(1, (places.heads, -1))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = (part.transpose(1, 2) for part in rectangle.unbind(2))
-        v = segments.spread(value).reshape(segments.count, segments.longest, self.heads, self.head_dim)
-        v = v.transpose(1, 2)
+        q, k = (rotate(part, places.cos[:, None], places.sin[:, None]) for part in (q, k))
+        q, k, v = (places.segments.spread(part).transpose(1, 2) for part in (q, k, v))
+        mixed = self.mix(q, k, v, sight)
+        return places.segments.collect(mixed.transpose(1, 2)).flatten(1)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, sight: Sight) -> Tensor:
+        """Causal attention of [B, heads, T, head_dim], over the cache too where there is one."""
         if sight.cache is None or sight.cache_positions is None:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            keys, values = sight.cache.write(self.layer, sight.cache_positions, k, v)
-            visible = torch.arange(keys.shape[2]) <= sight.cache_positions[:, None, :, None]
-            mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
-        return segments.collect(mixed.transpose(1, 2)).reshape(-1, hidden)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        keys, values = sight.cache.write(self.layer, sight.cache_positions, k, v)
+        visible = torch.arange(keys.shape[2]) <= sight.cache_positions[:, None, :, None]
+        return F.scaled_dot_product_attention(q, keys, values, attn_mask=visible)
 
 
 class FeedForward(nn.Module):
@@ -125,30 +102,79 @@ class FeedForward(nn.Module):
         self.ffn_sub_norm = RMSNorm(f, eps=config.rms_norm_eps)
         self.down_proj = BitLinear(f, h, ternary=ternary)
 
-    def forward(self, gate_up: Tensor) -> Tensor:
-        """[N, 2F] to the gated values [N, F], before `ffn_sub_norm`."""
-        if self.squared_relu:
-            gate, up = gate_up.chunk(2, dim=-1)
-            return F.relu(gate).square() * up
-        return silu_gate(gate_up)
+    def forward(self, x: Tensor) -> Tensor:
+        """The definition: normed rows [N, H] to the output of `down_proj`."""
+        gate = self.gate_proj(x)
+        gate = F.relu(gate).square() if self.squared_relu else F.silu(gate)
+        out: Tensor = self.down_proj(self.ffn_sub_norm(gate * self.up_proj(x)))
+        return out
 
 
 class Block(nn.Module):
+    """One layer. `forward` is the definition; `_fast` computes the same in the fused passes of `fused`."""
+
     def __init__(self, config: ModelConfig, layer: int, compute: Compute) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = FeedForward(config)
+        self._compute, self._ternary = compute, config.ternary
         attn, mlp = self.self_attn, self.mlp
-        self._qkv = NormedProjection(self.input_layernorm, (attn.q_proj, attn.k_proj, attn.v_proj), compute)
-        self._out = NormedProjection(attn.attn_sub_norm, (attn.o_proj,), compute)
-        self._gate_up = NormedProjection(self.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj), compute)
-        self._down = NormedProjection(mlp.ffn_sub_norm, (mlp.down_proj,), compute)
+        self._qkv = CodeCache(attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight)
+        self._out = CodeCache(attn.o_proj.weight)
+        self._gate_up = CodeCache(mlp.gate_proj.weight, mlp.up_proj.weight)
+        self._down = CodeCache(mlp.down_proj.weight)
 
     def forward(self, x: Tensor, sight: Sight) -> Tensor:
-        x = x + self._out(self.self_attn(self._qkv(x), sight))
-        return x + self._down(self.mlp(self._gate_up(x)))
+        if self._ternary and not self._compute.plain:
+            return self._fast(x, sight)
+        attn = self.self_attn
+        x = x + attn.o_proj(attn.attn_sub_norm(attn(self.input_layernorm(x), sight)))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+    def prepare(self) -> None:
+        """Quantise what changed since the last step; the definition has nothing to prepare."""
+        if self._ternary and not self._compute.plain:
+            for cache in (self._qkv, self._out, self._gate_up, self._down):
+                cache.codes(self._compute.path)
+
+    def _fast(self, x: Tensor, sight: Sight) -> Tensor:
+        attn, mlp, path = self.self_attn, self.mlp, self._compute.path
+        eps, gain, qkv = self.input_layernorm.eps, self.input_layernorm.weight, self._qkv.codes(path)
+        if sight.cache is None:
+            mixed = fused.attend(
+                x, gain, self._qkv.weights, eps=eps, path=path, ternary=qkv, places=sight.places
+            )
+        else:
+            heads = fused.heads_for_cache(x, gain, eps=eps, ternary=qkv, places=sight.places)
+            mixed = attn.mix(*heads, sight).transpose(1, 2).flatten(2).flatten(0, 1)
+        x = fused.join(
+            x,
+            mixed,
+            attn.attn_sub_norm.weight,
+            attn.o_proj.weight,
+            eps=eps,
+            path=path,
+            ternary=self._out.codes(path),
+        )
+        return fused.feed_forward(
+            x,
+            (self.post_attention_layernorm.weight, mlp.ffn_sub_norm.weight),
+            (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight),
+            eps=eps,
+            squared=mlp.squared_relu,
+            path=path,
+            gate_up=self._gate_up.codes(path),
+            down=self._down.codes(path),
+        )
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Half-split rotary positions: the first half of the last dimension against the second."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 class Decoder(nn.Module):
@@ -232,6 +258,11 @@ class BitNetForCausalLM(nn.Module):
         """Hidden states [N, H] of sequences laid end to end (the training step's form): ids int64 [N]."""
         return self._run(input_ids, self._sight(segments, positions, None, None), dropout)
 
+    def prepare(self) -> None:
+        """Quantise whatever changed since the last step, so that threads find the codes ready."""
+        for layer in self.model.layers:
+            cast(Block, layer).prepare()
+
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] to [..., V] in fp32: the head is the tied token embedding."""
         return F.linear(hidden, self.model.embed_tokens.weight)
@@ -264,7 +295,9 @@ class BitNetForCausalLM(nn.Module):
                 f"{self.config.context_length}; split or shorten it."
             )
         chosen = segments.positions if positions is None else positions
-        return Sight(self._cos[chosen][:, None], self._sin[chosen][:, None], segments, cache, cache_positions)
+        config = self.config
+        places = Places(segments, config.num_heads, config.head_dim, self._cos[chosen], self._sin[chosen])
+        return Sight(places, cache, cache_positions)
 
     def _run(self, input_ids: Tensor, sight: Sight, dropout: Dropout | None) -> Tensor:
         x = self.model.embed_tokens(input_ids)

@@ -35,12 +35,12 @@ class Batch:
 
 
 def pack(examples: Sequence[Example], *, label_token: int | None, text_loss_weight: float) -> Batch | None:
-    """One batch; None when no example has a target (all shorter than two tokens).
+    """One batch, short examples first; None when no example has a target (all shorter than two tokens).
 
     Targets after the first `label_token` of an example weigh 1, the ones before and the label token itself
     `text_loss_weight`. An example without label token, and every example when it is None, weighs 1.
     """
-    usable = [example for example in examples if len(example) > 1]
+    usable = sorted((example for example in examples if len(example) > 1), key=len)
     if not usable:
         return None
     lengths = [len(e) - 1 for e in usable]

@@ -8,18 +8,22 @@ does, with fp32 sums. The loss reported is in nats per weighted token and never 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
-from torch.nn import functional as F
 
-from bithaul.model.autograd import differentiable
+from bithaul.model import kernels
+from bithaul.model.autograd import array_of, differentiable
 from bithaul.model.products import matmul_precision
+from bithaul.model.scratch import scratch
 
-_BLOCK_ROWS = 64
+_BLOCK_VALUES = 1 << 20  # logits at a time: 4 MiB
+_ROWS = 64  # rows of weight 0 are kept up to a multiple of this
 _GROUP_VALUES = 1 << 24  # d_logits kept for one product with the inputs: 32 MiB in bf16
 
 
@@ -67,50 +71,54 @@ class _HeadLoss(Function):
         embedding: Tensor,
         targets: Tensor,
         weights: Tensor,
+        total_weight: float,
         smoothing: float,
         dtype: torch.dtype,
         cross_entropy: Tensor,
     ) -> Tensor:
         needed = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         vocabulary = embedding.shape[0]
-        share = weights / weights.sum()
-        precision = "bf16" if dtype == torch.bfloat16 else "ieee"
+        share = weights / total_weight
         table, rows = embedding.to(dtype), hidden.to(dtype)
         d_hidden = torch.empty_like(hidden)
         d_embedding = torch.zeros_like(embedding) if needed else None
-        total = torch.zeros((), dtype=torch.float64)
+        uniform = torch.empty_like(cross_entropy)
         for group in _blocks(hidden.shape[0], _GROUP_VALUES // vocabulary):
-            d_logits = torch.empty((group.stop - group.start, vocabulary), dtype=dtype)
-            for inner in _blocks(d_logits.shape[0], _BLOCK_ROWS):
+            d_logits = scratch("d_logits", (group.stop - group.start, vocabulary), dtype)
+            for inner in _blocks(d_logits.shape[0], _BLOCK_VALUES // vocabulary):
                 block = slice(group.start + inner.start, group.start + inner.stop)
-                wanted = targets[block, None]
-                with matmul_precision(precision):
-                    log_p = F.log_softmax(hidden[block] @ embedding.t(), dim=-1)
-                picked = log_p.gather(1, wanted).squeeze(1).neg_()
-                cross_entropy[block] = picked
-                loss = picked
-                if smoothing:
-                    loss = (1 - smoothing) * picked - smoothing / vocabulary * log_p.sum(dim=-1)
-                total += (loss * share[block]).sum(dtype=torch.float64)
-                if not needed:
-                    continue
-                p = log_p.exp_()
-                if smoothing:
-                    p.sub_(smoothing / vocabulary)
-                p.scatter_add_(1, wanted, torch.full(wanted.shape, smoothing - 1.0))
-                d_logits[inner] = p.mul_(share[block, None])
+                logits = torch.mm(
+                    hidden[block].detach(),
+                    embedding.detach().t(),
+                    out=scratch("logits", (block.stop - block.start, vocabulary)),
+                )
+                kernels.cross_entropy(
+                    logits.numpy(),
+                    targets[block].numpy(),
+                    share[block].numpy(),
+                    np.float32(smoothing),
+                    cross_entropy[block].numpy(),
+                    uniform[block].numpy(),
+                    array_of(d_logits[inner]),
+                )
             if d_embedding is not None:
                 d_hidden[group] = d_logits @ table
                 d_embedding += d_logits.t() @ rows[group]
         if d_embedding is not None:
             ctx.save_for_backward(d_hidden, d_embedding)
-        return total.to(torch.float32)
+        loss = torch.lerp(cross_entropy, uniform, smoothing) if smoothing else cross_entropy
+        return (loss * share).sum(dtype=torch.float64).to(torch.float32)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_embedding = ctx.saved_tensors
-        return d_hidden * grad, d_embedding * grad, None, None, None, None, None
+        return d_hidden * grad, d_embedding * grad, *([None] * 6)
+
+
+def head_precision(dtype: torch.dtype) -> AbstractContextManager[None]:
+    """How logits are multiplied: with inputs rounded to bf16 where `dtype` is. Holds for all threads."""
+    return matmul_precision("bf16" if dtype == torch.bfloat16 else "ieee")
 
 
 def head_loss(
@@ -119,16 +127,28 @@ def head_loss(
     targets: Tensor,
     weights: Tensor,
     *,
+    total_weight: float | None = None,
     smoothing: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, LossSums]:
     """The loss to differentiate (0-d) and the sums to report, for hidden [N, H] and embedding [V, H].
 
-    Rows of weight 0 are left out, but for a few. `dtype` is that of the backward products.
+    The loss is `sum(w * ce) / total_weight` (None: `sum(w)`), so that parts of a batch add up. Rows of weight
+    0 are left out, but for a few. `dtype` is that of the backward products; call it inside `head_precision`.
     """
     hidden, targets, weights = _worthwhile(hidden, targets, weights)
     cross_entropy = torch.empty(targets.shape)
-    loss = differentiable(_HeadLoss, hidden, embedding, targets, weights, smoothing, dtype, cross_entropy)
+    loss = differentiable(
+        _HeadLoss,
+        hidden,
+        embedding,
+        targets,
+        weights,
+        float(weights.sum(dtype=torch.float64)) if total_weight is None else total_weight,
+        smoothing,
+        dtype,
+        cross_entropy,
+    )
     exact = cross_entropy.double()
     return loss, LossSums(
         weighted=float((exact * weights).sum()),
@@ -142,7 +162,7 @@ def _worthwhile(hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tenso
     """Without most rows of weight 0; some stay, so that the number of rows takes few values."""
     order = weights.eq(0).to(torch.int8).argsort(stable=True)
     counted = int((weights > 0).sum())
-    kept = min(-(-counted // _BLOCK_ROWS) * _BLOCK_ROWS, len(order))
+    kept = min(-(-counted // _ROWS) * _ROWS, len(order))
     if kept == len(order):
         return hidden, targets, weights
     chosen = order[:kept].sort().values

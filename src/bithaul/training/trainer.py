@@ -7,7 +7,9 @@ or gradient is not finite changes nothing and is counted. It knows no network an
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +25,10 @@ from bithaul.model.products import Shape, StepPath, choose_path
 from bithaul.model.transformer import BitNetForCausalLM, Dropout
 from bithaul.model.vector import flatten, load_vector
 from bithaul.training.batches import Batch, Example, inner_batches, pack
-from bithaul.training.loss import LossSums, head_loss
+from bithaul.training.loss import LossSums, head_loss, head_precision
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.schedule import rates
+from bithaul.training.team import Team
 
 _TIMING_ROWS = 1024
 _EVALUATION_EXAMPLES = 128
@@ -64,7 +67,10 @@ class EvalResult:
 
 
 class Trainer:
-    """Trains one model on `threads` threads (set for the whole process) along `path` (None: the fastest)."""
+    """Trains one model on `threads` threads (set for the whole process) along `path` (None: the fastest).
+
+    Each thread takes its share of every batch, see `team`.
+    """
 
     def __init__(
         self,
@@ -80,6 +86,7 @@ class Trainer:
         if threads < 1:
             raise InvalidInput(f"A trainer needs at least one thread, not {threads}.")
         torch.set_num_threads(threads)
+        self._team = Team(threads)
         self.config, self.recipe = config, recipe
         self._label_token, self._clock = label_token, clock
         self.path: StepPath = choose_path(_shapes(config), forced=path)
@@ -127,7 +134,10 @@ class Trainer:
         which `soft_stop_seconds` run out or `on_step` returns False. `seed` drives dropout. Losses are NaN
         when no step was taken.
         """
-        dropout = Dropout(self.recipe.dropout, seed=seed) if self.recipe.dropout else None
+        dropouts = [
+            Dropout(self.recipe.dropout, seed=seed + thread) if self.recipe.dropout else None
+            for thread in range(self._team.threads)
+        ]
         started = self._clock()
         used = tokens = steps = dropped = 0
         first = last = math.nan
@@ -135,14 +145,14 @@ class Trainer:
         for group in inner_batches(examples, self.recipe.batch_examples):
             progress = progress_start + (progress_end - progress_start) * used / len(examples)
             used += len(group)
-            batch = self._pack(group)
-            if batch is None:
+            batches = self._pack(group)
+            if not batches:
                 continue
-            step_sums = self._step(batch, progress, dropout)
+            step_sums = self._step(batches, progress, dropouts[: len(batches)])
             if step_sums is None:
                 dropped += 1
             else:
-                steps, tokens, sums = steps + 1, tokens + batch.tokens, sums + step_sums
+                steps, tokens, sums = steps + 1, tokens + sum(b.tokens for b in batches), sums + step_sums
                 last = step_sums.mean
                 first = last if steps == 1 else first
             seconds = self._clock() - started
@@ -157,9 +167,9 @@ class Trainer:
         """Loss on `examples`, weighted like the training loss, without dropout or smoothing."""
         sums = LossSums(0.0, 0.0, 0.0, 0)
         for group in inner_batches(examples, _EVALUATION_EXAMPLES):
-            batch = self._pack(group)
-            if batch is not None:
-                sums = sums + self._forward(batch, None)[1]
+            batches = self._pack(group)
+            if batches:
+                sums = sums + self._forward(batches, [None] * len(batches))[1]
         if not sums.weight:
             raise InvalidInput("There is nothing to evaluate: no example has a counted target.")
         return EvalResult(sums.mean, sums.plain_mean, sums.tokens)
@@ -172,29 +182,69 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._warm_steps = int(state["warm_steps"])
 
-    def _pack(self, group: Sequence[Example]) -> Batch | None:
-        return pack(group, label_token=self._label_token, text_loss_weight=self.recipe.text_loss_weight)
+    def _pack(self, group: Sequence[Example]) -> list[Batch]:
+        """The group as one batch per thread; none when no example has a target."""
+        batches = [
+            pack(share, label_token=self._label_token, text_loss_weight=self.recipe.text_loss_weight)
+            for share in self._team.shares(group)
+        ]
+        return [batch for batch in batches if batch is not None]
 
-    def _forward(self, batch: Batch, dropout: Dropout | None) -> tuple[torch.Tensor, LossSums]:
-        hidden = self.model.packed(batch.input_ids, batch.segments, dropout=dropout)
+    def _forward(
+        self, batches: Sequence[Batch], dropouts: Sequence[Dropout | None]
+    ) -> tuple[list[torch.Tensor], LossSums]:
+        """The parts of the loss of all batches, each to be differentiated by itself, and the sums."""
         smoothing = self.recipe.label_smoothing if torch.is_grad_enabled() else 0.0
         embedding = self.model.model.embed_tokens.weight
-        return head_loss(
-            hidden, embedding, batch.targets, batch.weights, smoothing=smoothing, dtype=self._head_dtype
-        )
+        weight = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
+        grad = torch.is_grad_enabled()  # a setting of each thread
 
-    def _step(self, batch: Batch, progress: float, dropout: Dropout | None) -> LossSums | None:
+        def hidden_of(part: tuple[Batch, Dropout | None]) -> torch.Tensor:
+            with torch.set_grad_enabled(grad):
+                return self.model.packed(part[0].input_ids, part[0].segments, dropout=part[1])
+
+        def loss_of(part: tuple[Batch, torch.Tensor]) -> tuple[torch.Tensor, LossSums]:
+            batch, hidden = part
+            with torch.set_grad_enabled(grad):
+                return head_loss(
+                    hidden,
+                    embedding,
+                    batch.targets,
+                    batch.weights,
+                    total_weight=weight,
+                    smoothing=smoothing,
+                    dtype=self._head_dtype,
+                )
+
+        self.model.prepare()
+        hidden = self._team.each(hidden_of, list(zip(batches, dropouts, strict=True)))
+        with head_precision(self._head_dtype):
+            parts = self._team.each(loss_of, list(zip(batches, hidden, strict=True)))
+        return [loss for loss, _ in parts], functools.reduce(operator.add, (sums for _, sums in parts))
+
+    def _gradients(self, losses: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The gradient of the sum of the losses, in the order of the parameters."""
+        self._optimizer.zero_grad(set_to_none=True)  # before the new ones exist, not after
+        parameters = list(self.model.parameters())
+        first, *others = self._team.each(lambda loss: list(torch.autograd.grad(loss, parameters)), losses)
+        for other in others:
+            torch._foreach_add_(first, other)
+        return first
+
+    def _step(
+        self, batches: Sequence[Batch], progress: float, dropouts: Sequence[Dropout | None]
+    ) -> LossSums | None:
         """One AdamW step; None when it was dropped because something was not finite."""
-        loss, sums = self._forward(batch, dropout)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type backward
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        losses, sums = self._forward(batches, dropouts)
+        gradients = self._gradients(losses)
         norm = float(torch.nn.utils.get_total_norm(gradients))
         if not (math.isfinite(norm) and math.isfinite(sums.weighted)):
             return None
         if norm > self.recipe.clip:
             torch._foreach_mul_(gradients, self.recipe.clip / norm)
+        parameters = list(self.model.parameters())
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         self._set_rates(progress)
         self._optimizer.step()
         # Fused optimizers do not advance version counters, on which cached ternary codes depend.

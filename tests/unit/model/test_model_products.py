@@ -115,14 +115,14 @@ def test_unknown_path_lists_the_known_ones() -> None:
 
 
 def test_an_inexact_or_missing_path_is_refused_and_cannot_be_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def off_by_one(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def off_by_one(x: torch.Tensor, codes: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         return integer_product(x, codes) + 1
 
-    def missing(x: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def missing(x: torch.Tensor, codes: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
         raise NotImplementedError("no kernel")
 
-    monkeypatch.setitem(FORWARD, "int_mm", Kernel(lambda codes: codes, off_by_one))
-    monkeypatch.setitem(FORWARD, "qlinear", Kernel(lambda codes: codes, missing))
+    monkeypatch.setitem(FORWARD, "int_mm", Kernel(lambda codes: codes, off_by_one, torch.int64))
+    monkeypatch.setitem(FORWARD, "qlinear", Kernel(lambda codes: codes, missing, torch.int32))
     assert products.refusal("int_mm") == "inexact"
     assert "no kernel" in (products.refusal("qlinear") or "")
     with pytest.raises(InvalidConfig, match="inexact"):

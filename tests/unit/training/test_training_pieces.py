@@ -64,10 +64,10 @@ def test_pack_shifts_by_one_and_weighs_label_tokens() -> None:
     batch = pack(examples, label_token=LABEL, text_loss_weight=0.25)
     assert batch is not None
     assert batch.tokens == 6
-    assert batch.input_ids[:6].tolist() == [2, 4, 9, LABEL, 7, 2]
-    assert batch.targets[:6].tolist() == [4, 9, LABEL, 7, 3, 8]
-    assert batch.weights[:6].tolist() == [0.25, 0.25, 0.25, 1.0, 1.0, 1.0]
-    assert batch.segments.positions[:6].tolist() == [0, 1, 2, 3, 4, 0]
+    assert batch.input_ids[:6].tolist() == [2, 2, 4, 9, LABEL, 7]
+    assert batch.targets[:6].tolist() == [8, 4, 9, LABEL, 7, 3]
+    assert batch.weights[:6].tolist() == [1.0, 0.25, 0.25, 0.25, 1.0, 1.0]
+    assert batch.segments.positions[:6].tolist() == [0, 0, 1, 2, 3, 4]
     assert batch.examples == 3
     assert pack([np.array([2], np.int32)], label_token=None, text_loss_weight=1.0) is None
 

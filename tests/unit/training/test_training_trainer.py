@@ -101,6 +101,46 @@ def test_same_input_gives_the_same_bits() -> None:
     assert results[0] == results[1]
 
 
+def with_threads(threads: int, items: list[np.ndarray], *, path: str | None = PATH) -> tuple[Trainer, float]:
+    subject = Trainer(CONFIG, RECIPE, label_token=None, threads=threads, path=path)
+    subject.load(initial_vector(CONFIG, seed=11))
+    result = subject.train(items, progress_start=0.1, progress_end=0.2, seed=1)
+    assert (result.examples, result.tokens) == (len(items), sum(len(i) - 1 for i in items))
+    return subject, result.loss_mean
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_a_batch_and_change_nothing_but_rounding(threads: int) -> None:
+    """Catches a share that is lost, counted twice or weighed by its own size, and gradients that race.
+
+    Three steps with the batch not divisible by the threads; the last batch has fewer examples than threads.
+    """
+    items = [item[: 4 + n] for n, item in enumerate(examples(9))]
+    try:
+        one, loss = with_threads(1, items)
+        many, shared = with_threads(threads, items)
+        again, _ = with_threads(threads, items)
+    finally:
+        torch.set_num_threads(1)
+    assert shared == pytest.approx(loss, rel=1e-4)
+    assert many.vector().tobytes() == again.vector().tobytes()
+    moved = one.vector() - initial_vector(CONFIG, seed=11)
+    distance = np.linalg.norm(many.vector() - one.vector()) / np.linalg.norm(moved)
+    assert distance < 0.02
+    assert many.evaluate(items).loss == pytest.approx(one.evaluate(items).loss, rel=1e-3)
+
+
+def test_the_precision_of_products_is_restored_by_threads() -> None:
+    """It is one switch for the whole process: two threads that set it in turn could leave it on."""
+    backend = torch.backends.mkldnn.matmul
+    before = backend.fp32_precision
+    try:
+        with_threads(2, examples(8), path="fp32+bf16")
+    finally:
+        torch.set_num_threads(1)
+    assert backend.fp32_precision == before
+
+
 def test_dropout_follows_the_seed() -> None:
     vectors = []
     for seed in (1, 2):

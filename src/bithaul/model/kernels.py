@@ -1,0 +1,414 @@
+"""The passes over memory of a training step, fused: each reads its operands once and writes its results once.
+
+Between two matrix products everything that happens to a row (scaling the integer sums, rotary positions, the
+gate, the residual, norm, largest value, rounding) is one compiled loop here: a CPU would otherwise spend most
+of a step moving memory. numba compiles them on first use and keeps the machine code on disk, so no C++
+compiler is needed. Plain arrays in and out; `fused` holds the calculus, `quantize` and `bitlinear` the
+definitions that tests hold these loops against.
+
+Rows are independent: a caller may hand any block of rows to any thread. Arrays are C-contiguous. "Sums" are
+int32 or float32 integers from a product. "Gradient" arrays are float32, or uint16 holding the bits of bf16.
+
+Loops are kept small: the compiler handles many values at a time only where it can check quickly that no two
+arrays overlap, which it gives up for more than about four of them. Functions whose order of operations
+decides a rounding are compiled without reassociation (`_EXACT`); only plain sums are reordered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba.extending import overload
+
+_EXACT = {"contract", "nsz"}
+_SUMS = {"contract", "nsz", "reassoc"}
+_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest even integer
+_LOG2_E = np.float32(1.4426950408889634)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_FLOOR, _MOST = np.float32(1e-5), np.float32(127.0)
+_FAR = np.float32(-1e30)  # the score of a place that must not be seen
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
+
+
+def _compiled(flags: set[str]) -> Callable[[Any], Any]:
+    """numba's compiler, keeping machine code on disk where a folder can be written."""
+
+    def wrap(function: Any) -> Any:
+        options: dict[str, Any] = {"nogil": True, "fastmath": flags, "error_model": "numpy"}
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # no writable folder: compiled anew in every process
+            return numba.njit(**options)(function)
+
+    return wrap
+
+
+def widen(element):
+    """float32 of a gradient element."""
+    raise NotImplementedError
+
+
+@overload(widen, inline="always")
+def _widen(element):
+    if element == numba.uint16:
+        return lambda element: np.uint32(np.uint32(element) << np.uint32(16)).view(np.float32)
+    return lambda element: np.float32(element)
+
+
+def narrow(value, like):
+    """`value` as an element of the gradient array `like`, rounded to the nearest even bf16."""
+    raise NotImplementedError
+
+
+@overload(narrow, inline="always")
+def _narrow(value, like):
+    if like.dtype == numba.uint16:
+
+        def to_bf16(value, like):
+            bits = np.float32(value).view(np.uint32)
+            half = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+            return np.uint16((bits + half) >> np.uint32(16))
+
+        return to_bf16
+    return lambda value, like: value
+
+
+@_compiled(_EXACT)
+def _exp(x):
+    """e^x in fp32, relative error below 2e-7, for x held inside -60 to 88.
+
+    Everywhere here the result is added to 1 or more, so e^-60 is as good as anything smaller, and products
+    with it stay clear of denormal numbers, which cost a hundred times as much.
+    """
+    x = min(max(x, np.float32(-60.0)), np.float32(88.0))
+    n = (x * _LOG2_E + _ROUND) - _ROUND
+    r = (x - n * _LN2_HIGH) - n * _LN2_LOW
+    y = np.float32(1.9875691500e-4)
+    y = y * r + np.float32(1.3981999507e-3)
+    y = y * r + np.float32(8.3334519073e-3)
+    y = y * r + np.float32(4.1665795894e-2)
+    y = y * r + np.float32(1.6666665459e-1)
+    y = y * r + np.float32(5.0000001201e-1)
+    y = y * r * r + r + _ONE
+    return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@_compiled(_SUMS)
+def _sum_of_squares(x):
+    total = _ZERO
+    for j in range(x.shape[0]):
+        total += x[j] * x[j]
+    return total
+
+
+@_compiled(_EXACT)
+def _largest(x):
+    """The largest value. Compared as integers in float order, which the compiler can do many at a time."""
+    largest = np.int32(-(2**31))
+    for j in range(x.shape[0]):
+        bits = np.float32(x[j]).view(np.int32)
+        largest = max(largest, bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
+    return np.int32(largest ^ ((largest >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
+
+
+@_compiled(_EXACT)
+def _largest_size(x):
+    """The largest absolute value; without their sign, floats compare like integers."""
+    largest = np.int32(0)
+    for j in range(x.shape[0]):
+        largest = max(largest, np.float32(x[j]).view(np.int32) & np.int32(0x7FFFFFFF))
+    return np.int32(largest).view(np.float32)
+
+
+@_compiled(_EXACT)
+def _quantize_row(normed, codes):
+    """Codes of a row by its largest value; returns `1 / s`."""
+    scale = _MOST / max(_largest_size(normed), _FLOOR)
+    for j in range(normed.shape[0]):
+        codes[j] = np.int8(np.int32((normed[j] * scale + _ROUND) - _ROUND))
+    return _ONE / scale
+
+
+@_compiled(_EXACT)
+def norm_quantize(x, gain, eps, codes, rstd, inverse):
+    """RMSNorm and activation codes of x [M, K]: int8 codes [M, K], `1 / rms` [M] and `1 / s` [M]."""
+    width = x.shape[1]
+    normed = np.empty(width, np.float32)
+    for i in range(x.shape[0]):
+        r = _ONE / np.sqrt(_sum_of_squares(x[i]) / np.float32(width) + eps)
+        for j in range(width):
+            normed[j] = x[i, j] * r * gain[j]
+        inverse[i] = _quantize_row(normed, codes[i])
+        rstd[i] = r
+
+
+@_compiled(_EXACT)
+def scale_add(sums, inverse, g, x, out):
+    """`out = x + sums * (inverse * g)`: a branch joins the residual stream."""
+    for i in range(sums.shape[0]):
+        factor = inverse[i] * g
+        for j in range(sums.shape[1]):
+            out[i, j] = x[i, j] + np.float32(sums[i, j]) * factor
+
+
+@_compiled(_EXACT)
+def scale_rotate(sums, inverse, scales, cos, sin, place, stride, queries, keys, values):
+    """Sums [M, 3H] to rotated queries and keys and to values, each in a flat array of attention's layout.
+
+    Head h of row i starts at `place[i] + h * stride[i]`; cos and sin of the rows are [M, head_dim / 2].
+    """
+    hidden, half = sums.shape[1] // 3, cos.shape[1]
+    for i in range(sums.shape[0]):
+        query, key, value = inverse[i] * scales[0], inverse[i] * scales[1], inverse[i] * scales[2]
+        for head in range(hidden // (2 * half)):
+            at, to = head * 2 * half, place[i] + head * stride[i]
+            for j in range(half):
+                first = np.float32(sums[i, at + j]) * query
+                second = np.float32(sums[i, at + half + j]) * query
+                queries[to + j] = first * cos[i, j] - second * sin[i, j]
+                queries[to + half + j] = second * cos[i, j] + first * sin[i, j]
+            at += hidden
+            for j in range(half):
+                first = np.float32(sums[i, at + j]) * key
+                second = np.float32(sums[i, at + half + j]) * key
+                keys[to + j] = first * cos[i, j] - second * sin[i, j]
+                keys[to + half + j] = second * cos[i, j] + first * sin[i, j]
+            at += hidden
+            for j in range(2 * half):
+                values[to + j] = np.float32(sums[i, at + j]) * value
+
+
+@_compiled(_EXACT)
+def rotate_back(queries, keys, values, inverse, scales, cos, sin, place, stride, scaled):
+    """Gradients in `scale_rotate`'s layout, rotated back and scaled for the two products [M, 3H]."""
+    hidden, half = scaled.shape[1] // 3, cos.shape[1]
+    for i in range(scaled.shape[0]):
+        query, key, value = inverse[i] * scales[0], inverse[i] * scales[1], inverse[i] * scales[2]
+        for head in range(hidden // (2 * half)):
+            at, to = head * 2 * half, place[i] + head * stride[i]
+            for j in range(half):
+                first, second = queries[to + j] * query, queries[to + half + j] * query
+                scaled[i, at + j] = narrow(first * cos[i, j] + second * sin[i, j], scaled)
+                scaled[i, at + half + j] = narrow(second * cos[i, j] - first * sin[i, j], scaled)
+            at += hidden
+            for j in range(half):
+                first, second = keys[to + j] * key, keys[to + half + j] * key
+                scaled[i, at + j] = narrow(first * cos[i, j] + second * sin[i, j], scaled)
+                scaled[i, at + half + j] = narrow(second * cos[i, j] - first * sin[i, j], scaled)
+            at += hidden
+            for j in range(2 * half):
+                scaled[i, at + j] = narrow(values[to + j] * value, scaled)
+
+
+@_compiled(_EXACT)
+def gather_heads(mixed, size, place, stride, out):
+    """Attention's flat layout, heads of `size` values, to the rows [M, H]."""
+    for i in range(out.shape[0]):
+        for head in range(out.shape[1] // size):
+            at, source = head * size, place[i] + head * stride[i]
+            for j in range(size):
+                out[i, at + j] = mixed[source + j]
+
+
+@_compiled(_EXACT)
+def scatter_heads(rows, size, place, stride, mixed):
+    """The way back of `gather_heads`; places without a row keep what they hold."""
+    for i in range(rows.shape[0]):
+        for head in range(rows.shape[1] // size):
+            at, to = head * size, place[i] + head * stride[i]
+            for j in range(size):
+                mixed[to + j] = rows[i, at + j]
+
+
+@_compiled(_SUMS)
+def causal_softmax(scores, scale):
+    """Softmax of scores [B, T, T] times `scale`, in place: where `j > i` the weight is 0."""
+    width = scores.shape[2]
+    for b in range(scores.shape[0]):
+        for i in range(width):
+            for j in range(i + 1, width):
+                scores[b, i, j] = _FAR
+            largest, total = _largest(scores[b, i]), _ZERO
+            for j in range(width):
+                value = _exp((scores[b, i, j] - largest) * scale)
+                scores[b, i, j] = value
+                total += value
+            share = _ONE / total
+            for j in range(width):
+                scores[b, i, j] *= share
+            for j in range(i + 1, width):
+                scores[b, i, j] = _ZERO
+
+
+@_compiled(_EXACT)
+def softmax_backward(weights, slopes, scale):
+    """The gradient of the weights [B, T, T] becomes that of the scores before `scale`, in place."""
+    for b in range(weights.shape[0]):
+        for i in range(weights.shape[1]):
+            along = _dot(weights[b, i], slopes[b, i])
+            for j in range(weights.shape[2]):
+                slopes[b, i, j] = weights[b, i, j] * (slopes[b, i, j] - along) * scale
+
+
+@_compiled(_SUMS)
+def _dot(a, b):
+    total = _ZERO
+    for j in range(a.shape[0]):
+        total += a[j] * b[j]
+    return total
+
+
+@_compiled(_EXACT)
+def scale_gradient(dy, inverse, g, scaled):
+    """`scaled = dy * (inverse * g)` [M, N]."""
+    for i in range(dy.shape[0]):
+        factor = inverse[i] * g
+        for j in range(dy.shape[1]):
+            scaled[i, j] = narrow(dy[i, j] * factor, scaled)
+
+
+@_compiled(_SUMS)
+def _norm_slope(p, x, gain):
+    """`sum(p * gain * x)`."""
+    total = _ZERO
+    for j in range(x.shape[0]):
+        total += widen(p[j]) * gain[j] * x[j]
+    return total
+
+
+@_compiled(_EXACT)
+def norm_backward(p, x, gain, rstd, inverse, residual, dx, d_gain):
+    """From p = (f dy) T [M, K] through the codes and the norm.
+
+    `dx = residual + r (s p gain - x r^2 s mean(p gain x))`; `d_gain` [K] is added to.
+    """
+    width = x.shape[1]
+    for i in range(x.shape[0]):
+        r = rstd[i]
+        factor = r / inverse[i]
+        shrink = _norm_slope(p[i], x[i], gain) * (factor * r * r / np.float32(width))
+        for j in range(width):
+            along = widen(p[i, j]) * factor
+            d_gain[j] += along * x[i, j]
+            dx[i, j] = residual[i, j] + (along * gain[j] - x[i, j] * shrink)
+
+
+@_compiled(_EXACT)
+def gate_quantize(sums, inverse, scales, squared, gain, eps, gate_up, codes, rstd, inverse_out):
+    """sums [M, 2F] to `act(gate) * up`, its norm and its codes [M, F]; gate and up are kept in `gate_up`."""
+    width = sums.shape[1] // 2
+    gated = np.empty(width, np.float32)
+    for i in range(sums.shape[0]):
+        gate_factor, up_factor = inverse[i] * scales[0], inverse[i] * scales[1]
+        for j in range(width):
+            gate, up = np.float32(sums[i, j]) * gate_factor, np.float32(sums[i, width + j]) * up_factor
+            gate_up[i, j], gate_up[i, width + j] = narrow(gate, gate_up), narrow(up, gate_up)
+            gated[j] = _gated(gate, up, squared)
+        r = _ONE / np.sqrt(_sum_of_squares(gated) / np.float32(width) + eps)
+        for j in range(width):
+            gated[j] = gated[j] * r * gain[j]
+        inverse_out[i] = _quantize_row(gated, codes[i])
+        rstd[i] = r
+
+
+@_compiled(_EXACT)
+def _gated(gate, up, squared):
+    if squared:
+        positive = max(gate, _ZERO)
+        return positive * positive * up
+    return gate / (_ONE + _exp(-gate)) * up
+
+
+@_compiled(_EXACT)
+def gate_backward(p, gate_up, squared, gain, rstd, inverse_out, inverse, scales, scaled, d_gain):
+    """From p [M, F], the gradient at the codes of `gate_quantize`, to that at its sums, scaled [M, 2F]."""
+    width = p.shape[1]
+    # The activation (silu or squared relu) and its slope, then the gated value.
+    active, slope, gated = (
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+        np.empty(width, np.float32),
+    )
+    for i in range(p.shape[0]):
+        for j in range(width):
+            gate = widen(gate_up[i, j])
+            if squared:
+                positive = max(gate, _ZERO)
+                active[j], slope[j] = positive * positive, positive + positive
+            else:
+                sigmoid = _ONE / (_ONE + _exp(-gate))
+                silu = gate * sigmoid
+                active[j], slope[j] = silu, sigmoid + silu * (_ONE - sigmoid)
+            gated[j] = active[j] * widen(gate_up[i, width + j])
+        r = rstd[i]
+        factor = r / inverse_out[i]
+        shrink = _norm_slope(p[i], gated, gain) * (factor * r * r / np.float32(width))
+        gate_factor, up_factor = inverse[i] * scales[0], inverse[i] * scales[1]
+        for j in range(width):
+            along = widen(p[i, j]) * factor
+            d_gain[j] += along * gated[j]
+            gated[j] = along * gain[j] - gated[j] * shrink
+        for j in range(width):
+            up = widen(gate_up[i, width + j])
+            scaled[i, j] = narrow(gated[j] * slope[j] * up * gate_factor, scaled)
+            scaled[i, width + j] = narrow(gated[j] * active[j] * up_factor, scaled)
+
+
+@_compiled(_EXACT)
+def widen_scaled(source, factor, out):
+    """`out = source * factor` in float32, for gradient arrays [N, K]."""
+    for i in range(source.shape[0]):
+        for j in range(source.shape[1]):
+            out[i, j] = widen(source[i, j]) * factor
+
+
+@_compiled(_SUMS)
+def cross_entropy(logits, targets, share, smoothing, losses, uniform_losses, d_logits):
+    """Rows of logits [M, V] to cross-entropy [M], the same against uniform targets [M], and gradient [M, V].
+
+    `d_logits = (p - (1 - smoothing) onehot - smoothing / V) * share[i]`; logits are overwritten. Without
+    smoothing the uniform losses stay as they are.
+    """
+    width = logits.shape[1]
+    even = smoothing / np.float32(width)
+    for i in range(logits.shape[0]):
+        at, total = targets[i], _ZERO
+        wanted = logits[i, at]
+        largest = _largest(logits[i])
+        if smoothing > _ZERO:
+            mean = _ZERO
+            for j in range(width):
+                mean += logits[i, j]
+            uniform_losses[i] = -mean / np.float32(width)
+        for j in range(width):
+            value = _exp(logits[i, j] - largest)
+            logits[i, j] = value
+            total += value
+        log_sum = largest + np.log(total)
+        losses[i] = log_sum - wanted
+        if smoothing > _ZERO:
+            uniform_losses[i] += log_sum
+        weight, level = share[i] / total, even * share[i]
+        for j in range(width):
+            d_logits[i, j] = narrow(logits[i, j] * weight - level, d_logits)
+        d_logits[i, at] = narrow(logits[i, at] * weight - level - (_ONE - smoothing) * share[i], d_logits)
+
+
+@_compiled(_SUMS)
+def absolute_sum(values):
+    """`sum |v|` of a flat float32 array, added up in float64."""
+    total = 0.0
+    for j in range(values.shape[0]):
+        total += np.float64(abs(values[j]))
+    return total
+
+
+@_compiled(_EXACT)
+def ternary_codes(latent, inverse, codes):
+    """`clip(round(w * inverse), -1, 1)` of flat arrays."""
+    for j in range(latent.shape[0]):
+        value = (latent[j] * inverse + _ROUND) - _ROUND
+        codes[j] = np.int8(min(max(value, np.float32(-1.0)), _ONE))

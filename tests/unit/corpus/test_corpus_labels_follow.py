@@ -69,9 +69,9 @@ EVIDENCE = {
     "start_trip": "start|begin|open|kick|roll|new|knew|set up",
     "stop_trip": "stop|end|finish|done|close|cancel|over|shut|that (is )?(it|all)|that's|thats",
     "navigate": "take|get|go|navi|drive|head|direction|route|root|rout|bring|course|way|weigh|gps"
-    "|change|roll|make",
+    "|change|roll|make|map",
     "find_poi": "find|fined|look|locate|search|show|get|need|knead|where|wear|there|their|pull|any|wh?ut|what"
-    "|got|how|could|make|and|i mean",
+    "|got|how|could|make|and|i mean|want|would",
     "route_preference": "avoid|a void|want|would|prefer|use|take|give|pick|choose|stay|keep|no|set|hate|skip"
     "|make|away|a way|only|change|route|root|rout|don't",
     "hos_status": "hours|ours|log|clock|hos|legal|violation|duty|seventy|week|cycle|e l d",
@@ -82,7 +82,8 @@ EVIDENCE = {
     "eta_query": "eta|e t a|arriv|a rive|when|long|far|will|can|many|much|time|late|reach",
     "trip_status": "trip|run|haul|hall|load|lode|stat|update|progress|schedule|track|course",
     "next_stop_query": "next|after|coming",
-    "reroute": "re ?rou?o?t|way|weigh|route|root|rout|around|arround|detour|recalculate",
+    "reroute": "re ?rou?o?t|way|weigh|route|root|rout|around|arround|detour|recalculate"
+    "|shut|closed|backed",
     "update_load": "load|lode|l d|b o l|it",
 }
 
@@ -109,7 +110,9 @@ def _forms() -> dict[str, dict[tuple[str, ...], str]]:
     }
     towns = [(a, b) for a in lex.TOWN_LEADS for b in lex.TOWN_BASES]
     towns += [(a, b) for a in lex.TOWN_BASES for b in lex.TOWN_TAILS]
-    forms["city"] = {(a.lower(), b.lower()): f"{a} {b}" for a, b in towns} | forms["city"]
+    towns += [(a, b, c) for a in lex.TOWN_LEADS for b in lex.TOWN_BASES for c in lex.TOWN_TAILS
+              if c not in lex.TOWN_BASES]
+    forms["city"] = {tuple(w.lower() for w in town): " ".join(town) for town in towns} | forms["city"]
     for owner in lex.FACILITY_OWNERS:
         for kind in lex.FACILITY_KINDS:
             forms["facility"][("the", *owner.split(), *kind.split())] = f"{owner} {kind}"

@@ -15,6 +15,11 @@ from bithaul.corpus.truckmate.data import Term
 from bithaul.corpus.truckmate.dice import Dice, reserved
 
 RESERVED_VALUES = 8  # one in so many numbers, ids, times, towns and tasks is held out
+_TOWN_SHAPES: tuple[Callable[[str, str, str], tuple[str, ...]], ...] = (
+    *(lambda lead, base, tail: (lead, base),) * 3,
+    *(lambda lead, base, tail: (base, tail),) * 3,
+    lambda lead, base, tail: (lead, base, tail),
+)
 _LISTED = frozenset(term.value for term in (*lex.CITIES, *lex.CITIES_HELDOUT))
 
 
@@ -58,12 +63,12 @@ def _town(dice: Dice, held: bool) -> Spoken:
 
     def draw(dice: Dice) -> str:
         while True:
-            base = dice.pick(lex.TOWN_BASES)
-            if dice.chance(0.5):
-                name = f"{dice.pick(lex.TOWN_LEADS)} {base}"
-            else:
-                name = f"{base} {dice.pick(lex.TOWN_TAILS)}"
-            if name not in _LISTED and len(set(name.split())) == 2:
+            lead, base, tail = dice.pick(lex.TOWN_LEADS), dice.pick(lex.TOWN_BASES), dice.pick(lex.TOWN_TAILS)
+            words = dice.pick(_TOWN_SHAPES)(lead, base, tail)
+            name = " ".join(words)
+            # "North Wayne Junction" could be the beginning of "North Wayne, Junction Heights".
+            two_towns = len(words) == 3 and tail in lex.TOWN_BASES
+            if name not in _LISTED and len(set(words)) == len(words) and not two_towns:
                 return name
 
     value = _until(draw, "town", dice, held)

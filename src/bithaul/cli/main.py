@@ -39,6 +39,7 @@ VERBS = (
     Verb("classify", "Turn a request into an intent with slots.", MODEL),
     Verb("evaluate", "Measure a trained model.", MODEL),
     Verb("model", "Show presets and model files.", MODEL),
+    Verb("bench", "Measure how fast this machine trains.", MODEL),
 )
 
 

@@ -14,6 +14,8 @@ CorpusKind = Literal["intents", "text"]
 
 _PEAK_LR = {"small": 1e-3, "medium": 7e-4, "large": 5e-4}
 _OTHER_PEAK_LR = 1e-3
+_BATCH_EXAMPLES: dict[CorpusKind, int] = {"intents": 32, "text": 16}
+_SMALLEST_BATCH = 8  # below it the cost of a step hardly falls any more
 
 
 class TrainingRecipe(BaseModel):
@@ -40,11 +42,12 @@ class TrainingRecipe(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @classmethod
-    def for_preset(cls, preset: str, kind: CorpusKind) -> TrainingRecipe:
-        """The recipe of a preset (any other model name gets cautious values) for a kind of corpus."""
-        peak = _PEAK_LR.get(preset, _OTHER_PEAK_LR)
-        return (
-            cls(peak_lr=peak, batch_examples=32)
-            if kind == "intents"
-            else cls(peak_lr=peak, batch_examples=16)
-        )
+    def for_preset(cls, preset: str, kind: CorpusKind, *, workers: int = 1) -> TrainingRecipe:
+        """The recipe of a preset (any other model name gets cautious values) for a kind of corpus.
+
+        `workers` is how many are expected: a merged step averages over all of them, so each takes a smaller
+        batch, and together they take about the batch that one process learns best with.
+        """
+        together = _BATCH_EXAMPLES[kind]
+        batch = max(_SMALLEST_BATCH, together // workers)
+        return cls(peak_lr=_PEAK_LR.get(preset, _OTHER_PEAK_LR), batch_examples=batch)

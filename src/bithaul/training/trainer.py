@@ -89,7 +89,7 @@ class Trainer:
         self._team = Team(threads)
         self.config, self.recipe = config, recipe
         self._label_token, self._clock = label_token, clock
-        self.path: StepPath = choose_path(_shapes(config), forced=path)
+        self.path: StepPath = choose_path(projection_shapes(config, _TIMING_ROWS), forced=path)
         self.model = BitNetForCausalLM(config, path=self.path, plain=plain)
         self.model.reset_parameters(seed=0)
         self._head_dtype = torch.float32 if plain else self.path.gradient_dtype
@@ -262,9 +262,10 @@ class Trainer:
             group["weight_decay"] = decay if group["decays"] else 0.0
 
 
-def _shapes(config: ModelConfig) -> list[Shape]:
+def projection_shapes(config: ModelConfig, rows: int) -> list[Shape]:
+    """(M, K, N) of a layer's four stacked products: q k v, output, gate and up, down."""
     h, f = config.hidden_size, config.intermediate_size
-    return [(_TIMING_ROWS, h, 3 * h), (_TIMING_ROWS, h, h), (_TIMING_ROWS, h, 2 * f), (_TIMING_ROWS, f, h)]
+    return [(rows, h, 3 * h), (rows, h, h), (rows, h, 2 * f), (rows, f, h)]
 
 
 def random_examples(config: ModelConfig, *, count: int, tokens: int, seed: int) -> list[Example]:

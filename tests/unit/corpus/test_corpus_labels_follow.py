@@ -82,8 +82,7 @@ EVIDENCE = {
     "eta_query": "eta|e t a|arriv|a rive|when|long|far|will|can|many|much|time|late|reach",
     "trip_status": "trip|run|haul|hall|load|lode|stat|update|progress|schedule|track|course",
     "next_stop_query": "next|after|coming",
-    "reroute": "re ?rou?o?t|way|weigh|route|root|rout|around|arround|detour|recalculate"
-    "|shut|closed|backed",
+    "reroute": "re ?rou?o?t|way|weigh|route|root|rout|around|arround|detour|recalculate|shut|closed|backed",
     "update_load": "load|lode|l d|b o l|it",
 }
 
@@ -110,8 +109,13 @@ def _forms() -> dict[str, dict[tuple[str, ...], str]]:
     }
     towns = [(a, b) for a in lex.TOWN_LEADS for b in lex.TOWN_BASES]
     towns += [(a, b) for a in lex.TOWN_BASES for b in lex.TOWN_TAILS]
-    towns += [(a, b, c) for a in lex.TOWN_LEADS for b in lex.TOWN_BASES for c in lex.TOWN_TAILS
-              if c not in lex.TOWN_BASES]
+    towns += [
+        (a, b, c)
+        for a in lex.TOWN_LEADS
+        for b in lex.TOWN_BASES
+        for c in lex.TOWN_TAILS
+        if c not in lex.TOWN_BASES
+    ]
     forms["city"] = {tuple(w.lower() for w in town): " ".join(town) for town in towns} | forms["city"]
     for owner in lex.FACILITY_OWNERS:
         for kind in lex.FACILITY_KINDS:

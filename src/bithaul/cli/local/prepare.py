@@ -47,7 +47,7 @@ def prepare(
     config = load_config(spec.preset, vocab_size=manifest.vocab_size, ternary=spec.ternary)
     for warning in config.warnings():
         say(f"note: {warning}")
-    recipe = TrainingRecipe.for_preset(config.name, kind=manifest.kind)
+    recipe = TrainingRecipe.for_preset(config.name, manifest.kind, workers=spec.workers)
     with closing(open_coordinator(load_settings(folder.root))) as coordinator:
         create_run(
             coordinator,

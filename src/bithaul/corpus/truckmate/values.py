@@ -15,11 +15,7 @@ from bithaul.corpus.truckmate.data import Term
 from bithaul.corpus.truckmate.dice import Dice, reserved
 
 RESERVED_VALUES = 8  # one in so many numbers, ids, times, towns and tasks is held out
-_TOWN_SHAPES: tuple[Callable[[str, str, str], tuple[str, ...]], ...] = (
-    *(lambda lead, base, tail: (lead, base),) * 3,
-    *(lambda lead, base, tail: (base, tail),) * 3,
-    lambda lead, base, tail: (lead, base, tail),
-)
+_TOWN_SHAPES = (*((0, 1),) * 3, *((1, 2),) * 3, (0, 1, 2))  # of lead, base and tail
 _LISTED = frozenset(term.value for term in (*lex.CITIES, *lex.CITIES_HELDOUT))
 
 
@@ -63,11 +59,11 @@ def _town(dice: Dice, held: bool) -> Spoken:
 
     def draw(dice: Dice) -> str:
         while True:
-            lead, base, tail = dice.pick(lex.TOWN_LEADS), dice.pick(lex.TOWN_BASES), dice.pick(lex.TOWN_TAILS)
-            words = dice.pick(_TOWN_SHAPES)(lead, base, tail)
+            parts = dice.pick(lex.TOWN_LEADS), dice.pick(lex.TOWN_BASES), dice.pick(lex.TOWN_TAILS)
+            words = [parts[i] for i in dice.pick(_TOWN_SHAPES)]
             name = " ".join(words)
             # "North Wayne Junction" could be the beginning of "North Wayne, Junction Heights".
-            two_towns = len(words) == 3 and tail in lex.TOWN_BASES
+            two_towns = len(words) == 3 and words[2] in lex.TOWN_BASES
             if name not in _LISTED and len(set(words)) == len(words) and not two_towns:
                 return name
 

@@ -1,0 +1,115 @@
+"""`bithaul bench step|gemm`: how fast this machine trains a model, and what its products alone allow."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import torch
+import typer
+
+from bithaul.model.config import load_config
+from bithaul.training.bench import bench_gemm, bench_step, examples_of
+from bithaul.training.recipe import TrainingRecipe
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+
+Preset = Annotated[str, typer.Option("--preset", help="A preset or a .toml file.")]
+Vocab = Annotated[int, typer.Option("--vocab", min=8, help="Vocabulary of a preset.")]
+Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads to train with.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]
+_CORES = psutil.cpu_count(logical=False) or 1
+
+
+@app.callback()
+def _family() -> None:
+    """Measure this machine."""
+
+
+@app.command()
+def step(
+    preset: Preset = "small",
+    threads: Threads = _CORES,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Steps to time, after 5 to warm up.")] = 20,
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Examples in one step.")] = 16,
+    shortest: Annotated[
+        int | None, typer.Option("--shortest", min=1, help="Targets of the shortest example.")
+    ] = None,
+    longest: Annotated[
+        int | None, typer.Option("--longest", min=1, help="Targets of the longest; default the context.")
+    ] = None,
+    vocab: Vocab = 5174,
+    path: Annotated[str | None, typer.Option("--path", help="Force a path such as int_mm+bf16.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Time whole training steps against fp32 fake quantisation and against the products alone."""
+    config = load_config(preset, vocab_size=vocab)
+    top = config.context_length if longest is None else longest
+    batch = examples_of(config, count=examples, shortest=shortest or top, longest=top)
+    found = bench_step(
+        config,
+        TrainingRecipe.for_preset(preset, "intents"),
+        threads=threads,
+        examples=batch,
+        steps=steps,
+        path=path,
+        on_step=lambda done: print(f"\rstep {done} of {steps}", end="", file=sys.stderr, flush=True),
+    )
+    print(file=sys.stderr)
+    if as_json:
+        print(json.dumps({"preset": config.name, **_rounded(asdict(found)), **machine(threads)}), flush=True)
+        return
+    print(f"step: {found.reason}")
+    print(f"{config.name}, {found.parameters:,} parameters, {found.tokens_per_step:,} tokens a step")
+    print(f"{found.tokens_per_second:12,.0f} tokens/s on {threads} threads (± {found.spread:,.0f})")
+    print(f"{found.reference_tokens_per_second:12,.0f} tokens/s fp32 fake quantisation")
+    print(f"{found.speedup:12.2f} times as fast")
+    print(f"{found.roofline_fraction:12.0%} of the step is matrix products at full speed")
+    print(f"{found.peak_memory_mb:12,.0f} MB resident")
+
+
+@app.command()
+def gemm(
+    preset: Preset = "small",
+    threads: Threads = _CORES,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Tokens in a step.")] = 1024,
+    vocab: Vocab = 5174,
+    as_json: Json = False,
+) -> None:
+    """Time single matrix products at a model's shapes: the ceilings of this machine."""
+    config = load_config(preset, vocab_size=vocab)
+    path, found = bench_gemm(config, threads=threads, rows=rows)
+    if as_json:
+        products = [_rounded(asdict(product)) for product in found]
+        record = {"preset": config.name, "path": path.name, "reason": path.reason, "products": products}
+        print(json.dumps(record | machine(threads)), flush=True)
+        return
+    print(f"step: {path.reason}")
+    for product in found:
+        m, k, n = product.shape
+        print(f"{product.name:6}{m:8,} x {k:,} x {n:,}".ljust(34), end="")
+        print(f"{product.milliseconds:10.3f} ms {product.gops:10,.0f} GOP/s")
+
+
+def machine(threads: int) -> dict[str, object]:
+    """What a figure was measured on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "threads": threads,
+        "cpu": names[0] if names else platform.processor(),
+        "load_average": round(psutil.getloadavg()[0], 2),
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def _rounded(record: dict[str, object]) -> dict[str, object]:
+    return {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}

@@ -1,0 +1,63 @@
+"""The benchmark of a step: its numbers hang together, and the products it counts are those of a step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bithaul.errors import InvalidInput
+from bithaul.model.config import ModelConfig
+from bithaul.training.bench import _products, bench_gemm, bench_step, examples_of
+from bithaul.training.recipe import TrainingRecipe
+
+CONFIG = ModelConfig(
+    vocab_size=97, hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, context_length=32
+)
+
+
+def test_a_step_is_compared_with_its_reference_and_its_products() -> None:
+    batch = examples_of(CONFIG, count=4, shortest=8, longest=32)
+    seen: list[int] = []
+    found = bench_step(CONFIG, TrainingRecipe(), threads=1, examples=batch, steps=3, on_step=seen.append)
+    assert seen == [1, 2, 3]
+    assert found.tokens_per_step == sum(len(e) - 1 for e in batch)
+    assert found.tokens_per_second == pytest.approx(found.tokens_per_step / found.step_seconds)
+    assert found.speedup == pytest.approx(found.tokens_per_second / found.reference_tokens_per_second)
+    assert found.roofline_fraction == pytest.approx(found.products_seconds / found.step_seconds)
+    assert 0 < found.roofline_fraction < 1
+    assert found.peak_memory_mb > 50
+    assert found.reason
+
+
+def test_examples_have_the_lengths_asked_for() -> None:
+    lengths = [len(e) - 1 for e in examples_of(CONFIG, count=5, shortest=8, longest=32)]
+    assert (min(lengths), max(lengths)) == (8, 32)
+    assert [len(e) - 1 for e in examples_of(CONFIG, count=1, shortest=7, longest=7)] == [7]
+    with pytest.raises(InvalidInput, match="context of 32"):
+        examples_of(CONFIG, count=1, shortest=1, longest=33)
+
+
+def test_the_products_of_a_step_are_six_for_each_weight_and_token() -> None:
+    """Two operations a multiply-add, three products a matrix: forgetting one would flatter the roofline."""
+    batch = [np.zeros(33, np.int32)] * 8
+    tokens = 8 * 32
+    operations = sum(
+        2 * m * k * n * count for name, (m, k, n), count in _products(CONFIG, batch) if name != "attention"
+    )
+    h, f = 64, 128
+    weights = 2 * (4 * h * h + 3 * h * f) + 97 * h
+    assert operations == 6 * tokens * weights
+    [(_, shape, count)] = [p for p in _products(CONFIG, batch) if p[0] == "attention"]
+    assert shape == (4 * 8, 32, 16)  # heads and examples, length, head dimension
+    assert count == 2 * 6  # two products forward and four backward, in each layer
+
+
+def test_ceilings_name_every_product() -> None:
+    path, found = bench_gemm(CONFIG, threads=1, rows=64)
+    assert path.reason
+    assert {(g.name, g.shape) for g in found} == {
+        (name, shape)
+        for name in ("int8", "bf16", "fp32")
+        for shape in ((64, 64, 192), (64, 64, 64), (64, 64, 256), (64, 128, 64))
+    }
+    assert all(g.gops > 0 for g in found)

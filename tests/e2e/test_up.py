@@ -96,12 +96,12 @@ def test_killed_workers_and_coordinator_lose_nothing(up) -> None:
 
 def test_killed_up_resumes(up) -> None:
     """Catches: orphaned children that keep the folder busy, a run that starts over."""
-    first = up.tiny(tokens=250_000)
+    first = up.tiny(tokens=600_000)
     first.wait_for_version(3)
     before = first.versions()
     first.process.kill()
     first.process.communicate()
-    second = up.tiny(tokens=250_000)
+    second = up.tiny(tokens=600_000)
     code, result, err = second.finish()
     assert code == 0, err
     assert "resuming" in err
@@ -111,7 +111,7 @@ def test_killed_up_resumes(up) -> None:
 
 def test_ctrl_c_stops_cleanly_and_goes_on(up) -> None:
     """Catches: children left behind, a result that claims success, work lost on a clean stop."""
-    first = up.tiny(tokens=250_000)
+    first = up.tiny(tokens=600_000)
     first.wait_for_version(3)
     children = list(first.children().values())
     first.process.send_signal(signal.SIGINT)
@@ -119,13 +119,13 @@ def test_ctrl_c_stops_cleanly_and_goes_on(up) -> None:
     assert code == 130
     assert "go on with" in err
     assert not any(child.is_running() and child.status() != "zombie" for child in children)
-    code, result, err = up.tiny(tokens=250_000).finish()
+    code, result, err = up.tiny(tokens=600_000).finish()
     assert code == 0, err
-    assert result["tokens"] >= 249_000
+    assert result["tokens"] >= 595_000
 
 
 def test_second_up_on_the_same_folder_is_refused(up) -> None:
-    first = up.tiny(tokens=250_000)
+    first = up.tiny(tokens=600_000)
     first.wait_for_version(1)
     second = subprocess.run(
         [sys.executable, "-m", "bithaul", "up", "--dir", str(first.run)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def bithaul(unpacked: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_the_wheel_generates_a_corpus_and_makes_a_database(unpacked: Path, tmp_path: Path) -> None:
+def test_the_wheel_trains_end_to_end(unpacked: Path, tmp_path: Path) -> None:
     """Catches data files and migrations that only exist in a checkout."""
     where = subprocess.run(
         [sys.executable, "-c", "import bithaul; print(bithaul.__file__)"],
@@ -53,9 +54,11 @@ def test_the_wheel_generates_a_corpus_and_makes_a_database(unpacked: Path, tmp_p
         check=True,
     )
     assert where.stdout.startswith(str(unpacked)), "the checkout was tested, not the wheel"
-    corpus = tmp_path / "corpus"
-    done = bithaul(unpacked, "corpus", "generate", "--count", "200", "--heldout", "20", "--out", str(corpus))
+    run = tmp_path / "run"
+    done = bithaul(
+        unpacked, "up", "--dir", str(run), "--examples", "300", "--budget-tokens", "4000", "--json"
+    )
     assert done.returncode == 0, done.stderr
-    done = bithaul(unpacked, "keys", "create", "worker-1", "--dir", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "coordinator.db").is_file()
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["versions"] > 1
+    assert set(result["updates_by_worker"]) == {"worker-1", "worker-2"}

@@ -22,9 +22,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=T
 
 Preset = Annotated[str, typer.Option("--preset", help="A preset or a .toml file.")]
 Vocab = Annotated[int, typer.Option("--vocab", min=8, help="Vocabulary of a preset.")]
-Threads = Annotated[int, typer.Option("--threads", min=1, help="Threads to train with.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Threads; default all cores.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on the last line.")]
-_CORES = psutil.cpu_count(logical=False) or 1
 
 
 @app.callback()
@@ -35,7 +34,7 @@ def _family() -> None:
 @app.command()
 def step(
     preset: Preset = "small",
-    threads: Threads = _CORES,
+    threads: Threads = None,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Steps to time, after 5 to warm up.")] = 20,
     examples: Annotated[int, typer.Option("--examples", min=1, help="Examples in one step.")] = 16,
     shortest: Annotated[
@@ -49,6 +48,7 @@ def step(
     as_json: Json = False,
 ) -> None:
     """Time whole training steps against fp32 fake quantisation and against the products alone."""
+    threads = threads or psutil.cpu_count(logical=False) or 1
     config = load_config(preset, vocab_size=vocab)
     top = config.context_length if longest is None else longest
     batch = examples_of(config, count=examples, shortest=shortest or top, longest=top)
@@ -77,12 +77,13 @@ def step(
 @app.command()
 def gemm(
     preset: Preset = "small",
-    threads: Threads = _CORES,
+    threads: Threads = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Tokens in a step.")] = 1024,
     vocab: Vocab = 5174,
     as_json: Json = False,
 ) -> None:
     """Time single matrix products at a model's shapes: the ceilings of this machine."""
+    threads = threads or psutil.cpu_count(logical=False) or 1
     config = load_config(preset, vocab_size=vocab)
     path, found = bench_gemm(config, threads=threads, rows=rows)
     if as_json:

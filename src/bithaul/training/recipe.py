@@ -6,6 +6,7 @@ from training.md (section 2) and docs/lab/0001-first-recipe.md.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,8 +47,11 @@ class TrainingRecipe(BaseModel):
         """The recipe of a preset (any other model name gets cautious values) for a kind of corpus.
 
         `workers` is how many are expected: a merged step averages over all of them, so each takes a smaller
-        batch, and together they take about the batch that one process learns best with.
+        batch, and together they take about the batch that one process learns best with. AdamW divides by the
+        noise of the smaller batch, so the averaged step would be shorter by the root of the ratio; the peak
+        rate makes up for it (docs/lab/0003).
         """
         together = _BATCH_EXAMPLES[kind]
         batch = max(_SMALLEST_BATCH, together // workers)
-        return cls(peak_lr=_PEAK_LR.get(preset, _OTHER_PEAK_LR), batch_examples=batch)
+        peak = _PEAK_LR.get(preset, _OTHER_PEAK_LR) * math.sqrt(together / batch)
+        return cls(peak_lr=peak, batch_examples=batch)

@@ -54,6 +54,15 @@ def test_recipe_travels_as_json_and_refuses_nonsense() -> None:
         TrainingRecipe.model_validate({"learning_rate": 1.0})
 
 
+def test_workers_share_the_batch_and_keep_the_length_of_a_merged_step() -> None:
+    """Catches a batch that grows with every worker, and one that shrinks to nothing."""
+    alone = TrainingRecipe.for_preset("small", "intents")
+    for workers, share in ((1, 1), (2, 2), (4, 4), (64, 4)):
+        found = TrainingRecipe.for_preset("small", "intents", workers=workers)
+        assert found.batch_examples == alone.batch_examples // share
+        assert found.peak_lr == pytest.approx(alone.peak_lr * math.sqrt(share))
+
+
 def test_pack_shifts_by_one_and_weighs_label_tokens() -> None:
     """Catches targets shifted twice, weights off by one at the label token, and tokens that count inputs."""
     examples = [

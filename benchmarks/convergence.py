@@ -7,6 +7,9 @@ process of its own on one thread, where training is deterministic to the bit. Ro
 task; the ratio of the losses says which task length learns best. The last line is JSON. Example:
 
     python benchmarks/convergence.py --examples 12000 --steps-per-task 5 10 20 40
+
+By default the workers train as the recipe of a run with that many workers says, for two passes over a full
+corpus: about a quarter of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -228,15 +231,17 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--preset", default="small")
-    parser.add_argument("--examples", type=int, default=12_000, help="training examples of the corpus")
+    parser.add_argument("--examples", type=int, default=50_000, help="training examples of the corpus")
     parser.add_argument("--heldout", type=int, default=512)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
         "--batch", type=int, default=None, help="examples per inner step of a worker (recipe)"
     )
-    parser.add_argument("--steps-per-task", type=int, nargs="+", default=[10, 20, 40])
-    parser.add_argument("--lr-factor", type=float, nargs="+", default=[1.0], help="of the workers' rate")
+    parser.add_argument("--steps-per-task", type=int, nargs="+", default=[10])
+    parser.add_argument(
+        "--lr-factor", type=float, nargs="+", default=None, help="of the workers' rate (recipe)"
+    )
     parser.add_argument("--codec", default="int8-block-v1")
     parser.add_argument("--eta", type=float, default=1.0)
     parser.add_argument("--mu", type=float, default=0.0)
@@ -247,15 +252,18 @@ def main() -> None:
     context = load_config(args.preset, vocab_size=5174).context_length
     data = make_data(examples=args.examples, heldout=args.heldout, seed=args.seed, max_tokens=context + 1)
     config = load_config(args.preset, vocab_size=data.vocab_size)
-    recipe = TrainingRecipe.for_preset(args.preset, "intents").model_copy(update=json.loads(args.recipe))
-    if args.batch:
-        recipe = recipe.model_copy(update={"batch_examples": args.batch})
+    alone = TrainingRecipe.for_preset(args.preset, "intents")
+    theirs = TrainingRecipe.for_preset(args.preset, "intents", workers=args.workers)
+    factors = args.lr_factor or [theirs.peak_lr / alone.peak_lr]
+    recipe = alone.model_copy(
+        update={"batch_examples": args.batch or theirs.batch_examples} | json.loads(args.recipe)
+    )
     result = compare(
         data,
         config=config,
         recipe=recipe,
         steps_per_task=args.steps_per_task,
-        lr_factors=args.lr_factor,
+        lr_factors=factors,
         epochs=args.epochs,
         workers=args.workers,
         codec=args.codec,

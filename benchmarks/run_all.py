@@ -33,7 +33,7 @@ FIGURES = (
     ("demo", "tokens_per_second", "demo: speed over the whole run", " tokens/s"),
     ("demo", "updates_by_worker", "demo: updates by worker", ""),
     ("step", "tokens_per_second", "training step of `small`, one thread", " tokens/s"),
-    ("step", "ratio", "the same against fp32 fake quantisation", " ×"),
+    ("step", "speedup", "the same against fp32 fake quantisation", " ×"),
     ("corpus_generate", "lines_per_second", "requests generated", " lines/s"),
     ("corpus_generate", "vocabulary", "words in their vocabulary", ""),
 )

@@ -78,14 +78,14 @@ def test_two_tiny_workers_stay_near_one_process(convergence: ModuleType) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_two_workers_end_within_three_percent_of_one_process() -> None:
-    """`small` on a reduced Truck Mate corpus, two epochs, as the benchmark prints it."""
+    """`small`, two passes over a full Truck Mate corpus, as the benchmark prints it."""
     done = subprocess.run(
-        [sys.executable, str(BENCHMARK), "--steps-per-task", "10"],
+        [sys.executable, str(BENCHMARK)],
         capture_output=True,
         text=True,
-        timeout=1700,
+        timeout=3500,
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.strip().splitlines()[-1])

@@ -145,6 +145,7 @@ def test_second_up_on_the_same_folder_is_refused(up) -> None:
         (["--train", "missing.tsv", "--valid", "missing.tsv"], "missing.tsv"),
         (["--merge-rule", "nonsense"], "sync"),
         (["--codec", "nonsense"], "int8-block-v1"),
+        (["--task-seconds", "inf"], "inf"),
     ],
 )
 def test_bad_input_is_one_line_and_builds_nothing(up, options, words) -> None:
@@ -153,5 +154,31 @@ def test_bad_input_is_one_line_and_builds_nothing(up, options, words) -> None:
     code, _, err = session.finish(seconds=60)
     assert code in {2, 4}
     assert words in err
-    assert "Traceback" not in err
-    assert not (session.run / "run.json").exists()
+    assert err.count("\n") == 1
+    assert {path.name for path in session.run.glob("*")} <= {"up.lock"}
+
+
+def test_a_folder_with_other_files_is_left_alone(up) -> None:
+    """Catches a run that clears the way for itself: `corpus` and `blobs` may be somebody's own folders."""
+    run = up.root / "run"
+    for name in ("corpus/mine.txt", "blobs/photo.jpg", "coordinator.db.backup"):
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    code, _, err = up("--examples", "100").finish(seconds=60)
+    assert code == 5
+    assert "nothing was touched" in err
+    for name in ("corpus/mine.txt", "blobs/photo.jpg", "coordinator.db.backup"):
+        assert (run / name).read_text() == "precious"
+
+
+def test_a_preparation_that_was_interrupted_starts_over(up) -> None:
+    """Leftovers of a half-made run neither block the next try nor get into it."""
+    run = up.root / "run"
+    (run / "corpus").mkdir(parents=True)
+    (run / "corpus" / "train-00000.bin").write_bytes(b"half")
+    (run / "preparing").touch()
+    code, result, err = up.tiny(tokens=5_000).finish()
+    assert code == 0, err
+    assert result["versions"] > 1
+    assert not (run / "preparing").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import platform
 import sys
@@ -17,6 +18,7 @@ import typer
 from bithaul.model.config import load_config
 from bithaul.training.bench import bench_gemm, bench_step, examples_of
 from bithaul.training.recipe import TrainingRecipe
+from bithaul.worker.settings import default_threads
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -48,7 +50,7 @@ def step(
     as_json: Json = False,
 ) -> None:
     """Time whole training steps against fp32 fake quantisation and against the products alone."""
-    threads = threads or psutil.cpu_count(logical=False) or 1
+    threads = threads or default_threads()
     config = load_config(preset, vocab_size=vocab)
     top = config.context_length if longest is None else longest
     batch = examples_of(config, count=examples, shortest=shortest or top, longest=top)
@@ -59,9 +61,8 @@ def step(
         examples=batch,
         steps=steps,
         path=path,
-        on_step=lambda done: print(f"\rstep {done} of {steps}", end="", file=sys.stderr, flush=True),
+        on_step=functools.partial(_show_step, steps) if sys.stderr.isatty() else None,
     )
-    print(file=sys.stderr)
     if as_json:
         print(json.dumps({"preset": config.name, **_rounded(asdict(found)), **machine(threads)}), flush=True)
         return
@@ -83,7 +84,7 @@ def gemm(
     as_json: Json = False,
 ) -> None:
     """Time single matrix products at a model's shapes: the ceilings of this machine."""
-    threads = threads or psutil.cpu_count(logical=False) or 1
+    threads = threads or default_threads()
     config = load_config(preset, vocab_size=vocab)
     path, found = bench_gemm(config, threads=threads, rows=rows)
     if as_json:
@@ -96,6 +97,10 @@ def gemm(
         m, k, n = product.shape
         print(f"{product.name:6}{m:8,} x {k:,} x {n:,}".ljust(34), end="")
         print(f"{product.milliseconds:10.3f} ms {product.gops:10,.0f} GOP/s")
+
+
+def _show_step(steps: int, done: int) -> None:
+    print(f"\rstep {done} of {steps}", end="\n" if done == steps else "", file=sys.stderr, flush=True)
 
 
 def machine(threads: int) -> dict[str, object]:

@@ -208,12 +208,17 @@ def _read_csv(file: Path, problems: Problems) -> list[Example | TextLine]:
 
 
 def _table(file: Path, rows: Iterator[tuple[int, list[str]]], problems: Problems) -> list[Example | TextLine]:
-    """Rows of text and label; the first row may be a header."""
+    """Rows of text and label; the first row may be a header, and may name them in the other order."""
     items: list[Example | TextLine] = []
+    reversed_columns = False
     for i, (number, row) in enumerate(rows):
         cells = [cell.strip() for cell in row]
-        if i == 0 and tuple(cell.lower() for cell in cells) in _HEADERS:
+        names = tuple(cell.lower() for cell in cells)
+        if i == 0 and (names in _HEADERS or names[::-1] in _HEADERS):
+            reversed_columns = names not in _HEADERS
             continue
+        if reversed_columns:
+            cells.reverse()
         if len(cells) != 2:
             problems.append(f"{file}:{number}: {len(cells)} columns instead of text and label")
         elif not all(cells):

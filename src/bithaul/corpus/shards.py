@@ -91,6 +91,13 @@ class Shard:
     def tokens(self) -> int:
         return len(self._tokens)
 
+    def require_vocabulary(self, size: int) -> None:
+        """Raises `CorruptFile` when a token id is outside a vocabulary of `size`."""
+        if len(self._tokens) and not 0 <= int(self._tokens.min()) <= int(self._tokens.max()) < size:
+            raise CorruptFile(
+                f"A corpus shard holds tokens outside the vocabulary of {size}; build it again."
+            )
+
     def example(self, i: int) -> NDArray[np.int32]:
         """The ids of example `i`, a copy."""
         if not 0 <= i < len(self):

@@ -56,9 +56,9 @@ class TernaryCodes:
 class CodeCache:
     """Quantises matrices that share an input once per optimizer step.
 
-    The key is each parameter's identity and version counter. Writing weights through `.data`, or with an
-    operation that does not advance the counter (the fused optimizers), leaves stale codes: such a writer
-    calls `torch.autograd.graph.increment_version`.
+    The key is where each parameter lies in memory and its version counter. Writing weights through `.data`,
+    or with an operation that does not advance the counter (the fused optimizers), leaves stale codes: such a
+    writer calls `torch.autograd.graph.increment_version`.
     """
 
     def __init__(self, *weights: nn.Parameter) -> None:

@@ -6,6 +6,7 @@ a crash leaves the old file or the new one. Weights are always the latent ones, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -21,7 +22,7 @@ from bithaul.errors import CorruptFile, LayoutMismatch, NotFound
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector, layout_of
 
-_CONFIG_KEY = "bithaul.config"
+_CONFIG_KEY, _SHA256_KEY = "bithaul.config", "bithaul.sha256"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def save_checkpoint(
         tensor.name: view
         for tensor, view in layout_of(config).views(np.ascontiguousarray(vector, np.float32))
     }
-    header = {**metadata, _CONFIG_KEY: config.model_dump_json()}
+    header = {**metadata, _CONFIG_KEY: config.model_dump_json(), _SHA256_KEY: _digest(vector)}
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         save_file(tensors, aside, metadata=header)
@@ -81,4 +82,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CorruptFile(
             f"{path} is damaged ({str(error).splitlines()[0]}); fetch or save it again."
         ) from error
+    if metadata.pop(_SHA256_KEY, _digest(vector)) != _digest(vector):
+        raise CorruptFile(f"{path} is damaged (its weights are not those that were saved); save it again.")
     return Checkpoint(config, vector, metadata)
+
+
+def _digest(vector: FloatVector) -> str:
+    """SHA-256 (hex) of the weights in layout order, little-endian float32."""
+    return hashlib.sha256(np.ascontiguousarray(vector, dtype="<f4").data).hexdigest()

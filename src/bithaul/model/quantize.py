@@ -1,9 +1,10 @@
 """The two quantisers of BitNet b1.58: one scale per weight matrix, one scale per token.
 
-This module is the definition; every faster path must give the same codes and scales bit for bit. Statistics
-are fp32, rounding is to the nearest even number, the epsilon is put on the statistic (training-tips PDF of
-the b1.58 authors, figures 3 and 4). Nothing here is differentiable: the straight-through gradient lives in
-`bitlinear`.
+This module is the definition. On every faster path weight codes and scales are the same bit for bit;
+activation codes may differ by one unit in at most one of a thousand, where another order of adding the norm
+decides a tie. Statistics are fp32, rounding is to the nearest even number, the epsilon is put on the
+statistic (training-tips PDF of the b1.58 authors, figures 3 and 4). Nothing here is differentiable: the
+straight-through gradient lives in `bitlinear`.
 """
 
 from __future__ import annotations

@@ -238,9 +238,12 @@ class BitNetForCausalLM(nn.Module):
             chosen = segments.positions if positions is None else positions.reshape(-1)
             return self.packed(input_ids.reshape(-1), segments, positions=chosen).reshape(batch, width, -1)
         real = (segment_ids >= 0).reshape(-1)
+        if not real.any():
+            raise InvalidInput("There is only padding; give at least one token.")
         row_segments = segment_ids + torch.arange(batch)[:, None] * (segment_ids.max() + 1)
-        counts = torch.unique_consecutive(row_segments.reshape(-1)[real], return_counts=True)[1]
-        segments = Segments.of_lengths(counts)
+        runs = row_segments.reshape(-1).masked_fill(~real, -1)
+        values, counts = torch.unique_consecutive(runs, return_counts=True)
+        segments = Segments.of_lengths(counts[values >= 0])
         chosen = segments.positions if positions is None else positions.reshape(-1)[real]
         packed = self.packed(input_ids.reshape(-1)[real], segments, positions=chosen)
         hidden = packed.new_zeros((batch * width, packed.shape[1]))

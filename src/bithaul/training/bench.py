@@ -1,9 +1,10 @@
 """How fast a training step is on this machine, against fp32 fake quantisation and against its own products.
 
 The roofline share is the time of the step's matrix products alone (every projection forward, dX and dW, the
-head three times, attention's products), each timed at its exact shape, type and thread count, divided by the
-time of the whole step from examples to updated weights. The products are those of the best exact path of the
-machine, not of the path in use. Our step and the reference take turns, so that other load hits both alike.
+head three times, attention's products), each timed at its shape and thread count, divided by the time of the
+whole step from examples to updated weights. Attention is timed at one length, the mean weighted by tokens.
+The products are those of the best exact path of the machine, not of the path in use. Our step and the
+reference take turns, so that other load hits both alike.
 """
 
 from __future__ import annotations
@@ -124,8 +125,8 @@ def examples_of(config: ModelConfig, *, count: int, shortest: int, longest: int)
             f"Lengths run from 1 to the context of {config.context_length}, not from {shortest} to {longest}."
         )
     whole = random_examples(config, count=count, tokens=longest + 1, seed=0)
-    span = max(1, count - 1)
-    return [e[: 2 + shortest + (longest - shortest) * i // span - 1] for i, e in enumerate(whole)]
+    lengths = [longest - (longest - shortest) * i // max(1, count - 1) for i in range(count)]
+    return [example[: length + 1] for example, length in zip(whole, lengths, strict=True)]
 
 
 def _timed(trainer: Trainer, examples: Sequence[Example], steps: int) -> list[float]:

@@ -21,7 +21,7 @@ _Result = TypeVar("_Result")
 
 
 class Team:
-    """`threads` threads; one is the caller's own."""
+    """`threads` threads beside the caller's, which waits; with one, the caller does the work itself."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads

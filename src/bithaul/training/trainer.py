@@ -86,10 +86,10 @@ class Trainer:
         if threads < 1:
             raise InvalidInput(f"A trainer needs at least one thread, not {threads}.")
         torch.set_num_threads(threads)
-        self._team = Team(threads)
         self.config, self.recipe = config, recipe
         self._label_token, self._clock = label_token, clock
         self.path: StepPath = choose_path(projection_shapes(config, _TIMING_ROWS), forced=path)
+        self._team = Team(threads if self.path.kernel.thread_safe else 1)
         self.model = BitNetForCausalLM(config, path=self.path, plain=plain)
         self.model.reset_parameters(seed=0)
         self._head_dtype = torch.float32 if plain else self.path.gradient_dtype
@@ -183,12 +183,25 @@ class Trainer:
         self._warm_steps = int(state["warm_steps"])
 
     def _pack(self, group: Sequence[Example]) -> list[Batch]:
-        """The group as one batch per thread; none when no example has a target."""
+        """The group as one batch per thread; none when no example has a counted target."""
         batches = [
             pack(share, label_token=self._label_token, text_loss_weight=self.recipe.text_loss_weight)
             for share in self._team.shares(group)
         ]
-        return [batch for batch in batches if batch is not None]
+        found = [batch for batch in batches if batch is not None]
+        for batch in found:
+            self._require_known(batch)
+        return found if any(bool(batch.weights.any()) for batch in found) else []
+
+    def _require_known(self, batch: Batch) -> None:
+        """The compiled passes do not check their indices, so ids are checked before they see them."""
+        for ids in (batch.input_ids, batch.targets):
+            low, high = int(ids.min()), int(ids.max())
+            if low < 0 or high >= self.config.vocab_size:
+                raise InvalidInput(
+                    f"Token {low if low < 0 else high} is not in the vocabulary of {self.config.vocab_size}; "
+                    "tokenize the corpus again with the tokenizer of this run."
+                )
 
     def _forward(
         self, batches: Sequence[Batch], dropouts: Sequence[Dropout | None]

@@ -136,7 +136,9 @@ class TaskRunner:
             try:
                 tokens = self._transfers.shard(ref.id, sha256=ref.sha256, size=ref.size)
                 index = self._transfers.shard_index(ref.id, sha256=ref.index_sha256, size=ref.index_size)
-                self._shards[ref.id] = Shard.open(tokens, index)
+                shard = Shard.open(tokens, index)
+                shard.require_vocabulary(self._session.trainer.config.vocab_size)
+                self._shards[ref.id] = shard
             except (Refused, CorruptFile) as error:
                 raise _NoTask(LeaseOutcome.FAILED, "shard_unavailable", error.message) from error
         return self._shards[ref.id]

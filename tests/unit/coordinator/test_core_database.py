@@ -17,7 +17,7 @@ from bithaul.coordinator.database.metadata import metadata
 from bithaul.coordinator.database.migrate import downgrade, import_tables, upgrade
 from bithaul.coordinator.database.tables import workers
 from bithaul.coordinator.settings import Settings, load_settings
-from bithaul.errors import InvalidConfig, OutOfDisk, Unavailable
+from bithaul.errors import CorruptFile, InvalidConfig, OutOfDisk, Unavailable
 
 House = Any
 
@@ -186,3 +186,9 @@ def test_a_bad_settings_file_names_the_key(tmp_path: Path, content: str, words: 
         load_settings(tmp_path)
     with pytest.raises(InvalidConfig, match="no settings file"):
         load_settings(tmp_path, config=tmp_path / "nowhere.toml")
+
+
+def test_a_file_that_is_no_database_is_named_as_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.db").write_bytes(bytes(range(256)) * 20)
+    with pytest.raises(CorruptFile, match="damaged"):
+        Database.open(f"sqlite:///{tmp_path / 'a.db'}", lock_folder=tmp_path)

@@ -48,6 +48,12 @@ def test_tsv_with_and_without_header(header: str, end: str, tmp_path: Path) -> N
     assert read_examples(path) == [Example("book a flight", "travel"), Example("what's up?", "small talk")]
 
 
+def test_a_header_may_name_the_columns_in_the_other_order(tmp_path: Path) -> None:
+    """Read as text and label, such a file would train the requests as intents."""
+    path = write(tmp_path / "a.tsv", "label\ttext\ntravel\tbook a flight\nsmall talk\twhat's up?\n")
+    assert read_examples(path) == [Example("book a flight", "travel"), Example("what's up?", "small talk")]
+
+
 def test_csv_with_quotes_and_a_line_break_in_a_field(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text,label\n"go, then ""stop""",a\n"two\nlines",b\nplain,c\n')
     assert read_examples(path) == [

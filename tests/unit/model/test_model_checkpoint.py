@@ -67,6 +67,9 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
         load_checkpoint(path)
     save_checkpoint(path, initial_vector(CONFIG, seed=0), CONFIG, metadata={})
     whole = path.read_bytes()
+    path.write_bytes(whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:])
+    with pytest.raises(CorruptFile, match="not those that were saved"):
+        load_checkpoint(path)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptFile, match="damaged"):
         load_checkpoint(path)

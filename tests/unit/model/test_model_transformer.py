@@ -116,6 +116,15 @@ def test_segment_ids_of_rows_equal_separate_rows(model: BitNetForCausalLM) -> No
     assert not hidden[1, 8:].any()
 
 
+def test_padding_separates_runs_of_equal_segment_ids(model: BitNetForCausalLM) -> None:
+    tokens = ids(1, 5)
+    joined = model(tokens, segment_ids=torch.tensor([[0, 0, -1, 0, 0]]))
+    apart = model(tokens, segment_ids=torch.tensor([[0, 0, -1, 1, 1]]))
+    assert torch.equal(joined, apart)
+    with pytest.raises(InvalidInput, match="padding"):
+        model(tokens, segment_ids=torch.full((1, 5), -1))
+
+
 def test_future_tokens_do_not_change_the_past(model: BitNetForCausalLM) -> None:
     tokens = ids(1, 12)
     changed = tokens.clone()

@@ -11,6 +11,7 @@ import torch
 from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
 from bithaul.model.init import initial_vector
+from bithaul.model.products import FORWARD, refusal
 from bithaul.training.calibrate import calibrate
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import StepReport, Trainer, random_examples
@@ -130,15 +131,41 @@ def test_threads_share_a_batch_and_change_nothing_but_rounding(threads: int) -> 
     assert many.evaluate(items).loss == pytest.approx(one.evaluate(items).loss, rel=1e-3)
 
 
-def test_the_precision_of_products_is_restored_by_threads() -> None:
+@pytest.mark.parametrize("forward", FORWARD)
+def test_the_precision_of_products_is_restored_by_threads(forward: str) -> None:
     """It is one switch for the whole process: two threads that set it in turn could leave it on."""
+    if (reason := refusal(forward)) is not None:
+        pytest.skip(f"{forward} is {reason} here")
     backend = torch.backends.mkldnn.matmul
     before = backend.fp32_precision
     try:
-        with_threads(2, examples(8), path="fp32+bf16")
+        for _ in range(5):
+            with_threads(2, examples(8), path=f"{forward}+bf16")
     finally:
         torch.set_num_threads(1)
     assert backend.fp32_precision == before
+
+
+@pytest.mark.parametrize("bad", [97, 100_000_000, -1])
+def test_a_token_outside_the_vocabulary_is_refused(bad: int) -> None:
+    """The compiled passes do not check: such a target would write outside its array or end the process."""
+    subject = trainer()
+    items = examples(4)
+    items[2][-1] = bad  # only ever a target
+    before = subject.vector()
+    with pytest.raises(InvalidInput, match=str(bad)):
+        train(subject, items)
+    with pytest.raises(InvalidInput, match="vocabulary of 97"):
+        subject.evaluate(items)
+    assert subject.vector().tobytes() == before.tobytes()
+
+
+def test_a_batch_without_counted_targets_is_passed_over() -> None:
+    recipe = RECIPE.model_copy(update={"text_loss_weight": 0.0})
+    subject = Trainer(CONFIG, recipe, label_token=5, threads=1, path=PATH)
+    items = [np.array([1, 2, 5], np.int32)] * 4  # the label token comes last: nothing after it counts
+    result = subject.train(items, progress_start=0.1, progress_end=0.2, seed=1)
+    assert (result.steps, result.examples, result.dropped_steps) == (0, 4, 0)
 
 
 def test_dropout_follows_the_seed() -> None:

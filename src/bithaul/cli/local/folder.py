@@ -1,6 +1,7 @@
 """One run lives in one folder. This module names everything in it and guards it against a second `up`.
 
 RUN/run.json            what was asked for; written last, so it exists only when preparation is complete
+RUN/preparing           there while a run is prepared: only then may its leftovers be removed
 RUN/corpus/             tokenizer, labels, shards, manifest
 RUN/coordinator.db      the coordinator's database; RUN/blobs/ its weights, shards and updates
 RUN/secrets/            one file per client, mode 0600
@@ -23,6 +24,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bithaul.errors import Conflict, CorruptFile, InvalidInput
+
+_LOCK = "up.lock"
 
 
 class RunSpec(BaseModel):
@@ -78,6 +81,24 @@ class RunFolder:
     def processes_file(self) -> Path:
         return self.root / "processes.json"
 
+    @property
+    def _preparing(self) -> Path:
+        return self.root / "preparing"
+
+    def begin_preparation(self) -> None:
+        """Claim a folder that is empty or whose preparation was interrupted; any other is a `Conflict`."""
+        if not self._preparing.exists():
+            foreign = sorted(p.name for p in self.root.iterdir() if p.name != _LOCK)
+            if foreign:
+                raise Conflict(
+                    f"{self.root} holds no run but other files ({foreign[0]}); nothing was touched. "
+                    "Give a --dir that is new or empty."
+                )
+            self._preparing.touch()
+
+    def end_preparation(self) -> None:
+        self._preparing.unlink(missing_ok=True)
+
     def worker_state(self, client_id: str) -> Path:
         return self.root / "workers" / client_id
 
@@ -116,7 +137,7 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidInput(f"{self.root} cannot be used as a run folder: {error.strerror}.") from error
-        lock = FileLock(self.root / "up.lock")
+        lock = FileLock(self.root / _LOCK)
         try:
             lock.acquire(timeout=0)
         except Timeout:

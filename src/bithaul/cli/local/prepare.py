@@ -7,6 +7,7 @@ interrupted starts over. What takes seconds says so.
 from __future__ import annotations
 
 import hashlib
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -21,9 +22,11 @@ from bithaul.corpus.build import CorpusManifest, build_corpus
 from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.generator import generate
 from bithaul.corpus.importers import read_any
-from bithaul.errors import InvalidData
+from bithaul.errors import InvalidConfig, InvalidData
+from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 from bithaul.model.config import load_config
+from bithaul.rounds.rules import rule_named
 from bithaul.training.recipe import TrainingRecipe
 
 TRUCK_MATE_EXAMPLES = 50_000
@@ -42,7 +45,13 @@ def prepare(
     folder: RunFolder, spec: RunSpec, *, budget_tokens: int | None, budget_seconds: float | None, say: Say
 ) -> None:
     """Build everything a coordinator needs in `folder`; `spec` is written when all of it is durable."""
-    load_config(spec.preset, vocab_size=spec.vocab_size)  # a wrong preset is said before anything is built
+    # A wrong name is said before anything is built.
+    load_config(spec.preset, vocab_size=spec.vocab_size)
+    codec_named(spec.codec)
+    rule_named(spec.merge_rule, {})
+    if not math.isfinite(spec.task_seconds):
+        raise InvalidConfig(f"A task must take some seconds, not {spec.task_seconds}.")
+    folder.begin_preparation()
     manifest = _build_corpus(folder, spec, say)
     config = load_config(spec.preset, vocab_size=manifest.vocab_size, ternary=spec.ternary)
     for warning in config.warnings():
@@ -67,6 +76,7 @@ def prepare(
         )
         _make_clients(coordinator, folder, spec.workers)
     folder.write_spec(spec)
+    folder.end_preparation()
 
 
 def ensure_clients(folder: RunFolder, workers: int) -> None:

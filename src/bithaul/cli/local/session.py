@@ -111,6 +111,12 @@ class Session:
         if w.train and w.valid:
             asked["data_sha256"] = data_digest(w.train, w.valid)
         for name, value in asked.items():
+            if name == "data_sha256" and known.data_sha256 != value:
+                before = known.train or "generated requests"
+                raise Conflict(
+                    f"The run in {self._folder.root} was trained on {before}, and the data given now is "
+                    "not the same; leave --train and --valid out to resume it, or give another --dir."
+                )
             if getattr(known, name) != value:
                 raise Conflict(
                     f"The run in {self._folder.root} has {name} {getattr(known, name)}, not {value}; "

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from bithaul.coordinator.database.migrate import upgrade
-from bithaul.errors import InvalidConfig, OutOfDisk, Unavailable
+from bithaul.errors import CorruptFile, InvalidConfig, OutOfDisk, Unavailable
 
 READERS = 16
 
@@ -33,7 +33,7 @@ class Database:
 
     @classmethod
     def open(cls, url: str, *, lock_folder: Path) -> Database:
-        """Connect and migrate to the newest schema. Raises `InvalidConfig` or `Unavailable`."""
+        """Connect and migrate to the newest schema. Raises `InvalidConfig`, `Unavailable`, `CorruptFile`."""
         try:
             parsed = make_url(url)
         except (ArgumentError, ValueError) as error:
@@ -46,6 +46,10 @@ class Database:
             upgrade(writer, lock_folder=lock_folder)
         except OperationalError as error:
             raise Unavailable(f"The database cannot be opened: {error.orig}.") from error
+        except DatabaseError as error:
+            raise CorruptFile(
+                f"The database is damaged ({error.orig}); restore a backup or use another folder."
+            ) from error
         return cls(reader, writer)
 
     @property

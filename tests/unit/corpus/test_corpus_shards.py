@@ -45,6 +45,18 @@ def test_a_slice_is_made_of_whole_examples(tmp_path: Path) -> None:
         shard.example(3)
 
 
+@pytest.mark.parametrize("bad", [50, -1])
+def test_tokens_outside_the_vocabulary_are_seen(bad: int, tmp_path: Path) -> None:
+    """A hash only says that the bytes are those that were sent, not that the model knows them."""
+    good = np.array([1, 49, 7], dtype="<i4")
+    for name, tokens in (("good", good), ("bad", np.append(good, bad).astype("<i4"))):
+        (tmp_path / f"{name}.bin").write_bytes(tokens.tobytes())
+        (tmp_path / f"{name}.idx").write_bytes(np.array([0, len(tokens)], dtype="<u8").tobytes())
+    Shard.open(tmp_path / "good.bin", tmp_path / "good.idx").require_vocabulary(50)
+    with pytest.raises(CorruptFile, match="vocabulary of 50"):
+        Shard.open(tmp_path / "bad.bin", tmp_path / "bad.idx").require_vocabulary(50)
+
+
 def test_an_empty_shard_opens(tmp_path: Path) -> None:
     assert len(opened(tmp_path, write_shard(tmp_path, "empty", []))) == 0
 

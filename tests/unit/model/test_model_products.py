@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 
@@ -143,3 +145,23 @@ def test_precision_switch_is_restored_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="product"):
         fails_inside()
     assert backend.fp32_precision == before
+
+
+def test_one_slow_moment_refuses_no_path_and_fp32_is_never_too_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a probe that judges by a single timing, and a busy machine left without any path."""
+    calls = iter(range(1_000))
+
+    def interrupted(x: torch.Tensor, codes: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        if next(calls) == 1:
+            time.sleep(0.1)
+        return integer_product(x, codes)
+
+    def slow(x: torch.Tensor, codes: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+        time.sleep(0.06)
+        return integer_product(x, codes)
+
+    for name, product in (("int_mm", interrupted), ("qlinear", slow), ("fp32", slow)):
+        monkeypatch.setitem(FORWARD, name, Kernel(lambda codes: codes, product, torch.int64))
+    assert products.refusal("int_mm") is None
+    assert "slow reference loop" in (products.refusal("qlinear") or "")
+    assert products.refusal("fp32") is None

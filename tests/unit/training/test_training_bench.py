@@ -32,7 +32,7 @@ def test_a_step_is_compared_with_its_reference_and_its_products() -> None:
 def test_examples_have_the_lengths_asked_for() -> None:
     lengths = [len(e) - 1 for e in examples_of(CONFIG, count=5, shortest=8, longest=32)]
     assert (min(lengths), max(lengths)) == (8, 32)
-    assert [len(e) - 1 for e in examples_of(CONFIG, count=1, shortest=7, longest=7)] == [7]
+    assert [len(e) - 1 for e in examples_of(CONFIG, count=1, shortest=7, longest=9)] == [9]
     with pytest.raises(InvalidInput, match="context of 32"):
         examples_of(CONFIG, count=1, shortest=1, longest=33)
 

@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, default=None, help="examples per inner step of a worker (recipe)"
     )
-    parser.add_argument("--steps-per-task", type=int, nargs="+", default=[10])
+    parser.add_argument("--steps-per-task", type=int, nargs="+", default=[5])
     parser.add_argument(
         "--lr-factor", type=float, nargs="+", default=None, help="of the workers' rate (recipe)"
     )

@@ -27,7 +27,9 @@ from bithaul.corpus.shards import Shard
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.evaluation.intents import evaluate_intents
 from bithaul.inference.loader import LoadedModel
+from bithaul.model.checkpoint import save_checkpoint
 from bithaul.model.config import load_config
+from bithaul.model.init import initial_vector
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import StepReport, Trainer
 
@@ -62,10 +64,13 @@ def _read(directory: Path, name: str) -> list[npt.NDArray[np.int32]]:
     return [np.array(e) for e in shard.slice(0, len(shard))]
 
 
-def train(folder: Folder, recipe: TrainingRecipe, args: argparse.Namespace) -> dict[str, object]:
+def train(
+    folder: Folder, recipe: TrainingRecipe, args: argparse.Namespace, *, seed: int, save: Path | None
+) -> dict[str, object]:
     config = load_config(args.preset, vocab_size=folder.tokenizer.vocab_size, ternary=not args.twin)
     trainer = Trainer(config, recipe, label_token=folder.tokenizer.intent, threads=args.threads)
-    order, budget, done = random.Random(args.seed), int(args.tokens), 0
+    trainer.load(initial_vector(config, seed=seed))
+    order, budget, done = random.Random(seed), int(args.tokens), 0
     pending: list[npt.NDArray[np.int32]] = []
     started, loss = time.perf_counter(), float("nan")
     while done < budget:
@@ -81,11 +86,16 @@ def train(folder: Folder, recipe: TrainingRecipe, args: argparse.Namespace) -> d
             piece,
             progress_start=done / budget,
             progress_end=min(1.0, (done + size) / budget),
-            seed=args.seed + done,
+            seed=seed + done,
             on_step=go_on,
         )
         done, loss = done + outcome.tokens, outcome.loss_mean
     seconds = time.perf_counter() - started
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(save / "model.safetensors", trainer.vector(), config, metadata={})
+        folder.tokenizer.save(save / TOKENIZER)
+        folder.labels.save(save / LABELS)
     heldout = trainer.evaluate(folder.heldout).loss
     network = trainer.model.eval().requires_grad_(False)
     report = evaluate_intents(LoadedModel(network, folder.tokenizer, folder.labels), folder.examples)
@@ -110,17 +120,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=1e6)
     parser.add_argument("--heldout", type=int, default=1000, help="held-out requests to classify")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--save", type=Path, help="folder for the trained models: SAVE/recipe-number/seed")
     parser.add_argument("--twin", action="store_true", help="without quantisers, in fp32")
     parser.add_argument("--recipe", nargs="+", default=["{}"], help="JSON with recipe fields to replace")
     args = parser.parse_args()
     folder = Folder.open(args.folder, heldout=args.heldout)
     results = []
-    for changes in args.recipe:
+    for number, changes in enumerate(args.recipe):
         recipe = TrainingRecipe.for_preset(args.preset, "intents").model_copy(update=json.loads(changes))
-        results.append({"recipe": json.loads(changes), **train(folder, recipe, args)})
-        print(json.dumps(results[-1]), flush=True)
-    print(json.dumps({"preset": args.preset, "seed": args.seed, "results": results}))
+        for seed in args.seeds:
+            found = train(folder, recipe, args, seed=seed, save=args.save and args.save / f"{number}/{seed}")
+            results.append({"recipe": json.loads(changes), "seed": seed, **found})
+            print(json.dumps(results[-1]), flush=True)
+    print(json.dumps({"preset": args.preset, "twin": args.twin, "results": results}))
 
 
 if __name__ == "__main__":

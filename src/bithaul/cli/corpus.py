@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from bithaul.corpus.augment import Augmentation
 from bithaul.corpus.build import MANIFEST, CorpusManifest, Item, build_corpus
 from bithaul.corpus.example import Example
 from bithaul.corpus.generator import (
@@ -68,8 +69,20 @@ def tokenize(
         int, typer.Option(min=64, help="Upper bound of the vocabulary.")
     ] = DEFAULT_VOCAB_SIZE,
     min_frequency: Annotated[
-        int, typer.Option(min=1, help="Rarer words become [UNK].")
+        int, typer.Option(min=1, help="Rarer words fall into word pieces, or become [UNK] without them.")
     ] = DEFAULT_MIN_FREQUENCY,
+    word_pieces: Annotated[
+        int | None,
+        typer.Option(min=0, help="Parts of words in the vocabulary (1,000; none for plain text)."),
+    ] = None,
+    copies: Annotated[int, typer.Option(min=1, max=1000, help="Times each training example is written.")] = 1,
+    swap: Annotated[
+        float, typer.Option(min=0, max=1, help="Chance of a slot to get another example's value.")
+    ] = 0.0,
+    spell: Annotated[
+        float, typer.Option(min=0, max=1, help="Chance of a word to be written in its word pieces.")
+    ] = 0.0,
+    drop: Annotated[float, typer.Option(min=0, max=1, help="Chance of a word to become [UNK].")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=8, help="Longest example: the context length + 1.")] = 129,
     shard_examples: Annotated[int, typer.Option(min=1, help="Examples per shard.")] = 5_000,
     seed: Seed = 1,
@@ -93,6 +106,8 @@ def tokenize(
         held,
         vocab_size=vocab_size,
         min_frequency=min_frequency,
+        word_pieces=word_pieces,
+        augmentation=Augmentation(copies=copies, swap=swap, spell=spell, drop=drop),
         max_tokens=max_tokens,
         shard_examples=shard_examples,
         seed=seed,

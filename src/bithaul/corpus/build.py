@@ -15,11 +15,17 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bithaul.corpus.augment import AS_IT_IS, Augmentation, WordNoise, swap_values, value_pools
 from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.files import write_bytes
 from bithaul.corpus.labels import LabelSet
 from bithaul.corpus.shards import ShardInfo, write_shard
-from bithaul.corpus.tokenizer import DEFAULT_MIN_FREQUENCY, DEFAULT_VOCAB_SIZE, Tokenizer
+from bithaul.corpus.tokenizer import (
+    DEFAULT_MIN_FREQUENCY,
+    DEFAULT_VOCAB_SIZE,
+    DEFAULT_WORD_PIECES,
+    Tokenizer,
+)
 from bithaul.errors import CorruptFile, InvalidData, InvalidInput, NotFound
 
 MANIFEST = "manifest.json"
@@ -41,6 +47,7 @@ class CorpusManifest(BaseModel):
     description: str
     generator_version: str | None
     seed: int
+    augmentation: Augmentation = AS_IT_IS
     tokenizer_sha256: str
     vocab_size: int
     max_tokens: int
@@ -85,12 +92,17 @@ def build_corpus(
     seed: int,
     vocab_size: int = DEFAULT_VOCAB_SIZE,
     min_frequency: int = DEFAULT_MIN_FREQUENCY,
+    word_pieces: int | None = None,
+    augmentation: Augmentation = AS_IT_IS,
     shard_examples: int = 5000,
     description: str = "",
     generator_version: str | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> CorpusManifest:
     """Write a whole corpus folder. `max_tokens` is the model's context length + 1.
+
+    `word_pieces` is how many parts of words the vocabulary gets (None: 1,000 for labelled requests, none for
+    plain text). `augmentation` is for labelled requests, and for the training split only.
 
     Labelled examples that are longer are counted in `left_out` and not written. Plain text is one stream cut
     into pieces of `max_tokens`; neighbours share one token, so every token is predicted once. The vocabulary
@@ -99,13 +111,18 @@ def build_corpus(
     kind = _kind(train, heldout)
     if max_tokens < 8 or shard_examples < 1:
         raise InvalidInput("max_tokens must be at least 8 and shard_examples at least 1.")
-    tokenizer = tokenizer or Tokenizer.train(train, vocab_size=vocab_size, min_frequency=min_frequency)
+    if kind == "text" and augmentation != AS_IT_IS:
+        raise InvalidInput("Plain text is not augmented; leave out copies, swap, spell and drop.")
+    if word_pieces is None:
+        word_pieces = DEFAULT_WORD_PIECES if kind == "intents" else 0
+    tokenizer = tokenizer or Tokenizer.train(
+        train, vocab_size=vocab_size, min_frequency=min_frequency, word_pieces=word_pieces
+    )
     _require_known_labels(tokenizer, heldout)
-    train_ids, long_train = _rows(tokenizer, train, max_tokens)
+    train_ids, long_train = _augmented(tokenizer, train, max_tokens, augmentation, seed)
     heldout_ids, long_heldout = _rows(tokenizer, heldout, max_tokens)
     if not train_ids:
         raise InvalidData(f"No training example fits into {max_tokens} tokens; use a larger context.")
-    _chance("shuffle", seed).shuffle(train_ids)
     probe = sorted(
         _chance("probe", seed).sample(range(len(heldout_ids)), min(PROBE_EXAMPLES, len(heldout_ids)))
     )
@@ -124,6 +141,7 @@ def build_corpus(
         description=description,
         generator_version=generator_version,
         seed=seed,
+        augmentation=augmentation,
         tokenizer_sha256=tokenizer.sha256,
         vocab_size=tokenizer.vocab_size,
         max_tokens=max_tokens,
@@ -173,6 +191,29 @@ def _rows(tokenizer: Tokenizer, items: Sequence[Item], max_tokens: int) -> tuple
     stream = list(chain.from_iterable(row for row in encoded if len(row) > 2))
     step = max_tokens - 1
     return [stream[i : i + max_tokens] for i in range(0, max(len(stream) - 1, 0), step)], 0
+
+
+def _augmented(
+    tokenizer: Tokenizer, items: Sequence[Item], max_tokens: int, augmentation: Augmentation, seed: int
+) -> tuple[list[list[int]], int]:
+    """The training rows, copy after copy, each shuffled; and how many examples were too long in some copy."""
+    rows: list[list[int]] = []
+    longest_left_out = 0
+    examples = [item for item in items if isinstance(item, Example)]
+    pools = value_pools(examples, tokenizer) if augmentation.swap else {}
+    noise = WordNoise(tokenizer, augmentation)
+    order, dice = _chance("shuffle", seed), _chance("augment", seed)
+    for _ in range(augmentation.copies):
+        if pools:
+            items = [swap_values(e, pools, tokenizer, augmentation.swap, dice) for e in examples]
+        copy, left_out = _rows(tokenizer, items, max_tokens)
+        if augmentation.spell or augmentation.drop:
+            changed = [noise.apply(row, dice) for row in copy]
+            copy = [new if len(new) <= max_tokens else row for new, row in zip(changed, copy, strict=True)]
+        order.shuffle(copy)
+        rows += copy
+        longest_left_out = max(longest_left_out, left_out)
+    return rows, longest_left_out
 
 
 def _write(directory: Path, name: str, rows: Sequence[Sequence[int]], size: int) -> list[ShardInfo]:

@@ -7,6 +7,8 @@ which NFKC turns into a plain one: whatever a person types, it can never become 
 
 from __future__ import annotations
 
+import re
+
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 SPACE = "▁"
@@ -66,10 +68,17 @@ def slot_name(piece: str) -> str | None:
 
 
 _WORD = r"[\p{L}\p{M}]+"
+_WHOLE_WORD = re.compile(rf"{SPACE}?[^\W\d_]+")
 _ENDING = r"'(?:s|t|re|ve|m|ll|d)(?![\p{L}\p{M}])"
 _PLAIN = rf"▁?(?:{_WORD}|{_ENDING}|[^▁])|▁"
 _FRAME = r"▁\{＂intent＂:|＂,＂slots＂:\{|＂,＂(?=▁)|＂\]?,(?=＂)|＂\]?\}\}?|\[?＂(?=[▁＂])"
 _STRUCTURE = _FRAME + r"|＂[^＂]+＂:|＂[^＂]+(?=＂)"
+
+
+def is_word(piece: str) -> bool:
+    """Whether a piece is a word, or a part of one: letters, perhaps with the mark of a space before."""
+    return _WHOLE_WORD.fullmatch(piece) is not None
+
 
 _LABEL = r'(?=.*"\]?\}\}?$)'  # only where the rest of the segment ends like a label
 

@@ -1,8 +1,9 @@
 """The word-level tokenizer of a run, on the `tokenizers` library; `tokenizer.json` alone does all of it.
 
-Promises: `decode(encode_example(e))` is the normalised line exactly when every word is known (an unknown one
-shows as `[UNK]`); digits are spelled; every intent and slot name is one token; user text never becomes a
-special or structural token. It does not learn sub-words and never changes after training.
+A word the vocabulary does not hold falls into word pieces, longest first, where the vocabulary was given some
+(`train(word_pieces=)`), and is one `[UNK]` otherwise. Promises: `decode(encode_example(e))` is the normalised
+line exactly when there is no `[UNK]`; digits are spelled; every intent and slot name is one token; user text
+never becomes a special or structural token; a vocabulary never changes after training.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
-from tokenizers import AddedToken, models, processors
+from tokenizers import AddedToken, models, processors, trainers
 
 from bithaul.corpus import pieces
 from bithaul.corpus.example import Example, SlotValue, TextLine
@@ -25,7 +26,9 @@ from bithaul.errors import CorruptFile, InvalidData, NotFound
 
 DEFAULT_VOCAB_SIZE = 5174
 DEFAULT_MIN_FREQUENCY = 2
+DEFAULT_WORD_PIECES = 1000  # of labelled requests; plain text gets none
 MAX_NAME = 100
+_LONGEST_WORD = 256  # characters; a longer one is [UNK]. Above the longest name with its marks
 
 _NAME = re.compile(r"[^\s\"\\＂▁]*\w[^\"\\＂▁]*")
 
@@ -68,7 +71,8 @@ class Tokenizer:
         self._line = tokenizers.Tokenizer.from_str(serialised)
         self._vocab = self._line.get_vocab(with_added_tokens=False)
         # User text goes through the same words without the rules for labels and special tokens.
-        self._plain = tokenizers.Tokenizer(models.WordLevel(self._vocab, unk_token=pieces.UNK))
+        self._has_pieces = isinstance(self._line.model, models.WordPiece)
+        self._plain = tokenizers.Tokenizer(_model(self._vocab, word_pieces=self._has_pieces))
         self._plain.normalizer = pieces.plain_normalizer()
         self._plain.pre_tokenizer = pieces.plain_splitter()
         self._fold = pieces.folding()
@@ -85,8 +89,10 @@ class Tokenizer:
         *,
         vocab_size: int = DEFAULT_VOCAB_SIZE,
         min_frequency: int = DEFAULT_MIN_FREQUENCY,
+        word_pieces: int = 0,
     ) -> Tokenizer:
-        """Special and structural tokens, digits and all names, then the most frequent pieces up to the cap.
+        """Special and structural tokens, digits and all names, `word_pieces` parts of words (0: none), then
+        the most frequent words up to the cap.
 
         Ties are broken by spelling, so equal input gives equal bytes.
         """
@@ -116,12 +122,14 @@ class Tokenizer:
         always = set(fixed)
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         words = [piece for piece, count in ranked if count >= min_frequency and piece not in always]
-        return cls._from_pieces([*fixed, *words[: vocab_size - len(fixed)]])
+        parts = word_parts(counts, word_pieces)[: vocab_size - len(fixed)] if word_pieces else []
+        ordered = list(dict.fromkeys([*fixed, *parts, *words]))
+        return cls._from_pieces(ordered[:vocab_size], word_pieces=word_pieces > 0)
 
     @classmethod
-    def _from_pieces(cls, ordered: Sequence[str]) -> Tokenizer:
+    def _from_pieces(cls, ordered: Sequence[str], *, word_pieces: bool) -> Tokenizer:
         vocab = {piece: i for i, piece in enumerate(ordered)}
-        backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=pieces.UNK))
+        backend = tokenizers.Tokenizer(_model(vocab, word_pieces=word_pieces))
         backend.normalizer = pieces.line_normalizer()
         backend.pre_tokenizer = pieces.line_splitter()
         backend.decoder = pieces.decoder()
@@ -268,7 +276,36 @@ class Tokenizer:
     def encode_words(self, text: str) -> list[tuple[int, str]]:
         """Id and spelling of each piece; the spellings joined and stripped are the normalised text."""
         found = _pieces(text, self._fold, self._split)
-        return [(self._vocab.get(p, self.unk), p.replace(pieces.SPACE, " ")) for p in found]
+        cut = [token for piece in found for token in self._cut(piece)]
+        return [(i, spelling.replace(pieces.SPACE, " ")) for i, spelling in cut]
+
+    def _cut(self, piece: str) -> list[tuple[int, str]]:
+        """A word's id, or those of its parts, with spellings; `[UNK]` keeps the whole word's."""
+        known = self._vocab.get(piece)
+        if known is not None:
+            return [(known, piece)]
+        parts = self._plain.model.tokenize(piece) if self._has_pieces else []
+        whole = not parts or any(part.id == self.unk for part in parts)
+        return [(self.unk, piece)] if whole else [(part.id, part.value) for part in parts]
+
+    def spelled(self, token_id: int) -> list[int]:
+        """The parts that would stand for a word of the vocabulary if it were unknown.
+
+        Empty where there are none: without word pieces, and for ids that are no words of several letters.
+        """
+        word = self.token(token_id)
+        if not self._has_pieces or len(word.removeprefix(pieces.SPACE)) < 2 or not pieces.is_word(word):
+            return []
+        parts: list[int] = []
+        start = 0
+        while start < len(word):
+            ends = (end for end in range(len(word), start, -1) if end - start < len(word))
+            end = next((end for end in ends if word[start:end] in self._vocab), None)
+            if end is None:
+                return []
+            parts.append(self._vocab[word[start:end]])
+            start = end
+        return parts
 
     def decode(self, ids: Sequence[int]) -> str:
         """The normalised line, without `[PAD] [BOS] [EOS]`."""
@@ -325,6 +362,40 @@ class Tokenizer:
         if known is None:
             raise InvalidData(f"The tokenizer does not know the {kind} {name!r}; make a new corpus with it.")
         return known
+
+
+def _model(vocab: dict[str, int], *, word_pieces: bool) -> models.Model:
+    if not word_pieces:
+        return models.WordLevel(vocab, unk_token=pieces.UNK)
+    # The mark is in front of a word's beginning, so that a part inside a word needs none.
+    return models.WordPiece(
+        vocab,
+        unk_token=pieces.UNK,
+        max_input_chars_per_word=_LONGEST_WORD,
+        continuing_subword_prefix="",
+    )
+
+
+def word_parts(counts: Mapping[str, int], limit: int) -> list[str]:
+    """Up to `limit` parts of words: each letter at the start and inside of a word, then frequent strings.
+
+    `counts` are pieces of text. Byte-pair merges (Sennrich et al. 2016) are learnt on the different words,
+    each counted once: what matters is how words are made, not which are said most.
+    """
+    words = sorted(piece for piece in counts if pieces.is_word(piece))
+    seen: Counter[str] = Counter()
+    for word in words:
+        seen.update(word.replace(pieces.SPACE, "") * counts[word])
+    letters = [letter for letter, _ in sorted(seen.items(), key=lambda item: (-item[1], item[0]))]
+    single = [mark + letter for letter in letters for mark in (pieces.SPACE, "")]
+    backend = tokenizers.Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(letters) + 1 + 2 * limit, min_frequency=2, show_progress=False
+    )
+    backend.train_from_iterator(words, trainer)
+    ranked = sorted(backend.get_vocab().items(), key=lambda item: item[1])
+    merged = [piece for piece, _ in ranked if len(piece.replace(pieces.SPACE, "")) > 1]
+    return [*single, *merged][:limit]
 
 
 def _pieces(

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from bithaul.corpus import pieces
 from bithaul.corpus.labels import LARGEST_GAP, LabelSet
 from bithaul.corpus.tokenizer import JsonStructure, Tokenizer
 from bithaul.errors import CorruptFile, InvalidInput
@@ -32,6 +33,7 @@ class LabelGrammar:
     words: frozenset[int]
     unknown: int
     inside: frozenset[int]  # ids of pieces that stand inside a written word
+    letters: frozenset[int]  # ids of words and parts of words
     patterns: dict[int, PatternTree]  # per restricted slot: what a value may be besides words of the request
 
     @classmethod
@@ -65,6 +67,7 @@ class LabelGrammar:
             words=words,
             unknown=tokenizer.unk,
             inside=frozenset(i for i in words if i != tokenizer.unk and not spellings[i].startswith("▁")),
+            letters=frozenset(i for i in words if pieces.is_word(spellings[i])),
             patterns={
                 _id(structure.slots, name, tokenizer): PatternTree.of(patterns, tokenizer)
                 for name, patterns in labels.patterns.items()
@@ -263,6 +266,13 @@ class LabelState:
             values[-1].append(token)
             self._go_on(token)
 
+    def _cuts_word(self, place: int) -> bool:
+        """Whether the next piece of the request goes on with the word at `place`."""
+        if place + 1 >= len(self.request):
+            return False
+        here, after = self.request[place], self.request[place + 1]
+        return here in self.grammar.letters and after in self.grammar.letters and after in self.grammar.inside
+
     def _begin_value(self) -> None:
         self._next, self._said = self._starts, False
         self._tree = self.grammar.patterns.get(self._slots[-1][0])
@@ -270,7 +280,7 @@ class LabelState:
     def _go_on(self, token: int) -> None:
         """Follow the value through the request, over small gaps to whole words, and down its patterns."""
         at = [i for i in self._next if self.request[i] == token]
-        self._said = bool(at)
+        self._said = any(not self._cuts_word(i) for i in at)
         after = {i + 1 for i in at} | {
             j
             for i in at

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,6 +167,72 @@ def test_rare_words_are_unknown_and_shown() -> None:
     tokenizer = Tokenizer.train([TextLine("go go home")], min_frequency=2)
     assert tokenizer.decode(tokenizer.encode_example(TextLine("go home"))) == "go [UNK]"
     assert tokenizer.encode_words("go home") == [(tokenizer.encode_words("go")[0][0], " go"), (1, " home")]
+
+
+PIECES = [TextLine("fuel fueling fueled the truck trucks trucking stop stopping walk walking")] * 2
+
+
+def test_an_unknown_word_falls_into_parts() -> None:
+    tokenizer = Tokenizer.train(PIECES, word_pieces=60)
+    text = "stops the trucker l'eau"
+    words = tokenizer.encode_words(text)
+    assert [spelling for _, spelling in words][:3] == [" stop", "s", " the"]
+    assert tokenizer.unk not in [i for i, _ in words[:5]]
+    assert [i for i, _ in words] == tokenizer.encode_prompt(text)[2:-1]
+    assert tokenizer.decode(tokenizer.encode_example(TextLine("walked the trucks"))) == "walked the trucks"
+
+
+def test_a_letter_never_seen_makes_the_whole_word_unknown() -> None:
+    tokenizer = Tokenizer.train(PIECES, word_pieces=60)
+    assert tokenizer.encode_words("fuelß stop")[0] == (tokenizer.unk, " fuelß")
+    assert tokenizer.decode(tokenizer.encode_example(TextLine("fuelß stop"))) == "[UNK] stop"
+
+
+def test_the_parts_a_known_word_would_have() -> None:
+    tokenizer = Tokenizer.train(PIECES, word_pieces=60)
+    fueling = tokenizer.encode_words("fueling")[0][0]
+    assert [tokenizer.token(i) for i in tokenizer.spelled(fueling)] == ["▁fuel", "ing"]
+    assert tokenizer.spelled(tokenizer.structure().open_intent) == []
+    assert tokenizer.spelled(tokenizer.encode_words("4")[0][0]) == []
+    assert learned(*PIECES).spelled(learned(*PIECES).encode_words("fueling")[0][0]) == []
+
+
+def test_word_pieces_are_the_same_in_every_process(tmp_path: Path) -> None:
+    """Catches an order that depends on hashing; the vocabulary's bytes identify a run's data."""
+    code = (
+        "from bithaul.corpus.tokenizer import *; from bithaul.corpus.example import TextLine;"
+        "from bithaul.corpus.truckmate.generator import trace;"
+        "items = [t.example for t in trace(count=2000, seed=3, split='train')];"
+        "print(Tokenizer.train(items, word_pieces=500).sha256)"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "RAYON_NUM_THREADS": threads},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed, threads in (("1", "1"), ("2", "2"), ("3", "2"))
+    }
+    assert len(digests) == 1
+
+
+def test_the_file_with_parts_encodes_and_decodes_alone(
+    train: list[Traced], heldout: list[Traced], tmp_path: Path
+) -> None:
+    items = [found.example for found in train[:2_000]]
+    tokenizer = Tokenizer.train(items, word_pieces=300)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    alone = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    others = [found.example for found in heldout]
+    ours = [tokenizer.encode_example(e) for e in others]
+    assert [e.ids for e in alone.encode_batch([e.line() for e in others])] == ours
+    exact = [tokenizer.normalise_example(e) for e in others]
+    assert alone.decode_batch(ours) == exact
+    parts = sum(any(tokenizer.spelled(i) for i in ids) for ids in ours)
+    assert parts > 1_000
+    assert Tokenizer.load(tmp_path / "tokenizer.json").encode_many(others) == ours
 
 
 def test_a_prompt_is_the_beginning_of_its_example() -> None:

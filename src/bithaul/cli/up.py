@@ -62,6 +62,18 @@ def up(
     vocab_size: Annotated[
         int | None, typer.Option(min=64, help="Most words in the vocabulary (5,174).")
     ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="TOML file with fields of the training recipe to replace.")
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            help="How training data is varied: none, or such as copies=8,swap=0.5,spell=0.1,drop=0.05."
+        ),
+    ] = None,
+    word_pieces: Annotated[
+        int | None, typer.Option(min=0, help="Parts of words in the vocabulary (1,000; none for plain text).")
+    ] = None,
     twin: Annotated[
         bool, typer.Option("--twin", help="Train the full-precision twin instead of the ternary model.")
     ] = False,
@@ -80,6 +92,8 @@ def up(
     from bithaul.cli.local.folder import RunFolder
     from bithaul.cli.local.session import Session, Wishes
     from bithaul.cli.local.watch import choose_display
+    from bithaul.corpus.augment import parse_augmentation
+    from bithaul.training.recipe import read_recipe_changes
 
     if (train is None) != (valid is None):
         raise InvalidInput(
@@ -99,6 +113,9 @@ def up(
         task_seconds=task_seconds,
         vocab_size=vocab_size,
         ternary=not twin,
+        recipe=None if recipe is None else read_recipe_changes(recipe),
+        augmentation=None if augment is None else parse_augmentation(augment),
+        word_pieces=word_pieces,
         seed=seed,
         port=port,
         ask=ask,

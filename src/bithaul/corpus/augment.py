@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from bithaul.corpus.example import Example, SlotValue
+from bithaul.corpus.example import Example, SlotValue, TextLine
 from bithaul.corpus.tokenizer import Tokenizer
+from bithaul.errors import InvalidInput
 
 Pools = Mapping[str, Sequence[str]]
 Chance = float
@@ -32,6 +33,35 @@ class Augmentation(BaseModel):
 
 
 AS_IT_IS = Augmentation()
+_ENOUGH = 120_000  # examples after copying
+_MOST_COPIES = 8
+
+
+def suggested(examples: Sequence[Example | TextLine], *, generated: bool) -> Augmentation:
+    """What a corpus of these training examples gains from (docs/lab/0007); plain text stays as it is.
+
+    Few examples are written several times. Generated requests vary their values by themselves.
+    """
+    if not examples or not isinstance(examples[0], Example):
+        return AS_IT_IS
+    if generated:
+        return Augmentation(spell=0.05, drop=0.02)
+    return Augmentation(
+        copies=min(_MOST_COPIES, max(1, _ENOUGH // len(examples))), swap=0.5, spell=0.1, drop=0.05
+    )
+
+
+def parse_augmentation(text: str) -> Augmentation:
+    """`none`, or fields as in `copies=8,swap=0.5,spell=0.1,drop=0.05`; what is not named stays off."""
+    if text.strip().lower() == "none":
+        return AS_IT_IS
+    try:
+        pairs = dict(part.split("=") for part in text.split(","))
+        return Augmentation.model_validate({name.strip(): value for name, value in pairs.items()})
+    except ValueError as error:
+        raise InvalidInput(
+            f"{text!r} is no augmentation; write none, or for example copies=8,swap=0.5,spell=0.1,drop=0.05."
+        ) from error
 
 
 def value_pools(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, list[str]]:

@@ -285,7 +285,7 @@ class LabelState:
             j
             for i in at
             for j in range(i + 2, min(i + 2 + LARGEST_GAP, len(self.request)))
-            if self.request[j] not in self.grammar.inside
+            if self.request[j] not in self.grammar.inside and not self._cuts_word(i)
         }
         self._next = sorted(
             i for i in after if i < len(self.request) and self.request[i] in self.grammar.words

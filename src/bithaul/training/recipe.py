@@ -1,15 +1,20 @@
 """How a model is trained, apart from its shape: rates, weights and batch size of one run.
 
-Pure data; the coordinator stores it and every worker of the run gets the same. The numbers per preset come
+Data; the coordinator stores it and every worker of the run gets the same. The numbers per preset come
 from training.md (section 2) and docs/lab/0001-first-recipe.md.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bithaul.errors import InvalidConfig
 
 CorpusKind = Literal["intents", "text"]
 
@@ -41,6 +46,9 @@ class TrainingRecipe(BaseModel):
     text_loss_weight: float = Field(default=0.3, ge=0, le=1)  # of targets up to the label token; 1 after it
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    agreement: float = Field(
+        default=0.0, ge=0, lt=1
+    )  # share of a target that is what another reading of the example says; doubles the work
 
     @classmethod
     def for_preset(cls, preset: str, kind: CorpusKind, *, workers: int = 1) -> TrainingRecipe:
@@ -55,3 +63,29 @@ class TrainingRecipe(BaseModel):
         batch = max(_SMALLEST_BATCH, together // workers)
         peak = _PEAK_LR.get(preset, _OTHER_PEAK_LR) * math.sqrt(together / batch)
         return cls(peak_lr=peak, batch_examples=batch)
+
+    def changed(self, changes: Mapping[str, Any]) -> TrainingRecipe:
+        """This recipe with some fields replaced. `InvalidConfig` for one that cannot be."""
+        try:
+            return TrainingRecipe.model_validate({**self.model_dump(), **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            known = ", ".join(TrainingRecipe.model_fields)
+            raise InvalidConfig(
+                f"{field!r} in the recipe: {first['msg']}; a recipe may set {known}."
+            ) from error
+
+
+def read_recipe_changes(path: Path) -> dict[str, Any]:
+    """Fields of a recipe from a TOML file, checked. `InvalidConfig` where the file cannot be used."""
+    try:
+        changes = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidConfig(
+            f"The recipe {path} cannot be read ({error.strerror}); name a TOML file."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidConfig(f"{path} is not valid TOML: {error}.") from error
+    TrainingRecipe().changed(changes)
+    return changes

@@ -211,10 +211,15 @@ class Trainer:
         embedding = self.model.model.embed_tokens.weight
         weight = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
         grad = torch.is_grad_enabled()  # a setting of each thread
+        agreement = self.recipe.agreement if grad else 0.0
 
         def hidden_of(part: tuple[Batch, Dropout | None]) -> torch.Tensor:
             with torch.set_grad_enabled(grad):
-                return self.model.packed(part[0].input_ids, part[0].segments, dropout=part[1])
+                readings = [
+                    self.model.packed(part[0].input_ids, part[0].segments, dropout=part[1])
+                    for _ in range(2 if agreement else 1)
+                ]
+                return torch.stack(readings) if agreement else readings[0]
 
         def loss_of(part: tuple[Batch, torch.Tensor]) -> tuple[torch.Tensor, LossSums]:
             batch, hidden = part
@@ -226,6 +231,7 @@ class Trainer:
                     batch.weights,
                     total_weight=weight,
                     smoothing=smoothing,
+                    agreement=agreement,
                     dtype=self._head_dtype,
                 )
 

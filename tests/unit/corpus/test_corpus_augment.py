@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bithaul.corpus.augment import Augmentation, WordNoise, swap_values, value_pools
+from bithaul.corpus.augment import (
+    Augmentation,
+    WordNoise,
+    parse_augmentation,
+    suggested,
+    swap_values,
+    value_pools,
+)
 from bithaul.corpus.build import build_corpus
 from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.shards import Shard
@@ -116,6 +123,25 @@ def test_copies_differ_and_the_same_seed_gives_the_same_bytes(tmp_path: Path) ->
     assert len({tuple(row) for row in rows}) > 40
     held = _rows(tmp_path / "a", [s.id for s in a.heldout])
     assert held == Tokenizer.load(tmp_path / "a" / "tokenizer.json").encode_many(SONGS)
+
+
+def test_small_labelled_data_is_written_several_times() -> None:
+    assert suggested(SONGS, generated=False) == Augmentation(copies=8, swap=0.5, spell=0.1, drop=0.05)
+    assert suggested(SONGS * 10_000, generated=False).copies == 3
+    assert suggested(SONGS * 100_000, generated=False).copies == 1
+    assert suggested(SONGS, generated=True).copies == 1
+    assert suggested([TextLine("a b c")], generated=False) == Augmentation()
+
+
+def test_an_augmentation_as_people_write_it() -> None:
+    assert parse_augmentation("none") == Augmentation()
+    assert parse_augmentation("copies=3, swap=0.5") == Augmentation(copies=3, swap=0.5)
+
+
+@pytest.mark.parametrize("text", ["", "copies", "copies=0", "swap=2", "shuffle=1", "copies=2.5", "a=b=c"])
+def test_what_is_no_augmentation_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match="no augmentation; write none"):
+        parse_augmentation(text)
 
 
 def test_plain_text_is_not_augmented(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from bithaul.exchange.messages import ReportHeader, Verdict
 from bithaul.exchange.weights import WEIGHT_FORMAT, read_weights
 from bithaul.model.config import PRESETS, ModelConfig, load_config
 from bithaul.model.layout import layout_of
+from bithaul.training.recipe import TrainingRecipe
 
 CODE = re.compile(r"`([^`]+)`")
 SOURCE = Path(__file__).parents[3] / "src" / "bithaul"
@@ -87,6 +88,13 @@ def test_settings_page_has_every_setting(pages) -> None:
         wanted = "required" if default is PydanticUndefined else "empty" if default == "" else f"`{default}`"
         assert rows[name][1] == wanted, name
         assert rows[name][2], name
+
+
+def test_model_page_has_every_field_of_a_recipe(pages) -> None:
+    """Catches: a field that `--recipe` takes and nobody described."""
+    rows = pages.tables("docs/explanation/model.md")["The recipe"]
+    told = [name for row in rows for name in CODE.findall(row[0])]
+    assert sorted(told) == sorted(TrainingRecipe.model_fields)
 
 
 def test_rest_page_has_every_route_and_who_may_use_it(pages, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.labels import LabelSet, is_said
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import CorruptFile
@@ -103,6 +105,22 @@ def test_a_said_value_is_words_of_the_request_in_order(
             for value in slot.values:
                 assert is_said([str(i) for i in value], [str(i) for i in request])
                 assert value[0] != inside
+
+
+def test_a_said_value_never_ends_inside_a_word(requests: list[Example], random_model: LoadedModel) -> None:
+    """Without the rule "fueling" could become the value "fuel"."""
+    labels = restricted(random_model, load_id=[], reason=[])
+    examples = [*requests, TextLine("fuel fuel stop stop running fueling")]
+    tokenizer = Tokenizer.train(examples, word_pieces=80)
+    grammar = LabelGrammar.of(tokenizer, labels)
+    request = tuple(i for i, _ in tokenizer.encode_words("load fueling is late"))
+    assert [tokenizer.token(i) for i in request[1:3]] == ["▁fuel", "ing"]
+    values = [v for state in walks(grammar, request) for slot in state.slots() for v in slot.values]
+    assert len(values) > 100
+    assert any(request[2] in value for value in values)
+    for value in values:
+        after = dict(itertools.pairwise(value))
+        assert request[1] not in value or after.get(request[1]) == request[2]
 
 
 def test_a_pattern_allows_other_digits_but_no_other_words(

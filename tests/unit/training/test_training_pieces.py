@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from bithaul.errors import InvalidConfig
 from bithaul.training.batches import GRANULE, inner_batches, pack
 from bithaul.training.loss import head_loss
-from bithaul.training.recipe import TrainingRecipe
+from bithaul.training.recipe import TrainingRecipe, read_recipe_changes
 from bithaul.training.schedule import rates
 
 LABEL = 5
@@ -39,6 +41,33 @@ def test_schedule_at_its_corners(progress: float, lr: float, decay: float) -> No
     found = rates(progress, recipe)
     assert found[0] == pytest.approx(lr * 1e-3, abs=1e-9)
     assert found[1] == decay
+
+
+def test_a_recipe_file_replaces_single_fields(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("dropout = 0.1\nbetas = [0.8, 0.9]\n")
+    changed = TrainingRecipe.for_preset("medium", "intents").changed(read_recipe_changes(file))
+    assert changed.dropout == 0.1
+    assert changed.betas == (0.8, 0.9)
+    assert changed.peak_lr == 7e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("dropuot = 0.1", "'dropuot'.*may set peak_lr"),
+        ("dropout = 1.5", "'dropout'.*less than 1"),
+        ("dropout = ", "not valid TOML"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(tmp_path: Path, content: str | None, said: str) -> None:
+    """A misspelt field that is ignored would train something else than what was asked."""
+    file = tmp_path / "mine.toml"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InvalidConfig, match=said):
+        read_recipe_changes(file)
 
 
 def test_schedule_without_warmup() -> None:
@@ -128,6 +157,41 @@ def test_head_loss_and_gradients_equal_torch(smoothing: float) -> None:
     plain = F.cross_entropy(logits, targets, reduction="none")
     assert sums.mean == pytest.approx(((plain * weights).sum() / weights.sum()).item(), rel=1e-5)
     assert sums.plain_mean == pytest.approx(plain[weights > 0].mean().item(), rel=1e-5)
+    assert sums.tokens == int((weights > 0).sum())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("blocks", ["one", "many"])
+def test_two_readings_are_each_others_targets(
+    smoothing: float, blocks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches readings that are paired wrongly, also over a block's end, or that teach with a gradient."""
+    if blocks == "many":
+        monkeypatch.setattr("bithaul.training.loss._BLOCK_VALUES", 40 * 7)
+        monkeypatch.setattr("bithaul.training.loss._GROUP_VALUES", 40 * 31)
+    torch.manual_seed(0)
+    hidden, embedding = torch.randn(2, 150, 16, requires_grad=True), torch.randn(40, 16, requires_grad=True)
+    targets, weights = torch.randint(0, 40, (150,)), torch.rand(150)
+    weights[::3] = 0.0
+    loss, sums = head_loss(hidden, embedding, targets, weights, smoothing=smoothing, agreement=0.4)
+    (2.0 * loss).backward()
+    found = (hidden.grad, embedding.grad)
+    hidden.grad = embedding.grad = None
+    logits = hidden @ embedding.t()
+    said = logits.detach().softmax(-1).flip(0)
+    each = torch.stack(
+        [F.cross_entropy(r, targets, reduction="none", label_smoothing=smoothing) for r in logits]
+    )
+    twin = torch.stack([F.cross_entropy(r, t, reduction="none") for r, t in zip(logits, said, strict=True)])
+    expected = ((0.6 * each + 0.4 * twin) * weights).sum() / (2 * weights.sum())
+    (2.0 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for a, b in zip(found, (hidden.grad, embedding.grad), strict=True):
+        assert a is not None
+        assert b is not None
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    plain = torch.stack([F.cross_entropy(r, targets, reduction="none") for r in logits]).mean(0)
+    assert sums.mean == pytest.approx(((plain * weights).sum() / weights.sum()).item(), rel=1e-5)
     assert sums.tokens == int((weights > 0).sum())
 
 

@@ -19,10 +19,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from bithaul.corpus.augment import Augmentation
 from bithaul.errors import Conflict, CorruptFile, InvalidInput
 
 _LOCK = "up.lock"
@@ -42,6 +44,9 @@ class RunSpec(BaseModel):
     merge_rule: str = "sync"
     codec: str = "int8-block-v1"
     ternary: bool = True
+    word_pieces: int | None = None  # None: as the corpus builder chooses
+    augmentation: Augmentation | None = None  # None: what is suggested for the data
+    recipe: dict[str, Any] = {}  # fields that replace those of the preset's recipe
     seed: int = 0
     workers: int = Field(default=2, ge=1, le=256)
     task_seconds: float = Field(default=8.0, gt=0)

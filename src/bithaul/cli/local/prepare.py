@@ -18,6 +18,7 @@ from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import Coordinator, open_coordinator
 from bithaul.coordinator.identity.clients import create_client, list_clients, rotate_client
 from bithaul.coordinator.settings import load_settings
+from bithaul.corpus.augment import suggested
 from bithaul.corpus.build import CorpusManifest, build_corpus
 from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.generator import generate
@@ -56,7 +57,7 @@ def prepare(
     config = load_config(spec.preset, vocab_size=manifest.vocab_size, ternary=spec.ternary)
     for warning in config.warnings():
         say(f"note: {warning}")
-    recipe = TrainingRecipe.for_preset(config.name, manifest.kind, workers=spec.workers)
+    recipe = TrainingRecipe.for_preset(config.name, manifest.kind, workers=spec.workers).changed(spec.recipe)
     with closing(open_coordinator(load_settings(folder.root))) as coordinator:
         create_run(
             coordinator,
@@ -107,6 +108,7 @@ def _build_corpus(folder: RunFolder, spec: RunSpec, say: Say) -> CorpusManifest:
     for leftover in folder.root.glob("coordinator.db*"):
         leftover.unlink()
     train, heldout = _read_data(spec, say)
+    augmentation = spec.augmentation or suggested(train, generated=spec.train is None)
     say(f"{len(train):,} training and {len(heldout):,} held-out examples; learning the vocabulary")
     context = load_config(spec.preset, vocab_size=spec.vocab_size).context_length
     manifest = build_corpus(
@@ -115,11 +117,16 @@ def _build_corpus(folder: RunFolder, spec: RunSpec, say: Say) -> CorpusManifest:
         heldout,
         vocab_size=spec.vocab_size,
         min_frequency=2,
+        word_pieces=spec.word_pieces,
+        augmentation=augmentation,
         seed=spec.seed,
         max_tokens=context + 1,
     )
     aside.replace(folder.corpus)
-    say(f"{manifest.train_tokens:,} training tokens, {manifest.vocab_size:,} words in the vocabulary")
+    say(
+        f"{manifest.train_tokens:,} training tokens, {manifest.vocab_size:,} words in the vocabulary"
+        + (f", {augmentation}" if manifest.kind == "intents" else "")
+    )
     return manifest
 
 

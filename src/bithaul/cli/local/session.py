@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from bithaul.cli.local import finish
 from bithaul.cli.local.fleet import Fleet, threads_per_worker
@@ -19,12 +20,17 @@ from bithaul.coordinator.commands.steer import set_budget
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.queries.progress import ProgressView, progress
 from bithaul.coordinator.settings import load_settings
+from bithaul.corpus.augment import Augmentation
 from bithaul.errors import Conflict
 from bithaul.exchange.messages import RunState
 
 POLL_SECONDS = 0.5
 DEFAULT_BUDGET_TOKENS = 3_000_000
 EXIT_STOPPED = 130
+_FIXED = (
+    *("vocab_size", "word_pieces", "augmentation", "recipe"),
+    *("merge_rule", "codec", "seed", "task_seconds"),
+)  # wishes that a run keeps under the same name
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Wishes:
     task_seconds: float | None
     vocab_size: int | None
     ternary: bool
+    recipe: dict[str, Any] | None
+    augmentation: Augmentation | None
+    word_pieces: int | None
     seed: int | None
     port: int
     ask: str | None
@@ -79,7 +88,7 @@ class Session:
         w, known = self._wishes, self._folder.read_spec()
         if known is not None:
             return self._resume(known)
-        given = _given(w, ("vocab_size", "merge_rule", "codec", "seed", "workers", "task_seconds"))
+        given = _given(w, (*_FIXED, "workers"))
         spec = RunSpec.model_validate(
             {
                 "preset": w.preset or "small",
@@ -103,9 +112,7 @@ class Session:
     def _resume(self, known: RunSpec) -> RunSpec:
         """`known`, once nothing that was asked for contradicts it; the number of workers may change."""
         w = self._wishes
-        asked: dict[str, object] = _given(
-            w, ("preset", "examples", "vocab_size", "merge_rule", "codec", "seed", "task_seconds")
-        )
+        asked: dict[str, object] = _given(w, ("preset", "examples", *_FIXED))
         if not w.ternary:
             asked["ternary"] = False
         if w.train and w.valid:

@@ -49,7 +49,7 @@ format: $(VENV)/.test-ready ## Format the code
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.run-ready ## Run every benchmark; writes benchmarks/results/*.json and docs/benchmarks.md
-	$(BIN)/python benchmarks/run_all.py
+	$(BIN)/python benchmarks/run_all.py $(BENCH_ARGS)
 
 docs: $(VENV)/.run-ready ## Build the documentation into site/
 	$(PIP) install -q -c constraints.txt -e '.[docs]'

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from types import MappingProxyType
 
 from bithaul.corpus.example import Example
 from bithaul.errors import InvalidInput
@@ -60,7 +61,10 @@ class Mistake:
 
 @dataclass(frozen=True)
 class IntentReport:
-    """Shares are between 0 and 1. `mistakes` and `confusion` keep every wrong request."""
+    """Shares are between 0 and 1. `mistakes` and `confusion` keep every wrong request.
+
+    `matrix` counts requests by what they are and what they were taken for, the right ones included.
+    """
 
     accuracy: float
     slot_f1: float | None
@@ -71,6 +75,7 @@ class IntentReport:
     confusion: tuple[Confusion, ...]
     unknown_intents: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
+    matrix: Mapping[tuple[str, str], int]
 
     def as_record(self) -> dict[str, object]:
         """The stable keys of `bithaul evaluate intents --json`."""
@@ -88,6 +93,27 @@ class IntentReport:
         }
 
 
+class IntentNames:
+    """Intent names as the model spells them; the usual names of out-of-scope mean the model's own one."""
+
+    def __init__(self, known: Sequence[str], fold: Callable[[str], str]) -> None:
+        self.known = frozenset(known)
+        self._fold = fold
+        self._by_fold = {fold(name): name for name in known}
+        out_of_scope = out_of_scope_intent(known)
+        if out_of_scope is not None:
+            for alias in OUT_OF_SCOPE_NAMES:
+                self._by_fold.setdefault(alias, out_of_scope)
+
+    def of(self, name: str) -> str:
+        """The model's spelling of an intent, or `name` itself where the model does not know it."""
+        return self._by_fold.get(self._fold(name), name)
+
+    def is_out_of_scope(self, name: str) -> bool:
+        """Whether `name` says that a request is none of the model's business."""
+        return self._fold(name) in OUT_OF_SCOPE_NAMES
+
+
 def evaluate_intents(
     model: LoadedModel, examples: Sequence[Example], *, on_progress: Callable[[int], None] | None = None
 ) -> IntentReport:
@@ -95,12 +121,24 @@ def evaluate_intents(
 
     Raises `InvalidInput` without examples or for a model without intents.
     """
+    parses = answers(model, [example.text for example in examples], on_progress=on_progress)
+    return score(examples, parses, known_intents=model.labels.intents, fold=model.tokenizer.fold)
+
+
+def answers(
+    model: LoadedModel,
+    texts: Sequence[str],
+    *,
+    readings: bool = False,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Parse]:
+    """`classify` in parts. `on_progress` hears how many are done."""
     parses: list[Parse] = []
-    for start in range(0, len(examples), _CHUNK):
-        parses += classify(model, [example.text for example in examples[start : start + _CHUNK]])
+    for start in range(0, len(texts), _CHUNK):
+        parses += classify(model, texts[start : start + _CHUNK], readings=readings)
         if on_progress is not None:
             on_progress(len(parses))
-    return score(examples, parses, known_intents=model.labels.intents, fold=model.tokenizer.fold)
+    return parses
 
 
 def score(
@@ -113,10 +151,10 @@ def score(
     """Compare parses with their examples; `fold` is the normal form in which they are compared."""
     if not examples:
         raise InvalidInput("There is nothing to evaluate; give data with at least one request.")
-    names = _Names(known_intents, fold)
+    names = IntentNames(known_intents, fold)
     intents, slots = Counts(), Counts()
     exact: Counter[str] = Counter()
-    wrong: Counter[tuple[str, str]] = Counter()
+    matrix: Counter[tuple[str, str]] = Counter()
     unknown: set[str] = set()
     mistakes: list[Mistake] = []
     for example, parse in zip(examples, parses, strict=True):
@@ -126,13 +164,13 @@ def score(
         slots.add(_pairs(gold_slots), _pairs(found_slots), key=lambda pair: pair[0])
         if gold not in names.known:
             unknown.add(gold)
-        if gold != predicted:
-            wrong[gold, predicted] += 1
+        matrix[gold, predicted] += 1
         if gold == predicted and gold_slots == found_slots:
             exact[gold] += 1
         else:
             mistakes.append(Mistake(example, parse))
     right, total = sum(intents.hits.values()), len(examples)
+    wrong = {pair: count for pair, count in matrix.items() if pair[0] != pair[1]}
     ordered = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))
     return IntentReport(
         accuracy=right / total,
@@ -149,23 +187,8 @@ def score(
         confusion=tuple(Confusion(gold, predicted, count) for (gold, predicted), count in ordered),
         unknown_intents=tuple(sorted(unknown)),
         mistakes=tuple(mistakes),
+        matrix=MappingProxyType(dict(matrix)),
     )
-
-
-class _Names:
-    """Intent names as the model spells them; the usual names of out-of-scope mean the model's own one."""
-
-    def __init__(self, known: Sequence[str], fold: Callable[[str], str]) -> None:
-        self.known = frozenset(known)
-        self._fold = fold
-        self._by_fold = {fold(name): name for name in known}
-        out_of_scope = out_of_scope_intent(known)
-        if out_of_scope is not None:
-            for alias in OUT_OF_SCOPE_NAMES:
-                self._by_fold.setdefault(alias, out_of_scope)
-
-    def of(self, name: str) -> str:
-        return self._by_fold.get(self._fold(name), name)
 
 
 def _slots(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bithaul.inference.decode import DecodedLabel, decode_labels, longest_request
 from bithaul.inference.loader import LoadedModel
+from bithaul.inference.reading import Reading
 from bithaul.inference.spelling import Request, SlotText, spell_slots
 
 OUT_OF_SCOPE_NAMES = ("out_of_scope", "oos", "out-of-scope", "outofscope")
@@ -18,13 +19,17 @@ _LINE_BREAKERS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
 
 @dataclass(frozen=True)
 class Parse:
-    """What a request means. `cut` says that only its beginning fitted into the model's context."""
+    """What a request means. `cut` says that only its beginning fitted into the model's context.
+
+    `reading` is how sure the model is of every intent, where that was asked for.
+    """
 
     text: str
     intent: str
     confidence: float
     slots: Mapping[str, SlotText]
     cut: bool = False
+    reading: Reading | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> str:
         """One line: `{"text": ..., "intent": ..., "confidence": ..., "slots": {...}}`."""
@@ -38,15 +43,15 @@ class Parse:
         return _LINE_BREAKERS.sub(lambda match: f"\\u{ord(match.group()):04x}", line)
 
 
-def classify(model: LoadedModel, texts: Sequence[str]) -> list[Parse]:
-    """The meaning of each text, in order.
+def classify(model: LoadedModel, texts: Sequence[str], *, readings: bool = False) -> list[Parse]:
+    """The meaning of each text, in order, and with `readings` the model's view of every intent.
 
     A request longer than `longest_request` pieces is understood by its beginning. A request without any word
     is out of scope where the model knows such an intent. Raises `InvalidInput` for a model without intents.
     """
     longest = longest_request(model.config)
     requests = [Request.of(encodable(text), model.tokenizer, longest=longest) for text in texts]
-    labels = decode_labels(model, [request.ids for request in requests])
+    labels = decode_labels(model, [request.ids for request in requests], readings=readings)
     return [_parse(model, request, label) for request, label in zip(requests, labels, strict=True)]
 
 
@@ -63,6 +68,6 @@ def out_of_scope_intent(intents: Sequence[str]) -> str | None:
 def _parse(model: LoadedModel, request: Request, label: DecodedLabel) -> Parse:
     nothing_said = out_of_scope_intent(model.labels.intents) if not request.pieces else None
     if nothing_said is not None:
-        return Parse(request.text, nothing_said, 1.0, {})
+        return Parse(request.text, nothing_said, 1.0, {}, reading=label.reading)
     slots = spell_slots(request, label.slots, model)
-    return Parse(request.text, label.intent, label.confidence, slots, cut=request.cut)
+    return Parse(request.text, label.intent, label.confidence, slots, cut=request.cut, reading=label.reading)

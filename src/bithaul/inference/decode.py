@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bithaul.inference.grammar import Choices, DecodedSlot, LabelGrammar, LabelState
 from bithaul.inference.loader import LoadedModel
+from bithaul.inference.reading import Reading, read_prompts
 from bithaul.model.cache import KVCache
 from bithaul.model.config import ModelConfig
 
@@ -28,11 +29,15 @@ _FRAME = 4  # [BOS] [USER] ... [INTENT] {"intent":
 
 @dataclass(frozen=True)
 class DecodedLabel:
-    """A whole label; `confidence` is the probability of `intent` among all intents."""
+    """A whole label; `confidence` is the probability of `intent` among all intents.
+
+    `reading` holds the probabilities of all of them, where it was asked for.
+    """
 
     intent: str
     confidence: float
     slots: tuple[DecodedSlot, ...]
+    reading: Reading | None = None
 
 
 def longest_request(config: ModelConfig) -> int:
@@ -44,17 +49,21 @@ def longest_request(config: ModelConfig) -> int:
     return max(1, config.context_length - _FRAME - reserve)
 
 
-def decode_labels(model: LoadedModel, requests: Sequence[Sequence[int]]) -> list[DecodedLabel]:
+def decode_labels(
+    model: LoadedModel, requests: Sequence[Sequence[int]], *, readings: bool = False
+) -> list[DecodedLabel]:
     """The label of each request, given as the ids of its pieces (without frame tokens).
 
     Requests longer than `longest_request` are cut to it. Rows are batched by length; a batch's cache stays
-    below 256 MiB. Raises `InvalidInput` for a model without intents.
+    below 256 MiB. `readings` fills `DecodedLabel.reading`, which costs logits at every token of the requests.
+    Raises `InvalidInput` for a model without intents.
     """
     grammar, limit = model.grammar, longest_request(model.config)
     cut = [list(words[:limit]) for words in requests]
     labels: list[DecodedLabel | None] = [None] * len(cut)
     for rows in _batches([len(words) + _FRAME for words in cut], model.config):
-        for row, label in zip(rows, _decode_batch(model, grammar, [cut[row] for row in rows]), strict=True):
+        found = _decode_batch(model, grammar, [cut[row] for row in rows], readings=readings)
+        for row, label in zip(rows, found, strict=True):
             labels[row] = label
     return [label for label in labels if label is not None]
 
@@ -74,14 +83,20 @@ def _batches(lengths: Sequence[int], config: ModelConfig) -> Iterator[list[int]]
 
 
 @torch.no_grad()
-def _decode_batch(model: LoadedModel, grammar: LabelGrammar, requests: list[list[int]]) -> list[DecodedLabel]:
+def _decode_batch(
+    model: LoadedModel, grammar: LabelGrammar, requests: list[list[int]], *, readings: bool
+) -> list[DecodedLabel]:
     tokenizer, context = model.tokenizer, model.config.context_length
     open_intent = grammar.structure.open_intent
     prompts = [[tokenizer.bos, tokenizer.user, *words, tokenizer.intent, open_intent] for words in requests]
     capacity = min(context, max(map(len, prompts)) + 1 + LABEL_TOKENS)
-    reader = _Reader(model, prompts, capacity=capacity)
+    reader = _Reader(model, prompts, capacity=capacity, keep_hidden=readings)
 
     intent_logits = reader.logits[:, list(grammar.intent_ids)]
+    read: Sequence[Reading | None] = [None] * len(prompts)
+    if reader.hidden is not None:
+        read = read_prompts(model.network, reader.hidden, prompts, intent_logits=intent_logits)
+        reader.hidden = None
     confidence, chosen = torch.softmax(intent_logits, dim=-1).max(dim=-1)
     intents = [grammar.intents[i] for i in chosen.tolist()]
     states = [
@@ -106,15 +121,17 @@ def _decode_batch(model: LoadedModel, grammar: LabelGrammar, requests: list[list
             states[row].advance(token)
         live = [row for row in live if not states[row].done]
     return [
-        DecodedLabel(intent, round(p, 6), state.slots())
-        for intent, p, state in zip(intents, confidence.tolist(), states, strict=True)
+        DecodedLabel(intent, round(p, 6), state.slots(), reading)
+        for intent, p, state, reading in zip(intents, confidence.tolist(), states, read, strict=True)
     ]
 
 
 class _Reader:
-    """A batch of rows inside the network. `logits` are those after the prompts."""
+    """A batch of rows inside the network. `logits` are those after the prompts, `hidden` the prompts' own."""
 
-    def __init__(self, model: LoadedModel, prompts: list[list[int]], *, capacity: int) -> None:
+    def __init__(
+        self, model: LoadedModel, prompts: list[list[int]], *, capacity: int, keep_hidden: bool
+    ) -> None:
         self._network = model.network
         self._cache = KVCache(model.config, batch=len(prompts), capacity=capacity)
         self._rows = list(range(len(prompts)))
@@ -124,6 +141,7 @@ class _Reader:
             ids[row, : len(prompt)] = torch.tensor(prompt)
         hidden = self._network(ids, cache=self._cache, lengths=lengths)
         self.logits = self._finite(hidden[torch.arange(len(prompts)), lengths - 1])
+        self.hidden: Tensor | None = hidden if keep_hidden else None
 
     def read(self, rows: list[int], tokens: list[int]) -> Tensor:
         """Append one token to each of `rows` and return logits [rows, V]; `rows` only ever lose members.

@@ -62,6 +62,8 @@ def load_model(directory: Path) -> LoadedModel:
     """
     folder = model_folder(directory)
     checkpoint = load_checkpoint(folder / WEIGHTS)
+    if not (folder / TOKENIZER).is_file():
+        raise NotFound(f"{folder} holds no {TOKENIZER}; copy it from the run that trained these weights.")
     tokenizer = Tokenizer.load(folder / TOKENIZER)
     labels_file = folder / LABELS
     labels = (

@@ -88,3 +88,63 @@ def test_what_is_wrong_is_one_line(
         assert (found, out) == (code, "")
         assert says in err
         assert err.count("\n") == 1
+
+
+def test_everything_at_once(
+    capsys: pytest.CaptureFixture[str], fitted_dir: Path, jsonl: Path, tmp_path: Path
+) -> None:
+    """All keys with their figures, extra requests that count only for the ranking, and both files."""
+    oos = tmp_path / "oos.tsv"
+    oos.write_text("sing me a song\toos\nwhat is love\tanything\n", encoding="utf-8")
+    plot, matrix = tmp_path / "plot.svg", tmp_path / "matrix.csv"
+    more = ["--oos", str(oos), "--noise", "all", "--plot", str(plot), "--confusion", str(matrix), "--json"]
+    code, out, err = evaluate(capsys, fitted_dir, jsonl, *more)
+    record = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert record["examples"] == 20
+    scope = record["out_of_scope"]
+    assert (scope["score"], scope["in_scope"], scope["out_of_scope"]) == ("max_probability", 18, 4)
+    assert scope["auroc"] == scope["candidates"]["max_probability"]
+    assert record["calibration"]["examples"] == 20
+    assert len(record["calibration"]["bins"]) == 15
+    assert list(record["noise"]) == ["light", "heavy"]
+    assert record["noise"]["heavy"]["word_error_rate"] > record["noise"]["light"]["word_error_rate"]
+    for expected in ("AUROC", "ECE", "at temperature", "heavy noise"):
+        assert expected in err
+    assert plot.read_text(encoding="utf-8").startswith("<svg")
+    assert matrix.read_text(encoding="utf-8").splitlines()[1].startswith("hos_status,3,0")
+
+
+def test_a_score_by_name_and_one_level(
+    capsys: pytest.CaptureFixture[str], fitted_dir: Path, jsonl: Path
+) -> None:
+    code, out, _ = evaluate(capsys, fitted_dir, jsonl, "--oos-score", "text", "--noise", "light", "--json")
+    record = json.loads(out.splitlines()[-1])
+    assert (code, record["out_of_scope"]["score"], list(record["noise"])) == (0, "text", ["light"])
+
+
+def test_wrong_options_are_told_before_the_work(
+    capsys: pytest.CaptureFixture[str], fitted_dir: Path, jsonl: Path, tmp_path: Path
+) -> None:
+    for more, says in (
+        (["--oos-score", "best"], "max_probability"),
+        (["--plot", str(tmp_path / "plot.png")], ".svg"),
+        (["--confusion", str(tmp_path / "gone" / "matrix.csv")], "no folder"),
+    ):
+        code, out, err = evaluate(capsys, fitted_dir, jsonl, *more)
+        assert (code, out) == (2, "")
+        assert says in err
+        assert err.count("\n") == 1
+
+
+def test_nothing_in_scope_or_known_is_said(
+    capsys: pytest.CaptureFixture[str], fitted_dir: Path, tmp_path: Path
+) -> None:
+    file, plot = tmp_path / "requests.tsv", tmp_path / "plot.svg"
+    file.write_text("brew me a coffee\tcoffee\n", encoding="utf-8")
+    code, out, err = evaluate(capsys, fitted_dir, file, "--oos", str(file), "--plot", str(plot), "--json")
+    record = json.loads(out.splitlines()[-1])
+    assert (code, record["out_of_scope"], record["calibration"]) == (0, None, None)
+    assert "in scope" in err
+    assert "is not written" in err
+    assert not plot.exists()

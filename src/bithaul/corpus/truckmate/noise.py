@@ -1,12 +1,15 @@
 """What a cab and a speech recogniser do to a sentence: fillers, repeats, corrections, homophones, lost words.
 
 Noise changes words around values and never the label: a value is interrupted at most by a filler, and a
-correction puts another value of the same kind in front of the right one, with a cue in between.
+correction puts another value of the same kind in front of the right one, with a cue in between. How much of
+it there is, is a `NoiseLevel`; the corpus is made with `CORPUS`, whose shares are part of its bytes.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from bithaul.corpus.truckmate import numbers
 from bithaul.corpus.truckmate.data import lines, terms
@@ -36,22 +39,71 @@ NUMBERS = frozenset((*numbers.ONES, *numbers.TEENS, *numbers.TENS))
 CORRECTED_KINDS = frozenset(("city", "place", "chain", "interstate", "load", "amount", "facility", "near"))
 
 
-def add_noise(parts: list[Part], dice: Dice) -> list[Part]:
-    """Noise of every kind, most sentences with some, four in ten with none from the recogniser."""
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Shares of sentences that get each kind of noise, 0 to 1, and how much of it one gets at most."""
+
+    misheard: float
+    most_misheard: int
+    lost: float
+    most_lost: int
+    opened: float
+    closed: float
+    repeated: float
+    filled: float
+    most_fillers: int
+    split_values: float  # of the fillers that fall on a value of several words: put inside it
+
+
+CORPUS = NoiseLevel(
+    misheard=0.45,
+    most_misheard=2,
+    lost=0.2,
+    most_lost=1,
+    opened=0.3,
+    closed=0.18,
+    repeated=0.06,
+    filled=0.25,
+    most_fillers=2,
+    split_values=0.3,
+)
+# For measuring: values stay whole. Light is the dose of the corpus, heavy what a bad microphone leaves.
+LEVELS: Mapping[str, NoiseLevel] = MappingProxyType(
+    {
+        "light": replace(CORPUS, split_values=0.0),
+        "heavy": NoiseLevel(
+            misheard=0.9,
+            most_misheard=4,
+            lost=0.6,
+            most_lost=2,
+            opened=0.5,
+            closed=0.3,
+            repeated=0.2,
+            filled=0.6,
+            most_fillers=3,
+            split_values=0.0,
+        ),
+    }
+)
+
+
+def add_noise(parts: list[Part], dice: Dice, level: NoiseLevel = CORPUS) -> list[Part]:
+    """Noise of every kind; at the level of the corpus four sentences in ten have none from the recogniser."""
     parts = [piece for part in parts for piece in _correct(part, dice)]
     parts = _contract(parts, dice)
-    if dice.chance(0.45):
-        parts = _mishear(parts, dice)
-    if dice.chance(0.2):
-        parts = _lose(parts, dice)
-    if dice.chance(0.3):
+    if dice.chance(level.misheard):
+        parts = _mishear(parts, dice, level.most_misheard)
+    if dice.chance(level.lost):
+        for _ in range(level.most_lost):
+            parts = _lose(parts, dice)
+    if dice.chance(level.opened):
         parts = [Part(dice.pick(OPENINGS)), *parts]
-    if dice.chance(0.18):
+    if dice.chance(level.closed):
         parts = [*parts, Part(dice.pick(CLOSINGS))]
-    if dice.chance(0.06):
+    if dice.chance(level.repeated):
         parts = _repeat(parts, dice)
-    if dice.chance(0.25):
-        parts = _fill(parts, dice)
+    if dice.chance(level.filled):
+        parts = _fill(parts, dice, level)
     return parts
 
 
@@ -81,12 +133,12 @@ def _contract(parts: list[Part], dice: Dice) -> list[Part]:
     return out
 
 
-def _mishear(parts: list[Part], dice: Dice) -> list[Part]:
+def _mishear(parts: list[Part], dice: Dice, most: int) -> list[Part]:
     out = list(parts)
     spots = [
         i for i, part in enumerate(parts) if _free(part) and part.words[0] in HOMOPHONES and _safe(parts, i)
     ]
-    for _ in range(min(len(spots), dice.between(1, 2))):
+    for _ in range(min(len(spots), dice.between(1, most))):
         spot = dice.pick(spots)
         heard = dice.pick(HOMOPHONES[parts[spot].words[0]])
         if heard in NUMBERS and spot and parts[spot - 1].words[-1] == "i":
@@ -123,14 +175,14 @@ def _repeat(parts: list[Part], dice: Dice) -> list[Part]:
     return parts[: spot + 1] + parts[spot:]
 
 
-def _fill(parts: list[Part], dice: Dice) -> list[Part]:
+def _fill(parts: list[Part], dice: Dice, level: NoiseLevel) -> list[Part]:
     out = list(parts)
-    for _ in range(dice.between(1, 2)):
+    for _ in range(dice.between(1, level.most_fillers)):
         filler = dice.pick(FILLERS)
         spot = dice.between(0, len(out))
         inside = out[spot] if spot < len(out) else None
         splits = inside is not None and inside.slot and not inside.numeric and len(inside.words) > 1
-        if inside is not None and splits and len(filler) == 1 and dice.chance(0.3):
+        if inside is not None and splits and len(filler) == 1 and dice.chance(level.split_values):
             cut = dice.between(1, len(inside.words) - 1)
             out[spot] = replace(inside, words=inside.words[:cut] + filler + inside.words[cut:])
         else:

@@ -21,8 +21,12 @@ RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
-NOT_A_BENCHMARK = {"run_all", "demo_picture"}
-DATA_FOLDERS = {"kneser_ney": "wikitext2"}  # benchmarks on public data, and their folder inside `--data`
+NOT_A_BENCHMARK = {"run_all", "demo_picture", "own_data"}
+DATA_FOLDERS = {
+    "clinc150": "clinc150",
+    "kneser_ney": "wikitext2",
+    "snips": "snips",
+}  # benchmarks on public data, and their folder inside `--data`
 
 # (benchmark, key of its result, what the README calls it, unit): what is not measured yet is left out.
 FIGURES = (

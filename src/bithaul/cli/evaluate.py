@@ -48,8 +48,9 @@ def intents(
         Path | None, typer.Option("--oos", help="More requests out of scope; labels are ignored.")
     ] = None,
     oos_score: Annotated[
-        str, typer.Option("--oos-score", help="What tells out of scope from in scope.")
-    ] = "max_probability",
+        str | None,
+        typer.Option("--oos-score", help="What tells out of scope from in scope (by the model's intents)."),
+    ] = None,
     noise: Annotated[
         Noise | None, typer.Option("--noise", help="Also read the requests with speech noise.")
     ] = None,
@@ -72,7 +73,8 @@ def intents(
     from bithaul.evaluation.files import require_kind, write_confusion, write_plot
     from bithaul.evaluation.scope import score_named
 
-    score_named(oos_score)
+    if oos_score is not None:
+        score_named(oos_score)
     if plot is not None:
         require_kind(plot, ".svg", "--plot")
     if confusion is not None:

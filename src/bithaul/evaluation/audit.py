@@ -16,7 +16,7 @@ from bithaul.corpus.example import Example
 from bithaul.evaluation.calibration import CalibrationReport, calibrate
 from bithaul.evaluation.intents import IntentNames, IntentReport, answers, score
 from bithaul.evaluation.robustness import noisy, word_error_rate
-from bithaul.evaluation.scope import DEFAULT_SCORE, OutOfScopeReport, Readings, rank_scope
+from bithaul.evaluation.scope import OutOfScopeReport, Readings, rank_scope
 from bithaul.inference.classify import Parse
 from bithaul.inference.loader import LoadedModel
 
@@ -61,7 +61,7 @@ def audit_intents(
     examples: Sequence[Example],
     *,
     outside: Sequence[str] = (),
-    scope_score: str = DEFAULT_SCORE,
+    scope_score: str | None = None,
     noise: Sequence[str] = (),
     seed: int = 0,
     on_progress: Callable[[int], None] | None = None,
@@ -69,9 +69,9 @@ def audit_intents(
     """Measure `model` on `examples`.
 
     `outside` are texts out of scope beside those that the data names so; `scope_score` is one of
-    `scope.SCORES`, `noise` some of `noise.LEVELS`. Requests of intents that the model does not know are in
-    neither group and not calibrated on. `on_progress` hears how many requests are read, of
-    `(1 + len(noise)) * len(examples) + len(outside)`. Raises `InvalidInput` without examples or for a model
+    `scope.SCORES` (None: see `rank_scope`), `noise` some of `noise.LEVELS`. Requests of intents that the
+    model does not know are in neither group and not calibrated on. `on_progress` hears how many requests are
+    read, of `(1 + len(noise)) * len(examples) + len(outside)`. Raises `InvalidInput` without examples or for a model
     without intents, `UnknownName` for a score or level that does not exist.
     """
     heard = {level: noisy(examples, level, seed=seed) for level in noise}
@@ -109,7 +109,7 @@ def _judge(
     examples: Sequence[Example],
     parses: Sequence[Parse],
     extra: Sequence[Parse],
-    scope_score: str,
+    scope_score: str | None,
 ) -> tuple[OutOfScopeReport | None, CalibrationReport | None]:
     intents = model.labels.intents
     names = IntentNames(intents, model.tokenizer.fold)

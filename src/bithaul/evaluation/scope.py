@@ -21,7 +21,6 @@ from bithaul.inference.reading import Reading
 
 Floats = npt.NDArray[np.float64]
 
-DEFAULT_SCORE = "max_probability"
 TEXT_WEIGHT = 0.1
 RECALL = 0.95
 
@@ -162,12 +161,15 @@ class OutOfScopeReport:
 
 
 def rank_scope(
-    readings: Readings, outside: npt.NDArray[np.bool_], *, score: str = DEFAULT_SCORE
+    readings: Readings, outside: npt.NDArray[np.bool_], *, score: str | None = None
 ) -> OutOfScopeReport | None:
     """Compare N requests by whether they are `outside` (bool [N]).
 
-    None when all are on one side, or when the model has no intent in scope. Raises `UnknownName`.
+    None when all are on one side, or when the model has no intent in scope. Without a `score`, the model's
+    own out-of-scope intent decides where it has one, the largest probability elsewhere. Raises `UnknownName`.
     """
+    if score is None:
+        score = "max_probability" if readings.in_scope.all() else "out_of_scope_probability"
     score_named(score)
     if outside.all() or not outside.any() or not readings.in_scope.any():
         return None

@@ -103,8 +103,8 @@ def test_everything_at_once(
     assert code == 0
     assert record["examples"] == 20
     scope = record["out_of_scope"]
-    assert (scope["score"], scope["in_scope"], scope["out_of_scope"]) == ("max_probability", 18, 4)
-    assert scope["auroc"] == scope["candidates"]["max_probability"]
+    assert (scope["score"], scope["in_scope"], scope["out_of_scope"]) == ("out_of_scope_probability", 18, 4)
+    assert scope["auroc"] == scope["candidates"]["out_of_scope_probability"]
     assert record["calibration"]["examples"] == 20
     assert len(record["calibration"]["bins"]) == 15
     assert list(record["noise"]) == ["light", "heavy"]

@@ -64,7 +64,7 @@ def test_ranking_by_hand() -> None:
     found = readings(
         ((0.9, 0.05, 0.05), 1.0), ((0.5, 0.4, 0.1), 1.0), ((0.45, 0.05, 0.5), 4.0), ((0.7, 0.2, 0.1), 3.0)
     )
-    report = rank_scope(found, np.array([False, False, True, True]))
+    report = rank_scope(found, np.array([False, False, True, True]), score="max_probability")
     assert report is not None
     assert (report.auroc, report.in_scope, report.out_of_scope) == (0.75, 2, 2)
     assert report.aupr == pytest.approx((1 + 2 / 3) / 2)
@@ -74,6 +74,21 @@ def test_ranking_by_hand() -> None:
     chosen = rank_scope(found, np.array([False, False, True, True]), score="text")
     assert chosen is not None
     assert (chosen.score, chosen.auroc, chosen.fpr_at_95_tpr) == ("text", 1.0, 0.0)
+
+
+def test_the_score_follows_the_models_intents() -> None:
+    """0.05, 0.1 in scope; 0.5, 0.1 out of scope by the model's own intent."""
+    found = readings(
+        ((0.9, 0.05, 0.05), 1.0), ((0.5, 0.4, 0.1), 1.0), ((0.45, 0.05, 0.5), 4.0), ((0.7, 0.2, 0.1), 3.0)
+    )
+    outside = np.array([False, False, True, True])
+    own = rank_scope(found, outside)
+    assert own is not None
+    assert (own.score, own.auroc) == ("out_of_scope_probability", 0.875)
+    without = Readings(found.logits, np.array([True, True, True]), found.text_nats)
+    other = rank_scope(without, outside)
+    assert other is not None
+    assert other.score == "max_probability"
 
 
 def test_one_kind_alone_is_not_ranked() -> None:

@@ -70,9 +70,9 @@ def audit_intents(
 
     `outside` are texts out of scope beside those that the data names so; `scope_score` is one of
     `scope.SCORES` (None: see `rank_scope`), `noise` some of `noise.LEVELS`. Requests of intents that the
-    model does not know are in neither group and not calibrated on. `on_progress` hears how many requests are
-    read, of `(1 + len(noise)) * len(examples) + len(outside)`. Raises `InvalidInput` without examples or for a
-    model without intents, `UnknownName` for a score or level that does not exist.
+    model does not know are in neither group and not calibrated on. `on_progress` hears how many of the
+    `(1 + len(noise)) * len(examples) + len(outside)` requests are read. Raises `InvalidInput` without
+    examples or for a model without intents, `UnknownName` for a score or level that does not exist.
     """
     heard = {level: noisy(examples, level, seed=seed) for level in noise}
     clean = [example.text for example in examples]

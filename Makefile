@@ -49,6 +49,7 @@ format: $(VENV)/.test-ready ## Format the code
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.run-ready ## Run every benchmark; writes benchmarks/results/*.json and docs/benchmarks.md
+	$(PIP) install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/run_all.py $(BENCH_ARGS)
 
 docs: $(VENV)/.run-ready ## Build the documentation into site/

@@ -21,7 +21,7 @@ RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 README = HERE.parent / "README.md"
 BEGIN, END = "<!-- figures:begin -->", "<!-- figures:end -->"
-NOT_A_BENCHMARK = {"run_all", "demo_picture", "own_data"}
+NOT_A_BENCHMARK = {"run_all", "chart", "demo_picture", "own_data"}
 DATA_FOLDERS = {
     "clinc150": "clinc150",
     "kneser_ney": "wikitext2",

@@ -12,13 +12,24 @@ import argparse
 import json
 import subprocess
 import sys
+from typing import Any
+
+import chart
 
 # preset, threads, examples, shortest, longest
 ROWS = (
     ("small", 1, 32, 16, 46),
     ("small", 2, 32, 16, 46),
+    ("small", 1, 128, 16, 16),
+    ("small", 2, 128, 16, 16),
+    ("small", 1, 64, 32, 32),
+    ("small", 2, 64, 32, 32),
+    ("small", 1, 32, 64, 64),
+    ("small", 2, 32, 64, 64),
     ("small", 1, 16, 128, 128),
     ("small", 2, 16, 128, 128),
+    ("medium", 1, 32, 32, 32),
+    ("medium", 2, 32, 32, 32),
     ("medium", 1, 8, 128, 128),
     ("medium", 2, 8, 128, 128),
 )
@@ -56,6 +67,7 @@ def main() -> None:
         reason = found["reason"]
         rows.append({key: found[key] for key in KEYS} | {"targets": f"{shortest}-{longest}"})
         print(json.dumps(rows[-1]), flush=True)
+    _draw(rows)
     first = rows[0]
     print(
         json.dumps(
@@ -66,6 +78,25 @@ def main() -> None:
                 "rows": rows,
             }
         )
+    )
+
+
+def _draw(rows: list[dict[str, Any]]) -> None:
+    """docs/images/step_cost.svg: what a token costs by length of the examples, threads and preset."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        shortest, longest = map(int, row["targets"].split("-"))
+        if shortest == longest:
+            line = series.setdefault(f"{row['preset']}, {row['threads']} thread(s)", [])
+            line.append((longest, 1e6 / row["tokens_per_second"]))
+    chart.lines(
+        "step_cost",
+        series,
+        title="cost of a trained token",
+        x="tokens of an example",
+        y="microseconds a token",
+        marks=True,
+        log=True,
     )
 
 

@@ -72,14 +72,14 @@ def step(
     print(f"{found.reference_tokens_per_second:12,.0f} tokens/s fp32 fake quantisation")
     print(f"{found.speedup:12.2f} times as fast")
     print(f"{found.roofline_fraction:12.0%} of the step is matrix products at full speed")
-    print(f"{found.peak_memory_mb:12,.0f} MB resident")
+    print(f"{found.peak_memory_mb:12,.0f} MB resident at most")
 
 
 @app.command()
 def gemm(
     preset: Preset = "small",
     threads: Threads = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Tokens in a step.")] = 1024,
+    rows: Annotated[int, typer.Option("--rows", min=1, max=1_000_000, help="Tokens in a step.")] = 1024,
     vocab: Vocab = 5174,
     as_json: Json = False,
 ) -> None:

@@ -22,6 +22,7 @@ from bithaul.corpus.generator import (
 )
 from bithaul.corpus.importers import read_any
 from bithaul.corpus.tokenizer import DEFAULT_MIN_FREQUENCY, DEFAULT_VOCAB_SIZE
+from bithaul.errors import InvalidInput
 
 app = typer.Typer(help="Generate, import and tokenize training data.", no_args_is_help=True)
 
@@ -89,6 +90,8 @@ def tokenize(
     as_json: Json = False,
 ) -> None:
     """Make a corpus folder: tokenizer.json, labels.json, binary shards, held-out set and manifest."""
+    if out.resolve() == data.resolve():
+        raise InvalidInput(f"{out} is the data itself; give --out a folder of its own.")
     generator_version: str | None = None
     train: list[Item]
     held: list[Item]

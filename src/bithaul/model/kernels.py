@@ -366,10 +366,11 @@ def widen_scaled(source, factor, out):
 
 
 @_compiled(_SUMS)
-def cross_entropy(logits, targets, share, smoothing, losses, aims, d_logits):
-    """Rows of logits [M, V] to cross-entropy [M], the same against smoothed targets [M], and gradient [M, V].
+def cross_entropy(logits, targets, share, smoothing, losses, uniform_losses, d_logits):
+    """Rows of logits [M, V] to cross-entropy [M], the same against uniform targets [M], and gradient [M, V].
 
-    `d_logits = (p - (1 - smoothing) onehot - smoothing / V) * share[i]`; logits are overwritten.
+    `d_logits = (p - (1 - smoothing) onehot - smoothing / V) * share[i]`; logits are overwritten. Without
+    smoothing the uniform losses stay as they are.
     """
     width = logits.shape[1]
     even = smoothing / np.float32(width)
@@ -377,62 +378,23 @@ def cross_entropy(logits, targets, share, smoothing, losses, aims, d_logits):
         at, total = targets[i], _ZERO
         wanted = logits[i, at]
         largest = _largest(logits[i])
-        mean = _ZERO
         if smoothing > _ZERO:
+            mean = _ZERO
             for j in range(width):
                 mean += logits[i, j]
-            mean /= np.float32(width)
+            uniform_losses[i] = -mean / np.float32(width)
         for j in range(width):
             value = _exp(logits[i, j] - largest)
             logits[i, j] = value
             total += value
         log_sum = largest + np.log(total)
         losses[i] = log_sum - wanted
-        aims[i] = losses[i]
         if smoothing > _ZERO:
-            aims[i] = (_ONE - smoothing) * losses[i] + smoothing * (log_sum - mean)
+            uniform_losses[i] += log_sum
         weight, level = share[i] / total, even * share[i]
         for j in range(width):
             d_logits[i, j] = narrow(logits[i, j] * weight - level, d_logits)
         d_logits[i, at] = narrow(logits[i, at] * weight - level - (_ONE - smoothing) * share[i], d_logits)
-
-
-@_compiled(_SUMS)
-def cross_entropy_twins(logits, targets, share, smoothing, agreement, losses, aims, d_logits):
-    """Like `cross_entropy` for rows that come in pairs (0 and 1, 2 and 3, ...), which teach each other.
-
-    A row's aim is `1 - agreement` parts of its smoothed target and `agreement` parts of what its twin says,
-    taken as constant: `aims` [M] is the cross-entropy against it, `d_logits` its slope times `share[i]`.
-    """
-    width = logits.shape[1]
-    even = smoothing / np.float32(width)
-    said = np.empty((2, width), np.float32)
-    log_sum, mean = np.empty(2, np.float32), np.empty(2, np.float32)
-    for pair in range(logits.shape[0] // 2):
-        for k in range(2):
-            row = logits[2 * pair + k]
-            largest, total, level = _largest(row), _ZERO, _ZERO
-            for j in range(width):
-                value = _exp(row[j] - largest)
-                said[k, j] = value
-                total += value
-                level += row[j]
-            part = _ONE / total
-            for j in range(width):
-                said[k, j] *= part
-            log_sum[k], mean[k] = largest + np.log(total), level / np.float32(width)
-        for k in range(2):
-            i = 2 * pair + k
-            row, own, other = logits[i], said[k], said[1 - k]
-            at = targets[i]
-            losses[i] = log_sum[k] - row[at]
-            target = (_ONE - smoothing) * losses[i] + smoothing * (log_sum[k] - mean[k])
-            aims[i] = (_ONE - agreement) * target + agreement * (log_sum[k] - _dot(other, row))
-            level = (_ONE - agreement) * even
-            for j in range(width):
-                d_logits[i, j] = narrow((own[j] - agreement * other[j] - level) * share[i], d_logits)
-            sure = own[at] - agreement * other[at] - level - (_ONE - agreement) * (_ONE - smoothing)
-            d_logits[i, at] = narrow(sure * share[i], d_logits)
 
 
 @_compiled(_SUMS)

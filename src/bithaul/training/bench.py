@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class StepBench:
     roofline_fraction: float
     products_seconds: float
     step_seconds: float
-    peak_memory_mb: float  # resident memory of the process after our steps, before the reference exists
+    peak_memory_mb: float  # most resident memory of the process until our steps ended, before the reference
     path: str
     reason: str
 
@@ -74,7 +75,7 @@ def bench_step(
     recipe = recipe.model_copy(update={"batch_examples": len(examples)})
     ours = Trainer(config, recipe, label_token=None, threads=threads, path=path)
     _timed(ours, examples, WARM_UP_STEPS)
-    memory = psutil.Process().memory_info().rss
+    memory = _peak_memory()
     plain = Trainer(config, recipe, label_token=None, threads=threads, path="fp32+fp32", plain=True)
     _timed(plain, examples, 1)
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
@@ -116,6 +117,16 @@ def bench_gemm(config: ModelConfig, *, threads: int, rows: int) -> tuple[StepPat
             seconds = _best_product(name, (m, k, n))
             found.append(Gemm(name, (m, k, n), seconds * 1e3, 2 * m * k * n / seconds / 1e9))
     return path, found
+
+
+def _peak_memory() -> int:
+    """Most resident memory this process ever had, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def examples_of(config: ModelConfig, *, count: int, shortest: int, longest: int) -> list[Example]:

@@ -56,7 +56,7 @@ class LossSums:
 
 
 def _blocks(rows: int, size: int) -> Iterator[slice]:
-    step = max(2, size // 2 * 2)  # twins stay together
+    step = max(1, size)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -73,7 +73,6 @@ class _HeadLoss(Function):
         weights: Tensor,
         total_weight: float,
         smoothing: float,
-        agreement: float,
         dtype: torch.dtype,
         cross_entropy: Tensor,
     ) -> Tensor:
@@ -83,7 +82,7 @@ class _HeadLoss(Function):
         table, rows = embedding.to(dtype), hidden.to(dtype)
         d_hidden = torch.empty_like(hidden)
         d_embedding = torch.zeros_like(embedding) if needed else None
-        aims = torch.empty_like(cross_entropy)  # against what the gradient is taken
+        uniform = torch.empty_like(cross_entropy)
         for group in _blocks(hidden.shape[0], _GROUP_VALUES // vocabulary):
             d_logits = scratch("d_logits", (group.stop - group.start, vocabulary), dtype)
             for inner in _blocks(d_logits.shape[0], _BLOCK_VALUES // vocabulary):
@@ -93,26 +92,28 @@ class _HeadLoss(Function):
                     embedding.detach().t(),
                     out=scratch("logits", (block.stop - block.start, vocabulary)),
                 )
-                operands = (logits.numpy(), targets[block].numpy(), share[block].numpy())
-                results = (cross_entropy[block].numpy(), aims[block].numpy(), array_of(d_logits[inner]))
-                if agreement:
-                    kernels.cross_entropy_twins(
-                        *operands, np.float32(smoothing), np.float32(agreement), *results
-                    )
-                else:
-                    kernels.cross_entropy(*operands, np.float32(smoothing), *results)
+                kernels.cross_entropy(
+                    logits.numpy(),
+                    targets[block].numpy(),
+                    share[block].numpy(),
+                    np.float32(smoothing),
+                    cross_entropy[block].numpy(),
+                    uniform[block].numpy(),
+                    array_of(d_logits[inner]),
+                )
             if d_embedding is not None:
                 d_hidden[group] = d_logits @ table
                 d_embedding += d_logits.t() @ rows[group]
         if d_embedding is not None:
             ctx.save_for_backward(d_hidden, d_embedding)
-        return (aims * share).sum(dtype=torch.float64).to(torch.float32)
+        loss = torch.lerp(cross_entropy, uniform, smoothing) if smoothing else cross_entropy
+        return (loss * share).sum(dtype=torch.float64).to(torch.float32)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_embedding = ctx.saved_tensors
-        return d_hidden * grad, d_embedding * grad, *([None] * 7)
+        return d_hidden * grad, d_embedding * grad, *([None] * 6)
 
 
 def head_precision(dtype: torch.dtype) -> AbstractContextManager[None]:
@@ -128,25 +129,14 @@ def head_loss(
     *,
     total_weight: float | None = None,
     smoothing: float = 0.0,
-    agreement: float = 0.0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, LossSums]:
     """The loss to differentiate (0-d) and the sums to report, for hidden [N, H] and embedding [V, H].
 
     The loss is `sum(w * ce) / total_weight` (None: `sum(w)`), so that parts of a batch add up. Rows of weight
     0 are left out, but for a few. `dtype` is that of the backward products; call it inside `head_precision`.
-
-    With `agreement`, hidden is [2, N, H]: two readings of the same inputs under different dropout, each the
-    other's target for that share (R-Drop, Liang et al. 2021, but with the other reading taken as constant).
-    The sums to report count every target once.
     """
-    chosen = _worthwhile(weights)
-    targets, weights = targets[chosen], weights[chosen]
-    if agreement:
-        hidden = hidden[:, chosen].transpose(0, 1).reshape(-1, hidden.shape[-1])
-        targets, weights = targets.repeat_interleave(2), weights.repeat_interleave(2) / 2
-    else:
-        hidden = hidden[chosen]
+    hidden, targets, weights = _worthwhile(hidden, targets, weights)
     cross_entropy = torch.empty(targets.shape)
     loss = differentiable(
         _HeadLoss,
@@ -156,13 +146,10 @@ def head_loss(
         weights,
         float(weights.sum(dtype=torch.float64)) if total_weight is None else total_weight,
         smoothing,
-        agreement,
         dtype,
         cross_entropy,
     )
     exact = cross_entropy.double()
-    if agreement:
-        exact, weights = exact.reshape(-1, 2).mean(dim=1), weights[::2] * 2
     return loss, LossSums(
         weighted=float((exact * weights).sum()),
         weight=float(weights.double().sum()),
@@ -171,9 +158,12 @@ def head_loss(
     )
 
 
-def _worthwhile(weights: Tensor) -> Tensor | slice:
-    """The rows to compute, without most of weight 0; some stay, so that the number takes few values."""
+def _worthwhile(hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Without most rows of weight 0; some stay, so that the number of rows takes few values."""
     order = weights.eq(0).to(torch.int8).argsort(stable=True)
     counted = int((weights > 0).sum())
     kept = min(-(-counted // _ROWS) * _ROWS, len(order))
-    return slice(None) if kept == len(order) else order[:kept].sort().values
+    if kept == len(order):
+        return hidden, targets, weights
+    chosen = order[:kept].sort().values
+    return hidden[chosen], targets[chosen], weights[chosen]

@@ -30,6 +30,7 @@ class TrainingRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     peak_lr: float = Field(default=3e-3, gt=0, le=1.0)
+    embedding_lr_share: float = Field(default=1.0, gt=0, le=10)  # of the rate, for the token embedding
     final_lr_share: float = Field(default=0.05, ge=0, le=1)  # of the peak, at the end of the budget
     warmup_share: float = Field(default=0.02, ge=0, lt=0.5)  # of the budget
     second_stage_share: float = Field(default=2 / 3, gt=0, le=1)  # of the peak, from `second_stage_from` on
@@ -46,9 +47,6 @@ class TrainingRecipe(BaseModel):
     text_loss_weight: float = Field(default=0.3, ge=0, le=1)  # of targets up to the label token; 1 after it
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    agreement: float = Field(
-        default=0.0, ge=0, lt=1
-    )  # share of a target that is what another reading of the example says; doubles the work
 
     @classmethod
     def for_preset(cls, preset: str, kind: CorpusKind, *, workers: int = 1) -> TrainingRecipe:

@@ -107,9 +107,14 @@ class Trainer:
         """Start AdamW afresh; its next steps warm up over `recipe.optimizer_warmup_steps`."""
         parameters = dict(self.model.named_parameters())
         matrices = [p for name, p in parameters.items() if p.dim() == 2 and "embed" not in name]
-        others = [p for name, p in parameters.items() if p.dim() != 2 or "embed" in name]
+        gains = [p for p in parameters.values() if p.dim() != 2]
+        embedding = [p for name, p in parameters.items() if "embed" in name]
         self._optimizer = torch.optim.AdamW(
-            [{"params": matrices, "decays": True}, {"params": others, "decays": False}],
+            [
+                {"params": matrices, "decays": True, "share": 1.0},
+                {"params": gains, "decays": False, "share": 1.0},
+                {"params": embedding, "decays": False, "share": self.recipe.embedding_lr_share},
+            ],
             lr=0.0,
             betas=self.recipe.betas,
             eps=self.recipe.eps,
@@ -211,15 +216,10 @@ class Trainer:
         embedding = self.model.model.embed_tokens.weight
         weight = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
         grad = torch.is_grad_enabled()  # a setting of each thread
-        agreement = self.recipe.agreement if grad else 0.0
 
         def hidden_of(part: tuple[Batch, Dropout | None]) -> torch.Tensor:
             with torch.set_grad_enabled(grad):
-                readings = [
-                    self.model.packed(part[0].input_ids, part[0].segments, dropout=part[1])
-                    for _ in range(2 if agreement else 1)
-                ]
-                return torch.stack(readings) if agreement else readings[0]
+                return self.model.packed(part[0].input_ids, part[0].segments, dropout=part[1])
 
         def loss_of(part: tuple[Batch, torch.Tensor]) -> tuple[torch.Tensor, LossSums]:
             batch, hidden = part
@@ -231,7 +231,6 @@ class Trainer:
                     batch.weights,
                     total_weight=weight,
                     smoothing=smoothing,
-                    agreement=agreement,
                     dtype=self._head_dtype,
                 )
 
@@ -277,7 +276,7 @@ class Trainer:
         if self._warm_steps < warmup:
             lr *= self._warm_steps / warmup
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["share"]
             group["weight_decay"] = decay if group["decays"] else 0.0
 
 

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from bithaul.cli.corpus import app
+from bithaul.corpus.augment import Augmentation
 from bithaul.corpus.build import CorpusManifest
-from bithaul.errors import InvalidData
+from bithaul.errors import InvalidData, InvalidInput
 
 
 def call(*arguments: str) -> str:
@@ -43,6 +44,26 @@ def test_tokenize_other_data_with_its_own_heldout(tmp_path: Path) -> None:
     ]
     report = json.loads(call("tokenize", *arguments, "--min-frequency", "1", "--json"))
     assert report["heldout"][0]["examples"] == 1
+
+
+def test_augmentation_reaches_the_corpus(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_text("go home now\tgo\nstop it now\tstop\n" * 10)
+    arguments = ["--copies", "3", "--spell", "0.5", "--drop", "0.25", "--swap", "0.1", "--word-pieces", "40"]
+    call("tokenize", str(tmp_path / "train.tsv"), "--out", str(tmp_path / "c"), *arguments)
+    manifest = CorpusManifest.load(tmp_path / "c")
+    assert manifest.augmentation == Augmentation(copies=3, swap=0.1, spell=0.5, drop=0.25)
+    assert manifest.train_examples == 60
+    assert manifest.unknown_share > 0
+
+
+def test_a_corpus_never_replaces_its_own_data(tmp_path: Path) -> None:
+    """The manifest would be overwritten, and with it the way back."""
+    text = tmp_path / "text"
+    call("generate", "--out", str(text), "--count", "20", "--heldout", "5")
+    before = (text / "manifest.json").read_bytes()
+    with pytest.raises(InvalidInput, match="the data itself"):
+        call("tokenize", str(text), "--out", f"{text}/../text")
+    assert (text / "manifest.json").read_bytes() == before
 
 
 def test_import_counts_and_complains(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import psutil
 import pytest
 
 from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
+from bithaul.training import bench
 from bithaul.training.bench import _products, bench_gemm, bench_step, examples_of
 from bithaul.training.recipe import TrainingRecipe
 
@@ -27,6 +29,14 @@ def test_a_step_is_compared_with_its_reference_and_its_products() -> None:
     assert 0 < found.roofline_fraction < 1
     assert found.peak_memory_mb > 50
     assert found.reason
+
+
+def test_peak_memory_remembers_what_was_given_back() -> None:
+    """Resident memory after the steps would miss what a step needs in between."""
+    before = bench._peak_memory()
+    block = np.ones(before - psutil.Process().memory_info().rss + 64_000_000, dtype=np.uint8)
+    del block
+    assert bench._peak_memory() >= before + 50_000_000
 
 
 def test_examples_have_the_lengths_asked_for() -> None:

@@ -160,41 +160,6 @@ def test_head_loss_and_gradients_equal_torch(smoothing: float) -> None:
     assert sums.tokens == int((weights > 0).sum())
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("blocks", ["one", "many"])
-def test_two_readings_are_each_others_targets(
-    smoothing: float, blocks: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches readings that are paired wrongly, also over a block's end, or that teach with a gradient."""
-    if blocks == "many":
-        monkeypatch.setattr("bithaul.training.loss._BLOCK_VALUES", 40 * 7)
-        monkeypatch.setattr("bithaul.training.loss._GROUP_VALUES", 40 * 31)
-    torch.manual_seed(0)
-    hidden, embedding = torch.randn(2, 150, 16, requires_grad=True), torch.randn(40, 16, requires_grad=True)
-    targets, weights = torch.randint(0, 40, (150,)), torch.rand(150)
-    weights[::3] = 0.0
-    loss, sums = head_loss(hidden, embedding, targets, weights, smoothing=smoothing, agreement=0.4)
-    (2.0 * loss).backward()
-    found = (hidden.grad, embedding.grad)
-    hidden.grad = embedding.grad = None
-    logits = hidden @ embedding.t()
-    said = logits.detach().softmax(-1).flip(0)
-    each = torch.stack(
-        [F.cross_entropy(r, targets, reduction="none", label_smoothing=smoothing) for r in logits]
-    )
-    twin = torch.stack([F.cross_entropy(r, t, reduction="none") for r, t in zip(logits, said, strict=True)])
-    expected = ((0.6 * each + 0.4 * twin) * weights).sum() / (2 * weights.sum())
-    (2.0 * expected).backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    for a, b in zip(found, (hidden.grad, embedding.grad), strict=True):
-        assert a is not None
-        assert b is not None
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    plain = torch.stack([F.cross_entropy(r, targets, reduction="none") for r in logits]).mean(0)
-    assert sums.mean == pytest.approx(((plain * weights).sum() / weights.sum()).item(), rel=1e-5)
-    assert sums.tokens == int((weights > 0).sum())
-
-
 def test_head_loss_in_bf16_stays_close() -> None:
     torch.manual_seed(0)
     hidden, embedding = torch.randn(64, 32, requires_grad=True), (0.1 * torch.randn(50, 32)).requires_grad_()

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,7 +35,6 @@ class Augmentation(BaseModel):
 AS_IT_IS = Augmentation()
 _ENOUGH = 120_000  # examples after copying
 _MOST_COPIES = 8
-_RARE, _MOST_RARE = 20, 0.5  # occurrences below which a word is rare; the largest chance of a rare one
 
 
 def suggested(examples: Sequence[Example | TextLine], *, generated: bool) -> Augmentation:
@@ -113,18 +110,10 @@ def _places(tokenizer: Tokenizer, value: SlotValue, text: str) -> list[tuple[int
 
 
 class WordNoise:
-    """Words written in parts, or hidden, in rows of ids; the same word alike everywhere in its row.
+    """Words written in parts, or hidden, in rows of ids; the same word alike everywhere in its row."""
 
-    A rare word is written in parts more often: what was seen a few times is learnt by heart, while its parts
-    are shared with others. A word that occurs n times in `rows` has the chance `spell * 20 / n`, at least
-    `spell` and at most a half (or `spell`, where that is more).
-    """
-
-    def __init__(
-        self, tokenizer: Tokenizer, augmentation: Augmentation, rows: Iterable[Sequence[int]]
-    ) -> None:
-        self._drop, spell = augmentation.drop, augmentation.spell
-        counts = Counter(chain.from_iterable(rows))
+    def __init__(self, tokenizer: Tokenizer, augmentation: Augmentation) -> None:
+        self._spell, self._drop = augmentation.spell, augmentation.drop
         self._unknown = tokenizer.unk
         names = tokenizer.structure().ids()
         self._parts = {
@@ -132,7 +121,6 @@ class WordNoise:
             for i in range(tokenizer.vocab_size)
             if i not in names and (parts := tokenizer.spelled(i))
         }
-        self._spell = {i: max(spell, min(_MOST_RARE, spell * _RARE / max(1, counts[i]))) for i in self._parts}
 
     def apply(self, row: Sequence[int], dice: random.Random) -> list[int]:
         instead: dict[int, list[int]] = {}
@@ -141,7 +129,7 @@ class WordNoise:
                 roll = dice.random()
                 if roll < self._drop:
                     instead[token] = [self._unknown]
-                elif roll < self._drop + self._spell[token]:
+                elif roll < self._drop + self._spell:
                     instead[token] = self._parts[token]
         if not instead:
             return list(row)

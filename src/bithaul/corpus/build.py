@@ -201,7 +201,7 @@ def _augmented(
     longest_left_out = 0
     examples = [item for item in items if isinstance(item, Example)]
     pools = value_pools(examples, tokenizer) if augmentation.swap else {}
-    noise = WordNoise(tokenizer, augmentation, _rows(tokenizer, items, max_tokens)[0])
+    noise = WordNoise(tokenizer, augmentation)
     order, dice = _chance("shuffle", seed), _chance("augment", seed)
     for _ in range(augmentation.copies):
         if pools:

@@ -21,6 +21,8 @@ CorpusKind = Literal["intents", "text"]
 _PEAK_LR = {"small": 1e-3, "medium": 7e-4, "large": 5e-4}
 _OTHER_PEAK_LR = 1e-3
 _BATCH_EXAMPLES: dict[CorpusKind, int] = {"intents": 32, "text": 16}
+_EMBEDDING_LR_SHARE = 0.3
+_DROPOUT_OF_FEW = 0.1
 _SMALLEST_BATCH = 8  # below it the cost of a step hardly falls any more
 
 
@@ -49,18 +51,25 @@ class TrainingRecipe(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     @classmethod
-    def for_preset(cls, preset: str, kind: CorpusKind, *, workers: int = 1) -> TrainingRecipe:
+    def for_preset(
+        cls, preset: str, kind: CorpusKind, *, workers: int = 1, few: bool = False
+    ) -> TrainingRecipe:
         """The recipe of a preset (any other model name gets cautious values) for a kind of corpus.
 
         `workers` is how many are expected: a merged step averages over all of them, so each takes a smaller
         batch, and together they take about the batch that one process learns best with. AdamW divides by the
         noise of the smaller batch, so the averaged step would be shorter by the root of the ratio; the peak
-        rate makes up for it (docs/lab/0003).
+        rate makes up for it (docs/lab/0003). `few` is for examples that are read many times (docs/lab/0007).
         """
         together = _BATCH_EXAMPLES[kind]
         batch = max(_SMALLEST_BATCH, together // workers)
         peak = _PEAK_LR.get(preset, _OTHER_PEAK_LR) * math.sqrt(together / batch)
-        return cls(peak_lr=peak, batch_examples=batch)
+        return cls(
+            peak_lr=peak,
+            batch_examples=batch,
+            embedding_lr_share=_EMBEDDING_LR_SHARE,
+            dropout=_DROPOUT_OF_FEW if few else 0.0,
+        )
 
     def changed(self, changes: Mapping[str, Any]) -> TrainingRecipe:
         """This recipe with some fields replaced. `InvalidConfig` for one that cannot be."""

@@ -57,14 +57,15 @@ def prepare(
     config = load_config(spec.preset, vocab_size=manifest.vocab_size, ternary=spec.ternary)
     for warning in config.warnings():
         say(f"note: {warning}")
-    recipe = TrainingRecipe.for_preset(config.name, manifest.kind, workers=spec.workers).changed(spec.recipe)
+    few = manifest.augmentation.copies > 1
+    recipe = TrainingRecipe.for_preset(config.name, manifest.kind, workers=spec.workers, few=few)
     with closing(open_coordinator(load_settings(folder.root))) as coordinator:
         create_run(
             coordinator,
             CreateRun(
                 run=folder.root.name.lower(),
                 model=config,
-                recipe=recipe.model_dump(mode="json"),
+                recipe=recipe.changed(spec.recipe).model_dump(mode="json"),
                 corpus_dir=folder.corpus,
                 merge_rule=spec.merge_rule,
                 merge_options={},

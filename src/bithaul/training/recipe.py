@@ -21,7 +21,7 @@ CorpusKind = Literal["intents", "text"]
 _PEAK_LR = {"small": 1e-3, "medium": 7e-4, "large": 5e-4}
 _OTHER_PEAK_LR = 1e-3
 _BATCH_EXAMPLES: dict[CorpusKind, int] = {"intents": 32, "text": 16}
-_EMBEDDING_LR_SHARE = 0.3
+_EMBEDDING_LR_OF_FEW = 0.3
 _DROPOUT_OF_FEW = 0.1
 _SMALLEST_BATCH = 8  # below it the cost of a step hardly falls any more
 
@@ -59,7 +59,8 @@ class TrainingRecipe(BaseModel):
         `workers` is how many are expected: a merged step averages over all of them, so each takes a smaller
         batch, and together they take about the batch that one process learns best with. AdamW divides by the
         noise of the smaller batch, so the averaged step would be shorter by the root of the ratio; the peak
-        rate makes up for it (docs/lab/0003). `few` is for examples that are read many times (docs/lab/0007).
+        rate makes up for it (docs/lab/0003). `few` is for requests without slots that are read many times,
+        whose rare words are learnt by heart (docs/lab/0007); copying slot values takes steps instead.
         """
         together = _BATCH_EXAMPLES[kind]
         batch = max(_SMALLEST_BATCH, together // workers)
@@ -67,7 +68,7 @@ class TrainingRecipe(BaseModel):
         return cls(
             peak_lr=peak,
             batch_examples=batch,
-            embedding_lr_share=_EMBEDDING_LR_SHARE,
+            embedding_lr_share=_EMBEDDING_LR_OF_FEW if few else 1.0,
             dropout=_DROPOUT_OF_FEW if few else 0.0,
         )
 

@@ -19,10 +19,11 @@ from bithaul.coordinator.context import Coordinator, open_coordinator
 from bithaul.coordinator.identity.clients import create_client, list_clients, rotate_client
 from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.augment import suggested
-from bithaul.corpus.build import CorpusManifest, build_corpus
+from bithaul.corpus.build import LABELS, CorpusManifest, build_corpus
 from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.generator import generate
 from bithaul.corpus.importers import read_any
+from bithaul.corpus.labels import LabelSet
 from bithaul.errors import InvalidConfig, InvalidData
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
@@ -57,7 +58,7 @@ def prepare(
     config = load_config(spec.preset, vocab_size=manifest.vocab_size, ternary=spec.ternary)
     for warning in config.warnings():
         say(f"note: {warning}")
-    few = manifest.augmentation.copies > 1
+    few = manifest.augmentation.copies > 1 and not any(LabelSet.load(folder.corpus / LABELS).slots.values())
     recipe = TrainingRecipe.for_preset(config.name, manifest.kind, workers=spec.workers, few=few)
     with closing(open_coordinator(load_settings(folder.root))) as coordinator:
         create_run(

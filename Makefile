@@ -26,7 +26,7 @@ $(VENV)/.test-ready: $(VENV)/.run-ready
 
 demo: $(VENV)/.run-ready ## Train Truck Mate with two workers and ask it something (about ten minutes)
 	$(BIN)/bithaul up --dir runs/demo --preset small --workers 2 \
-		--budget-tokens 12000000 --budget-minutes 9.7 --json
+		--budget-tokens 12000000 --budget-minutes 10.4 --json
 
 demo-fresh: ## Forget the demo's run and train again
 	rm -rf runs/demo

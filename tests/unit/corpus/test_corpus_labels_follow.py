@@ -72,7 +72,7 @@ EVIDENCE = {
     "start_trip": "start|begin|open|kick|roll|new|knew|set|next|leaving|depart|heading|head|pulling|taking"
     "|hit|wheels|let's|time|fire|crank|launch|activate|get|log|create|make|add|enter|punch|put|sign|clock"
     "|mark|show|we are|we r|we moving|shoving|and we|another|an other",
-    "stop_trip": "stop|off|consider|end|finish|done|close|cancel|over|shut|that (is )?(it|all)|that's"
+    "stop_trip": "stop|off|consider|end|finish|done|close|cancel|over|shut|that (i[sz] )?(it|all)|that's"
     "|thats|kill|scrub|quit|abort|terminate|wrap|pack|scratch|wind|call|pause|complete|through|threw|thru"
     "|dead|bust|history|mark|drop|no more|enough|can not|cannot|can't|never|forget|delete|undo|turn off"
     "|stick|throw",

@@ -13,8 +13,8 @@ from bithaul.corpus.truckmate.grammar import Part, draw, parse
 _FILE = "background.talk"
 BEFORE = tuple(parse(line, {}) for line in lines(_FILE, "before"))
 AFTER = tuple(parse(line, {}) for line in lines(_FILE, "after"))
-BEFORE_SHARE = 0.14
-AFTER_SHARE = 0.12
+BEFORE_SHARE = 0.1
+AFTER_SHARE = 0.08
 
 
 def around(parts: list[Part], dice: Dice) -> list[Part]:

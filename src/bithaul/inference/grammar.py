@@ -17,6 +17,7 @@ from bithaul.corpus.tokenizer import JsonStructure, Tokenizer
 from bithaul.errors import CorruptFile, InvalidInput
 
 MAX_VALUE_TOKENS = 32
+_SENTENCE_MARKS = frozenset(",.;:!?")
 _SHORTEST_SLOT = 4  # name, opener, one word, closer
 _SHORTEST_VALUE = 2  # one word, closer
 
@@ -34,6 +35,7 @@ class LabelGrammar:
     unknown: int
     inside: frozenset[int]  # ids of pieces that stand inside a written word
     letters: frozenset[int]  # ids of words and parts of words
+    marks: frozenset[int]  # ids of sentence marks, with which no value begins
     patterns: dict[int, PatternTree]  # per restricted slot: what a value may be besides words of the request
 
     @classmethod
@@ -68,6 +70,7 @@ class LabelGrammar:
             unknown=tokenizer.unk,
             inside=frozenset(i for i in words if i != tokenizer.unk and not spellings[i].startswith("▁")),
             letters=frozenset(i for i in words if pieces.is_word(spellings[i])),
+            marks=frozenset(i for i in words if spellings[i].strip(pieces.SPACE) in _SENTENCE_MARKS),
             patterns={
                 _id(structure.slots, name, tokenizer): PatternTree.of(patterns, tokenizer)
                 for name, patterns in labels.patterns.items()
@@ -167,7 +170,7 @@ class LabelState:
     _said: bool = field(default=False, init=False)  # the value so far is words of the request
 
     def __post_init__(self) -> None:
-        words = self.grammar.words - self.grammar.inside
+        words = self.grammar.words - self.grammar.inside - self.grammar.marks
         self._starts = [i for i, token in enumerate(self.request) if token in words]
         trees = self.grammar.patterns
         self._free = [

@@ -123,6 +123,18 @@ def test_a_said_value_never_ends_inside_a_word(requests: list[Example], random_m
         assert request[1] not in value or after.get(request[1]) == request[2]
 
 
+def test_a_said_value_never_begins_with_a_comma(requests: list[Example], random_model: LoadedModel) -> None:
+    labels = restricted(random_model, load_id=[], reason=[])
+    tokenizer = Tokenizer.train([*requests, *[TextLine("a , b ! c ?")] * 2])
+    grammar = LabelGrammar.of(tokenizer, labels)
+    request = tuple(i for i, _ in tokenizer.encode_words("load , number !"))
+    spelled = [tokenizer.token(i) for i in request]
+    assert spelled == ["▁load", "▁,", "▁number", "▁!"]
+    values = [v for state in walks(grammar, request) for slot in state.slots() for v in slot.values]
+    assert {value[0] for value in values} == {request[0], request[2]}
+    assert any(request[1] in value for value in values), "inside a value it may stand"
+
+
 def test_a_pattern_allows_other_digits_but_no_other_words(
     tokenizer: Tokenizer, random_model: LoadedModel
 ) -> None:

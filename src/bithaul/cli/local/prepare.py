@@ -51,6 +51,7 @@ def prepare(
     load_config(spec.preset, vocab_size=spec.vocab_size)
     codec_named(spec.codec)
     rule_named(spec.merge_rule, {})
+    TrainingRecipe().changed(spec.recipe)
     if not math.isfinite(spec.task_seconds):
         raise InvalidConfig(f"A task must take some seconds, not {spec.task_seconds}.")
     folder.begin_preparation()

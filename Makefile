@@ -24,7 +24,7 @@ $(VENV)/.test-ready: $(VENV)/.run-ready
 	$(PIP) install -q -c constraints.txt -e '.[test,lint]'
 	@touch $@
 
-demo: $(VENV)/.run-ready ## Train Truck Mate with two workers and ask it something (about ten minutes)
+demo: $(VENV)/.run-ready ## Train Truck Mate with two workers and ask it something (about eleven minutes)
 	$(BIN)/bithaul up --dir runs/demo --preset small --workers 2 \
 		--budget-tokens 12000000 --budget-minutes 10.4 --json
 

@@ -25,6 +25,7 @@ def parser(about: str | None, *, tokens: float) -> argparse.ArgumentParser:
     found.add_argument("--tokens", type=float, default=tokens, help="trained by each seed")
     found.add_argument("--minutes", type=float, default=20.0, help="most training time of each seed")
     found.add_argument("--preset", default="small")
+    found.add_argument("--workers", type=int, default=1, help="one on all cores learns most from a token")
     found.add_argument("--twin", action="store_true", help="train the full-precision twins instead")
     found.add_argument("--json", action="store_true", help="accepted and without effect: it is always JSON")
     return found
@@ -37,12 +38,12 @@ def measure(args: argparse.Namespace, train: Path, valid: Path, *, evaluate: tup
         with tempfile.TemporaryDirectory() as folder:
             up = _bithaul(
                 *("up", "--dir", folder, "--preset", args.preset, "--seed", str(seed)),
-                *("--train", str(train), "--valid", str(valid)),
+                *("--train", str(train), "--valid", str(valid), "--workers", str(args.workers)),
                 *("--budget-tokens", str(int(args.tokens)), "--budget-minutes", str(args.minutes)),
                 *(["--twin"] if args.twin else []),
             )
             found = _bithaul("evaluate", "intents", "--dir", folder, "--data", str(valid), *evaluate)
-        row: dict[str, object] = {"seed": seed, **{key: found[key] for key in KEPT}}
+        row: dict[str, object] = {"seed": seed, "workers": args.workers, **{key: found[key] for key in KEPT}}
         if found.get("out_of_scope"):
             row["out_of_scope_auroc"] = found["out_of_scope"]["auroc"]
         row["calibration_error"] = found["calibration"]["ece"]

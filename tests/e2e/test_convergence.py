@@ -72,9 +72,9 @@ def test_two_tiny_workers_stay_near_one_process(convergence: ModuleType) -> None
     """
     row = compare(convergence, rule={}, batch=16, examples=2400)
     assert row["single_loss"] < 3.0, "the single process learnt nothing to compare with"
-    assert row["heldout_ratio"] < 1.09
+    assert row["heldout_ratio"] < 1.06  # 1.028 with grammar 4
     half = compare(convergence, rule={"eta": 0.5}, batch=16, examples=2400)
-    assert half["heldout_ratio"] > row["heldout_ratio"] + 0.1
+    assert half["heldout_ratio"] > 1.09, "the bound would let half a merge through"  # 1.126 with grammar 4
 
 
 @pytest.mark.slow

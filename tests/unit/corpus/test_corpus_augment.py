@@ -67,6 +67,12 @@ def test_values_inside_each_other_are_not_replaced(words: Tokenizer) -> None:
     assert swap_values(example, pools, words, 1.0, random.Random(0)) == example
 
 
+def test_a_value_said_twice_stays(words: Tokenizer) -> None:
+    """Which of the two places was meant is not known; replacing one would leave the other as a trap."""
+    example = Example("play heroes no really play heroes", "play", (("song", "heroes"),))
+    assert swap_values(example, {"song": ["roxanne"]}, words, 1.0, random.Random(0)) == example
+
+
 def test_a_list_stays_as_it_is(words: Tokenizer) -> None:
     example = Example("via waco and gary", "go", (("stops", ("waco", "gary")),))
     assert swap_values(example, {"stops": ["rome"]}, words, 1.0, random.Random(0)) == example

@@ -232,6 +232,23 @@ def test_weight_decay_spares_gains_and_embedding() -> None:
         assert same == ("norm" in name or "embed" in name), name
 
 
+def test_the_embedding_has_a_rate_of_its_own() -> None:
+    """One step of AdamW moves every value by the rate, so a tenth of the rate is a tenth of the way."""
+    moved = {}
+    for share in (1.0, 0.1):
+        recipe = RECIPE.model_copy(
+            update={"embedding_lr_share": share, "weight_decay": 0.0, "batch_examples": 8}
+        )
+        subject = trainer(recipe=recipe)
+        before = {name: p.detach().clone() for name, p in subject.model.named_parameters()}
+        train(subject, examples(8))
+        after = dict(subject.model.named_parameters())
+        moved[share] = {name: float((after[name].detach() - before[name]).abs().sum()) for name in before}
+    for name, way in moved[1.0].items():
+        expected = 0.1 if "embed" in name else 1.0
+        assert moved[0.1][name] / way == pytest.approx(expected, rel=1e-3), name
+
+
 def test_a_step_advances_the_version_counters() -> None:
     """The fused optimizer does not; without the trainer's bump the forward pass would keep old codes."""
     subject, items = trainer(recipe=RECIPE.model_copy(update={"peak_lr": 0.05})), examples(8)

@@ -70,11 +70,11 @@ def test_two_tiny_workers_stay_near_one_process(convergence: ModuleType) -> None
     The bound is wide because the model is tiny and the run short: where the loss still falls fast, the
     averaged steps of two small batches are shorter than those of the double batch (docs/lab).
     """
-    row = compare(convergence, rule={}, batch=16, examples=2400)
+    row = compare(convergence, rule={}, batch=16, examples=2200)
     assert row["single_loss"] < 3.0, "the single process learnt nothing to compare with"
-    assert row["heldout_ratio"] < 1.06  # 1.028 with grammar 4
-    half = compare(convergence, rule={"eta": 0.5}, batch=16, examples=2400)
-    assert half["heldout_ratio"] > 1.09, "the bound would let half a merge through"  # 1.126 with grammar 4
+    assert row["heldout_ratio"] < 1.06
+    half = compare(convergence, rule={"eta": 0.5}, batch=16, examples=2200)
+    assert half["heldout_ratio"] > row["heldout_ratio"] + 0.1
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
 """Compare recipes: one process trains a corpus folder for a token budget and is scored on the held-out set.
 
 The folder is one of `bithaul corpus tokenize` or the `corpus` folder of a run. The score is the product's own
-evaluation (grammar, decoding, spelling). Several recipes run one after the other; each prints its result as a
-JSON line, the last line is all of them. Example:
+evaluation (grammar, decoding, spelling); for plain text it is the perplexity of the held-out text. Several
+recipes run one after the other; each prints its result as a JSON line, the last line is all of them. Example:
 
     python benchmarks/studies/recipe.py runs/demo/corpus --tokens 1e6 --recipe '{}' '{"peak_lr": 2e-3}'
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +20,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bithaul.corpus.build import LABELS, MANIFEST, TOKENIZER, CorpusManifest
-from bithaul.corpus.example import Example
-from bithaul.corpus.importers import read_examples
+from bithaul.corpus.build import HELDOUT_RECORDS, LABELS, MANIFEST, TOKENIZER, CorpusManifest
+from bithaul.corpus.example import Example, TextLine
+from bithaul.corpus.importers import read_any
 from bithaul.corpus.labels import LabelSet
 from bithaul.corpus.shards import Shard
 from bithaul.corpus.tokenizer import Tokenizer
+from bithaul.evaluation.documents import frame
 from bithaul.evaluation.intents import evaluate_intents
+from bithaul.evaluation.perplexity import evaluate_perplexity
 from bithaul.inference.loader import LoadedModel
 from bithaul.model.checkpoint import save_checkpoint
 from bithaul.model.config import load_config
 from bithaul.model.init import initial_vector
-from bithaul.training.recipe import TrainingRecipe
+from bithaul.training.recipe import CorpusKind, TrainingRecipe
 from bithaul.training.trainer import StepReport, Trainer
 
 PIECE_EXAMPLES = 2_048
@@ -40,14 +43,15 @@ PIECE_EXAMPLES = 2_048
 class Folder:
     train: list[npt.NDArray[np.int32]]
     heldout: list[npt.NDArray[np.int32]]
-    examples: list[Example]
+    examples: list[Example] | list[TextLine]
     tokenizer: Tokenizer
     labels: LabelSet
+    kind: CorpusKind
 
     @classmethod
     def open(cls, path: Path, *, heldout: int) -> Folder:
         manifest = CorpusManifest.model_validate_json((path / MANIFEST).read_text())
-        examples = read_examples(path / "heldout.jsonl")
+        examples = read_any(path / HELDOUT_RECORDS)
         chosen = random.Random(0).sample(range(len(examples)), min(heldout, len(examples)))
         held = [e for info in manifest.heldout for e in _read(path, info.id)]
         return cls(
@@ -56,6 +60,7 @@ class Folder:
             [examples[i] for i in chosen],
             Tokenizer.load(path / TOKENIZER),
             LabelSet.load(path / LABELS),
+            manifest.kind,
         )
 
 
@@ -90,6 +95,11 @@ def train(
             on_step=go_on,
         )
         done, loss = done + outcome.tokens, outcome.loss_mean
+        print(
+            f"\r{done:,} tokens, loss {loss:.4f}, {done / (time.perf_counter() - started):,.0f}/s",
+            end=" ",
+            file=sys.stderr,
+        )
     seconds = time.perf_counter() - started
     if save is not None:
         save.mkdir(parents=True, exist_ok=True)
@@ -98,14 +108,25 @@ def train(
         folder.labels.save(save / LABELS)
     heldout = trainer.evaluate(folder.heldout).loss
     network = trainer.model.eval().requires_grad_(False)
-    report = evaluate_intents(LoadedModel(network, folder.tokenizer, folder.labels), folder.examples)
-    slots = sorted(report.per_slot, key=lambda s: s.f1 * 1.0)
     return {
         "tokens": done,
         "seconds": round(seconds, 1),
         "tokens_per_second": round(done / seconds),
         "train_loss": round(loss, 4),
         "heldout_loss": round(heldout, 4),
+        **score(LoadedModel(network, folder.tokenizer, folder.labels), folder.examples),
+    }
+
+
+def score(model: LoadedModel, examples: list[Example] | list[TextLine]) -> dict[str, object]:
+    """How good the model is at what its corpus is for."""
+    texts = [e.text for e in examples if isinstance(e, TextLine)]
+    if texts:
+        found = evaluate_perplexity(model, frame(model.tokenizer, texts, requests=False))
+        return {"perplexity": round(found.perplexity, 2), "unknown_share": round(found.unknown_share, 4)}
+    report = evaluate_intents(model, [e for e in examples if isinstance(e, Example)])
+    slots = sorted(report.per_slot, key=lambda s: s.f1 * 1.0)
+    return {
         "intent_accuracy": round(report.accuracy, 4),
         "slot_f1": None if report.slot_f1 is None else round(report.slot_f1, 4),
         "exact_match": round(report.exact_match, 4),
@@ -128,7 +149,7 @@ def main() -> None:
     folder = Folder.open(args.folder, heldout=args.heldout)
     results = []
     for number, changes in enumerate(args.recipe):
-        recipe = TrainingRecipe.for_preset(args.preset, "intents").model_copy(update=json.loads(changes))
+        recipe = TrainingRecipe.for_preset(args.preset, folder.kind).changed(json.loads(changes))
         for seed in args.seeds:
             found = train(folder, recipe, args, seed=seed, save=args.save and args.save / f"{number}/{seed}")
             results.append({"recipe": json.loads(changes), "seed": seed, **found})

@@ -76,6 +76,9 @@ def tokenize(
         int | None,
         typer.Option(min=0, help="Parts of words in the vocabulary (1,000; none for plain text)."),
     ] = None,
+    as_given: Annotated[
+        bool, typer.Option("--as-given", help="Plain text: keep case, cut at blanks only, <unk> is unknown.")
+    ] = False,
     copies: Annotated[int, typer.Option(min=1, max=1000, help="Times each training example is written.")] = 1,
     swap: Annotated[
         float, typer.Option(min=0, max=1, help="Chance of a slot to get another example's value.")
@@ -110,6 +113,7 @@ def tokenize(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
         word_pieces=word_pieces,
+        as_given=as_given,
         augmentation=Augmentation(copies=copies, swap=swap, spell=spell, drop=drop),
         max_tokens=max_tokens,
         shard_examples=shard_examples,

@@ -74,6 +74,9 @@ def up(
     word_pieces: Annotated[
         int | None, typer.Option(min=0, help="Parts of words in the vocabulary (1,000; none for plain text).")
     ] = None,
+    as_given: Annotated[
+        bool, typer.Option("--as-given", help="Plain text: keep case, cut at blanks only, <unk> is unknown.")
+    ] = False,
     twin: Annotated[
         bool, typer.Option("--twin", help="Train the full-precision twin instead of the ternary model.")
     ] = False,
@@ -116,6 +119,7 @@ def up(
         recipe=None if recipe is None else read_recipe_changes(recipe),
         augmentation=None if augment is None else parse_augmentation(augment),
         word_pieces=word_pieces,
+        as_given=as_given or None,
         seed=seed,
         port=port,
         ask=ask,

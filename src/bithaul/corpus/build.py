@@ -93,6 +93,7 @@ def build_corpus(
     vocab_size: int = DEFAULT_VOCAB_SIZE,
     min_frequency: int = DEFAULT_MIN_FREQUENCY,
     word_pieces: int | None = None,
+    as_given: bool = False,
     augmentation: Augmentation = AS_IT_IS,
     shard_examples: int = 5000,
     description: str = "",
@@ -102,7 +103,8 @@ def build_corpus(
     """Write a whole corpus folder. `max_tokens` is the model's context length + 1.
 
     `word_pieces` is how many parts of words the vocabulary gets (None: 1,000 for labelled requests, none for
-    plain text). `augmentation` is for labelled requests, and for the training split only.
+    plain text). `as_given` takes words of plain text as they are, see `tokenizer`. `augmentation` is for
+    labelled requests, and for the training split only.
 
     Labelled examples that are longer are counted in `left_out` and not written. Plain text is one stream cut
     into pieces of `max_tokens`; neighbours share one token, so every token is predicted once. The vocabulary
@@ -116,7 +118,7 @@ def build_corpus(
     if word_pieces is None:
         word_pieces = DEFAULT_WORD_PIECES if kind == "intents" else 0
     tokenizer = tokenizer or Tokenizer.train(
-        train, vocab_size=vocab_size, min_frequency=min_frequency, word_pieces=word_pieces
+        train, vocab_size=vocab_size, min_frequency=min_frequency, word_pieces=word_pieces, as_given=as_given
     )
     _require_known_labels(tokenizer, heldout)
     train_ids, long_train = _augmented(tokenizer, train, max_tokens, augmentation, seed)

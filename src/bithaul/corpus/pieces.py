@@ -8,6 +8,7 @@ which NFKC turns into a plain one: whatever a person types, it can never become 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
@@ -16,6 +17,7 @@ QUOTE = "＂"
 
 PAD, UNK, BOS, EOS, USER, INTENT = "[PAD]", "[UNK]", "[BOS]", "[EOS]", "[USER]", "[INTENT]"
 SPECIAL = (PAD, UNK, BOS, EOS, USER, INTENT)
+GIVEN_UNKNOWN = f"{SPACE}<unk>"  # how data sets with a closed vocabulary write the unknown word
 
 OPEN_INTENT = f"{SPACE}{{{QUOTE}intent{QUOTE}:"
 CLOSE_NO_SLOTS = f"{QUOTE}}}"
@@ -100,20 +102,79 @@ def _folding() -> list[normalizers.Normalizer]:
     ]
 
 
-def folding() -> normalizers.Normalizer:
-    """The normal form of text: NFKC, lower case, plain quotes, single spaces."""
-    return normalizers.Sequence(_folding())
+@dataclass(frozen=True)
+class TextRules:
+    """How text becomes pieces: its normal form, and what is a piece.
+
+    `structure` and `line_pieces` are for a whole line, where `[USER]` and label JSON mean what they are.
+    """
+
+    normal_form: tuple[normalizers.Normalizer, ...]
+    pieces: str  # pattern of the normal form with `▁`
+    structure: tuple[normalizers.Normalizer, ...] = ()
+    line_pieces: str | None = None
+    spelled: tuple[tuple[str | Regex, str], ...] = ()  # what decoding replaces in a piece
+
+    def folding(self) -> normalizers.Normalizer:
+        return normalizers.Sequence([*self.normal_form])
+
+    def plain_normalizer(self) -> normalizers.Normalizer:
+        """Folding, then `▁` for each space and in front: what user text goes through."""
+        return normalizers.Sequence([*self.normal_form, *_marks()])
+
+    def line_normalizer(self) -> normalizers.Normalizer:
+        """Like `plain_normalizer`, and label JSON gets its structural spelling: for a whole line."""
+        return normalizers.Sequence([*self.normal_form, *self.structure, *_marks()])
+
+    def plain_splitter(self) -> pre_tokenizers.PreTokenizer:
+        return pre_tokenizers.Split(Regex(self.pieces), "isolated")
+
+    def line_splitter(self) -> pre_tokenizers.PreTokenizer:
+        return pre_tokenizers.Split(Regex(self.line_pieces or self.pieces), "isolated")
+
+    def decoder(self) -> decoders.Decoder:
+        """Pieces back to text; exact, because every space is in a piece."""
+        whole = [(QUOTE + SPACE, QUOTE), (QUOTE, '"')] if self.structure else []
+        return decoders.Sequence(
+            [
+                *(decoders.Replace(pattern, content) for pattern, content in self.spelled),
+                decoders.Fuse(),
+                *(decoders.Replace(pattern, content) for pattern, content in whole),
+                decoders.Replace(SPACE, " "),
+                decoders.Strip(" ", 1, 0),
+            ]
+        )
 
 
-def plain_normalizer() -> normalizers.Normalizer:
-    """Folding, then `▁` for each space and in front: what user text goes through."""
-    return normalizers.Sequence([*_folding(), _replace(" ", SPACE), normalizers.Prepend(SPACE)])
+def folded() -> TextRules:
+    """NFKC, lower case, plain quotes, single spaces; a piece is a word, a digit or a mark."""
+    return TextRules(
+        tuple(_folding()),
+        _PLAIN,
+        tuple(_label_structure()),
+        f"{_STRUCTURE}|{_PLAIN}",
+        ((INTENT, SPACE + INTENT), (UNK, SPACE + UNK)),
+    )
 
 
-def line_normalizer() -> normalizers.Normalizer:
-    """Like `plain_normalizer`, and label JSON gets its structural spelling: for a whole line."""
+def as_given() -> TextRules:
+    """For plain text that was split before: a piece is what stands between blanks, spelled as it is."""
+    own_marks = (_replace(SPACE, "_"), _replace(QUOTE, '"'))
+    return TextRules(
+        (*own_marks, _replace(r"\s+", " "), normalizers.Strip()),
+        rf"{SPACE}[^{SPACE}]*",
+        spelled=((Regex(r"^\[UNK\]$"), SPACE + UNK),),
+    )
+
+
+def _marks() -> list[normalizers.Normalizer]:
+    return [_replace(" ", SPACE), normalizers.Prepend(SPACE)]
+
+
+def _label_structure() -> list[normalizers.Normalizer]:
+    """Label JSON at the end of a line gets its structural spelling."""
     free = r"(?<!\\)"
-    structure = [
+    return [
         _replace(r'^\{"intent":"' + _LABEL, "{＂intent＂:＂"),
         _replace(free + r'","slots":\{"' + _LABEL, "＂,＂slots＂:{＂"),
         _replace(free + r'":\["' + _LABEL, "＂:[＂▁"),
@@ -126,28 +187,3 @@ def line_normalizer() -> normalizers.Normalizer:
         _replace(free + r'"\}\}$', "＂}}"),
         _replace(free + r'"\}$', "＂}"),
     ]
-    spaces = [_replace(" ", SPACE), normalizers.Prepend(SPACE)]
-    return normalizers.Sequence([*_folding(), *structure, *spaces])
-
-
-def plain_splitter() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Split(Regex(_PLAIN), "isolated")
-
-
-def line_splitter() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Split(Regex(f"{_STRUCTURE}|{_PLAIN}"), "isolated")
-
-
-def decoder() -> decoders.Decoder:
-    """Pieces back to text; exact, because every space is in a piece."""
-    return decoders.Sequence(
-        [
-            decoders.Replace(INTENT, SPACE + INTENT),
-            decoders.Replace(UNK, SPACE + UNK),
-            decoders.Fuse(),
-            decoders.Replace(QUOTE + SPACE, QUOTE),
-            decoders.Replace(QUOTE, '"'),
-            decoders.Replace(SPACE, " "),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )

@@ -3,7 +3,8 @@
 A word the vocabulary does not hold falls into word pieces, longest first, where the vocabulary was given some
 (`train(word_pieces=)`), and is one `[UNK]` otherwise. Promises: `decode(encode_example(e))` is the normalised
 line exactly when there is no `[UNK]`; digits are spelled; every intent and slot name is one token; user text
-never becomes a special or structural token; a vocabulary never changes after training.
+never becomes a special or structural token; a vocabulary never changes after training. Plain text that was
+split before may be taken as it is (`train(as_given=True)`): words between blanks, `<unk>` the unknown one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from bithaul.corpus import pieces
 from bithaul.corpus.example import Example, SlotValue, TextLine
 from bithaul.corpus.files import sha256_of, write_bytes
 from bithaul.corpus.pieces import SPECIAL as SPECIAL
-from bithaul.errors import CorruptFile, InvalidData, NotFound
+from bithaul.errors import CorruptFile, InvalidData, InvalidInput, NotFound
 
 DEFAULT_VOCAB_SIZE = 5174
 DEFAULT_MIN_FREQUENCY = 2
@@ -73,10 +74,12 @@ class Tokenizer:
         # User text goes through the same words without the rules for labels and special tokens.
         self._has_pieces = isinstance(self._line.model, models.WordPiece)
         self._plain = tokenizers.Tokenizer(_model(self._vocab, word_pieces=self._has_pieces))
-        self._plain.normalizer = pieces.plain_normalizer()
-        self._plain.pre_tokenizer = pieces.plain_splitter()
-        self._fold = pieces.folding()
-        self._split = pieces.plain_splitter()
+        self.as_given = not _folds(serialised)
+        rules = pieces.as_given() if self.as_given else pieces.folded()
+        self._plain.normalizer = rules.plain_normalizer()
+        self._plain.pre_tokenizer = rules.plain_splitter()
+        self._fold = rules.folding()
+        self._split = rules.plain_splitter()
         self._values: dict[str, list[int]] = {}
         by_id = sorted(self._vocab.items(), key=lambda item: item[1])
         self._intents = {name: i for p, i in by_id if (name := pieces.intent_name(p)) is not None}
@@ -90,20 +93,25 @@ class Tokenizer:
         vocab_size: int = DEFAULT_VOCAB_SIZE,
         min_frequency: int = DEFAULT_MIN_FREQUENCY,
         word_pieces: int = 0,
+        as_given: bool = False,
     ) -> Tokenizer:
         """Special and structural tokens, digits and all names, `word_pieces` parts of words (0: none), then
         the most frequent words up to the cap.
 
-        Ties are broken by spelling, so equal input gives equal bytes.
+        Ties are broken by spelling, so equal input gives equal bytes. `as_given` is for plain text without
+        word pieces only.
         """
+        rules = pieces.as_given() if as_given else pieces.folded()
         counts: Counter[str] = Counter()
         intents: dict[str, str] = {}
         slots: dict[str, str] = {}
-        fold, split = pieces.folding(), pieces.plain_splitter()
+        fold, split = rules.folding(), rules.plain_splitter()
         texts: Counter[str] = Counter()
         for item in items:
             texts[item.text] += 1
             if isinstance(item, Example):
+                if as_given:
+                    raise InvalidInput("Labelled requests are always folded; leave out --as-given.")
                 _register(intents, item.intent, fold.normalize_str(item.intent), "intent")
                 for name, value in item.slots:
                     _register(slots, name, fold.normalize_str(name), "slot")
@@ -111,6 +119,10 @@ class Tokenizer:
         for text, times in texts.items():
             for piece in _pieces(text, fold, split):
                 counts[piece] += times
+        if as_given:
+            if word_pieces:
+                raise InvalidInput("Text as given has no word pieces; leave out --word-pieces.")
+            counts.pop(pieces.GIVEN_UNKNOWN, None)
         fixed = [*SPECIAL, *pieces.STRUCTURAL, *pieces.ALWAYS]
         fixed += [pieces.intent_piece(name) for name in sorted(intents)]
         fixed += [pieces.slot_piece(name) for name in sorted(slots)]
@@ -124,15 +136,15 @@ class Tokenizer:
         words = [piece for piece, count in ranked if count >= min_frequency and piece not in always]
         parts = word_parts(counts, word_pieces)[: vocab_size - len(fixed)] if word_pieces else []
         ordered = list(dict.fromkeys([*fixed, *parts, *words]))
-        return cls._from_pieces(ordered[:vocab_size], word_pieces=word_pieces > 0)
+        return cls._from_pieces(ordered[:vocab_size], rules, word_pieces=word_pieces > 0)
 
     @classmethod
-    def _from_pieces(cls, ordered: Sequence[str], *, word_pieces: bool) -> Tokenizer:
+    def _from_pieces(cls, ordered: Sequence[str], rules: pieces.TextRules, *, word_pieces: bool) -> Tokenizer:
         vocab = {piece: i for i, piece in enumerate(ordered)}
         backend = tokenizers.Tokenizer(_model(vocab, word_pieces=word_pieces))
-        backend.normalizer = pieces.line_normalizer()
-        backend.pre_tokenizer = pieces.line_splitter()
-        backend.decoder = pieces.decoder()
+        backend.normalizer = rules.line_normalizer()
+        backend.pre_tokenizer = rules.line_splitter()
+        backend.decoder = rules.decoder()
         frame = [pieces.PAD, pieces.BOS, pieces.EOS]
         backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in frame])
         marks = [pieces.USER, pieces.INTENT]
@@ -362,6 +374,11 @@ class Tokenizer:
         if known is None:
             raise InvalidData(f"The tokenizer does not know the {kind} {name!r}; make a new corpus with it.")
         return known
+
+
+def _folds(serialised: str) -> bool:
+    steps = json.loads(serialised)["normalizer"]["normalizers"]
+    return any(step["type"] == "Lowercase" for step in steps)
 
 
 def _model(vocab: dict[str, int], *, word_pieces: bool) -> models.Model:

@@ -22,9 +22,11 @@ from bithaul.model.autograd import array_of, differentiable
 from bithaul.model.products import matmul_precision
 from bithaul.model.scratch import scratch
 
-_BLOCK_VALUES = 1 << 20  # logits at a time: 4 MiB
+_BLOCK_VALUES = 1 << 20  # logits at a time: 4 MiB, but
+_BLOCK_ROWS = 256  # no fewer rows: each block reads the whole embedding
 _ROWS = 64  # rows of weight 0 are kept up to a multiple of this
-_GROUP_VALUES = 1 << 24  # d_logits kept for one product with the inputs: 32 MiB in bf16
+_GROUP_VALUES = 1 << 24  # d_logits kept for one product with the inputs: 32 MiB in bf16, but
+_GROUP_ROWS = 2048  # no fewer rows: each product adds to the whole gradient of the embedding
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,8 @@ class LossSums:
 
 
 def _blocks(rows: int, size: int) -> Iterator[slice]:
-    step = max(1, size)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
 
 
 class _HeadLoss(Function):
@@ -83,9 +84,9 @@ class _HeadLoss(Function):
         d_hidden = torch.empty_like(hidden)
         d_embedding = torch.zeros_like(embedding) if needed else None
         uniform = torch.empty_like(cross_entropy)
-        for group in _blocks(hidden.shape[0], _GROUP_VALUES // vocabulary):
+        for group in _blocks(hidden.shape[0], max(_GROUP_ROWS, _GROUP_VALUES // vocabulary)):
             d_logits = scratch("d_logits", (group.stop - group.start, vocabulary), dtype)
-            for inner in _blocks(d_logits.shape[0], _BLOCK_VALUES // vocabulary):
+            for inner in _blocks(d_logits.shape[0], max(_BLOCK_ROWS, _BLOCK_VALUES // vocabulary)):
                 block = slice(group.start + inner.start, group.start + inner.stop)
                 logits = torch.mm(
                     hidden[block].detach(),

@@ -17,7 +17,7 @@ from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.pieces import SPECIAL, STRUCTURAL
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.corpus.truckmate.generator import Traced
-from bithaul.errors import CorruptFile, InvalidData, NotFound
+from bithaul.errors import CorruptFile, InvalidData, InvalidInput, NotFound
 
 NAVIGATE = Example(
     "Take me to the Flying J in Dallas", "navigate", (("chain", "Flying J"), ("city", "Dallas"))
@@ -167,6 +167,43 @@ def test_rare_words_are_unknown_and_shown() -> None:
     tokenizer = Tokenizer.train([TextLine("go go home")], min_frequency=2)
     assert tokenizer.decode(tokenizer.encode_example(TextLine("go home"))) == "go [UNK]"
     assert tokenizer.encode_words("go home") == [(tokenizer.encode_words("go")[0][0], " go"), (1, " home")]
+
+
+GIVEN = [
+    TextLine(" = Homarus = \n"),
+    TextLine("The <unk> , the cafe\u0301 @-@ bar in 1907 ;  ＂intent＂: [UNK]"),
+]
+
+
+def test_text_as_given_keeps_case_and_is_cut_at_blanks_only(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(GIVEN, min_frequency=1, as_given=True)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    for one in (tokenizer, Tokenizer.load(tmp_path / "tokenizer.json")):
+        ids = one.encode_example(GIVEN[1])
+        assert [one.token(i) for i in ids[1:7]] == ["▁The", "[UNK]", "▁,", "▁the", "▁cafe\u0301", "▁@-@"]
+        assert one.decode(ids) == 'The [UNK] , the cafe\u0301 @-@ bar in 1907 ; "intent": [UNK]'
+        assert one.decode(one.encode_example(TextLine("the Homarus bar"))) == "the Homarus bar"
+        assert one.decode(one.encode_example(TextLine("the homarus bar;"))) == "the [UNK] [UNK]"
+        spelled = one.encode_words("the  <unk> bar")
+        assert [spelling for _, spelling in spelled] == [" the", " <unk>", " bar"]
+        assert spelled[1][0] == one.unk
+
+
+def test_no_text_as_given_becomes_a_structural_or_special_piece() -> None:
+    """Without folding the marks of labels and of the beginning of a line could be typed."""
+    frame = [*SPECIAL, *STRUCTURAL]
+    typed = [TextLine(" ".join(frame)), *(TextLine(piece) for piece in frame)]
+    tokenizer = Tokenizer.train([*GIVEN, *typed], min_frequency=1, as_given=True)
+    for line in typed:
+        inner = tokenizer.encode_example(line)[1:-1]
+        assert all(i == tokenizer.unk or i >= len(frame) for i in inner), tokenizer.decode(inner)
+
+
+def test_text_as_given_is_plain_and_has_whole_words_only() -> None:
+    with pytest.raises(InvalidInput, match="leave out --as-given"):
+        Tokenizer.train([NAVIGATE], as_given=True)
+    with pytest.raises(InvalidInput, match="leave out --word-pieces"):
+        Tokenizer.train(GIVEN, as_given=True, word_pieces=100)
 
 
 PIECES = [TextLine("fuel fueling fueled the truck trucks trucking stop stopping walk walking")] * 2

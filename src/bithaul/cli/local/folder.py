@@ -44,6 +44,7 @@ class RunSpec(BaseModel):
     merge_rule: str = "sync"
     codec: str = "int8-block-v1"
     ternary: bool = True
+    as_given: bool = False
     word_pieces: int | None = None  # None: as the corpus builder chooses
     augmentation: Augmentation | None = None  # None: what is suggested for the data
     recipe: dict[str, Any] = {}  # fields that replace those of the preset's recipe

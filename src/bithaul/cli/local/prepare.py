@@ -121,6 +121,7 @@ def _build_corpus(folder: RunFolder, spec: RunSpec, say: Say) -> CorpusManifest:
         vocab_size=spec.vocab_size,
         min_frequency=2,
         word_pieces=spec.word_pieces,
+        as_given=spec.as_given,
         augmentation=augmentation,
         seed=spec.seed,
         max_tokens=context + 1,

@@ -28,7 +28,7 @@ POLL_SECONDS = 0.5
 DEFAULT_BUDGET_TOKENS = 3_000_000
 EXIT_STOPPED = 130
 _FIXED = (
-    *("vocab_size", "word_pieces", "augmentation", "recipe"),
+    *("vocab_size", "word_pieces", "as_given", "augmentation", "recipe"),
     *("merge_rule", "codec", "seed", "task_seconds"),
 )  # wishes that a run keeps under the same name
 
@@ -53,6 +53,7 @@ class Wishes:
     recipe: dict[str, Any] | None
     augmentation: Augmentation | None
     word_pieces: int | None
+    as_given: bool | None
     seed: int | None
     port: int
     ask: str | None

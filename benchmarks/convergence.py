@@ -181,7 +181,8 @@ def compare(
     data: Data,
     *,
     config: ModelConfig,
-    recipe: TrainingRecipe,
+    alone: TrainingRecipe,
+    theirs: TrainingRecipe,
     steps_per_task: Sequence[int],
     epochs: float,
     workers: int,
@@ -193,14 +194,16 @@ def compare(
 ) -> dict[str, object]:
     """Every side once; the result as the benchmark prints it, without what was asked.
 
-    `lr_factors` are for the workers only: averaging smaller batches shortens the steps of AdamW.
+    `alone` is the recipe of the single process, `theirs` that of each worker; the batches of all workers are
+    that of the single process. `lr_factors` multiply the rate of the workers.
     """
-    steps = round(epochs * len(data.train) / (workers * recipe.batch_examples))
-    together = recipe.model_copy(update={"batch_examples": workers * recipe.batch_examples})
-    plans = [Plan(config, together, steps, seed=seed)]
+    if alone.batch_examples != workers * theirs.batch_examples:
+        raise ValueError("the single process must take the batches of all workers together")
+    steps = round(epochs * len(data.train) / alone.batch_examples)
+    plans = [Plan(config, alone, steps, seed=seed)]
     for factor in lr_factors:
-        theirs = recipe.model_copy(update={"peak_lr": recipe.peak_lr * factor})
-        plans += [Plan(config, theirs, steps, workers, s, codec, rule_options, seed) for s in steps_per_task]
+        scaled = theirs.model_copy(update={"peak_lr": theirs.peak_lr * factor})
+        plans += [Plan(config, scaled, steps, workers, s, codec, rule_options, seed) for s in steps_per_task]
     jobs = [(plan, data) for plan in plans]
     if processes > 1:
         context = multiprocessing.get_context("spawn")
@@ -235,35 +238,30 @@ def main() -> None:
     parser.add_argument("--heldout", type=int, default=512)
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--batch", type=int, default=None, help="examples per inner step of a worker (recipe)"
-    )
     parser.add_argument("--steps-per-task", type=int, nargs="+", default=[5])
     parser.add_argument(
-        "--lr-factor", type=float, nargs="+", default=None, help="of the workers' rate (recipe)"
+        "--lr-factor", type=float, nargs="+", default=[1.0], help="of the workers' rate in the recipe"
     )
     parser.add_argument("--codec", default="int8-block-v1")
     parser.add_argument("--eta", type=float, default=1.0)
     parser.add_argument("--mu", type=float, default=0.0)
-    parser.add_argument("--recipe", default="{}", help="JSON with recipe fields to replace")
+    parser.add_argument("--recipe", default="{}", help="JSON with recipe fields to replace, on both sides")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="sides at the same time")
     args = parser.parse_args()
     context = load_config(args.preset, vocab_size=5174).context_length
     data = make_data(examples=args.examples, heldout=args.heldout, seed=args.seed, max_tokens=context + 1)
     config = load_config(args.preset, vocab_size=data.vocab_size)
-    alone = TrainingRecipe.for_preset(args.preset, "intents")
-    theirs = TrainingRecipe.for_preset(args.preset, "intents", workers=args.workers)
-    factors = args.lr_factor or [theirs.peak_lr / alone.peak_lr]
-    recipe = alone.model_copy(
-        update={"batch_examples": args.batch or theirs.batch_examples} | json.loads(args.recipe)
-    )
+    changes = json.loads(args.recipe)
+    alone = TrainingRecipe.for_preset(args.preset, "intents").changed(changes)
+    theirs = TrainingRecipe.for_preset(args.preset, "intents", workers=args.workers).changed(changes)
     result = compare(
         data,
         config=config,
-        recipe=recipe,
+        alone=alone,
+        theirs=theirs,
         steps_per_task=args.steps_per_task,
-        lr_factors=factors,
+        lr_factors=args.lr_factor,
         epochs=args.epochs,
         workers=args.workers,
         codec=args.codec,
@@ -274,7 +272,7 @@ def main() -> None:
     asked = {k: getattr(args, k) for k in ("preset", "examples", "epochs", "workers", "codec", "eta", "mu")}
     print(
         json.dumps(
-            {**asked, "batch_examples": recipe.batch_examples, "vocab_size": config.vocab_size, **result}
+            {**asked, "batch_examples": theirs.batch_examples, "vocab_size": config.vocab_size, **result}
         )
     )
 

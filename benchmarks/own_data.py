@@ -36,13 +36,13 @@ def measure(args: argparse.Namespace, train: Path, valid: Path, *, evaluate: tup
     rows = []
     for seed in args.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            up = _bithaul(
+            up = bithaul(
                 *("up", "--dir", folder, "--preset", args.preset, "--seed", str(seed)),
                 *("--train", str(train), "--valid", str(valid), "--workers", str(args.workers)),
                 *("--budget-tokens", str(int(args.tokens)), "--budget-minutes", str(args.minutes)),
                 *(["--twin"] if args.twin else []),
             )
-            found = _bithaul("evaluate", "intents", "--dir", folder, "--data", str(valid), *evaluate)
+            found = bithaul("evaluate", "intents", "--dir", folder, "--data", str(valid), *evaluate)
         row: dict[str, object] = {"seed": seed, "workers": args.workers, **{key: found[key] for key in KEPT}}
         if found.get("out_of_scope"):
             row["out_of_scope_auroc"] = found["out_of_scope"]["auroc"]
@@ -64,7 +64,7 @@ def _summary(rows: list[dict[str, object]]) -> dict[str, float]:
     return found
 
 
-def _bithaul(*words: str) -> dict[str, Any]:
+def bithaul(*words: str) -> dict[str, Any]:
     """The JSON of a command's last line; its progress goes to the terminal."""
     done = subprocess.run(
         [sys.executable, "-m", "bithaul", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True

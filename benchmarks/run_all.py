@@ -26,6 +26,7 @@ DATA_FOLDERS = {
     "clinc150": "clinc150",
     "kneser_ney": "wikitext2",
     "snips": "snips",
+    "wikitext2": "wikitext2",
 }  # benchmarks on public data, and their folder inside `--data`
 
 # (benchmark, key of its result, what the README calls it, unit): what is not measured yet is left out.
@@ -147,8 +148,10 @@ def show(value: object) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", help="run only this benchmark (repeatable)")
-    parser.add_argument("--timeout", type=float, default=3600.0)
-    parser.add_argument("--data", type=Path, help=f"folder with {', '.join(DATA_FOLDERS.values())}")
+    parser.add_argument("--timeout", type=float, default=7200.0, help="seconds a benchmark may take")
+    parser.add_argument(
+        "--data", type=Path, help=f"folder with {', '.join(sorted(set(DATA_FOLDERS.values())))}"
+    )
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     scripts = sorted(p for p in HERE.glob("*.py") if p.stem not in NOT_A_BENCHMARK)

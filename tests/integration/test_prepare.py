@@ -16,6 +16,7 @@ from bithaul.corpus.augment import AS_IT_IS, Augmentation
 from bithaul.corpus.build import CorpusManifest
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import InvalidConfig
+from bithaul.training.recipe import TrainingRecipe
 
 SONGS = "".join(
     f'{{"text": "play song{n} by band{n}", "intent": "play", "slots": {{"artist": "band{n}"}}}}\n'
@@ -49,16 +50,24 @@ def prepared(folder: RunFolder, data: Path, **wishes: object) -> tuple[CorpusMan
 def test_small_labelled_data_is_varied_and_regularised(folder: RunFolder, tmp_path: Path) -> None:
     data = tmp_path / "words.tsv"
     data.write_text(WORDS)
-    manifest, recipe = prepared(folder, data)
+    manifest, recipe = prepared(folder, data, workers=1)
     assert manifest.augmentation == Augmentation(copies=8, swap=0.5, spell=0.1, drop=0.05)
     assert manifest.train_examples == 8 * 18
     assert (recipe["dropout"], recipe["embedding_lr_share"]) == (0.1, 0.3)
 
 
+def test_the_recipe_is_that_of_the_runs_workers(folder: RunFolder, tmp_path: Path) -> None:
+    data = tmp_path / "words.tsv"
+    data.write_text(WORDS)
+    _, recipe = prepared(folder, data, workers=2)
+    wanted = TrainingRecipe.for_preset("small", "intents", workers=2, few=True)
+    assert recipe == wanted.model_dump(mode="json")
+
+
 def test_data_with_slots_keeps_the_rate_of_its_embedding(folder: RunFolder, tmp_path: Path) -> None:
     data = tmp_path / "songs.jsonl"
     data.write_text(SONGS)
-    manifest, recipe = prepared(folder, data)
+    manifest, recipe = prepared(folder, data, workers=1)
     assert manifest.augmentation.copies == 8
     assert (recipe["dropout"], recipe["embedding_lr_share"]) == (0.0, 1.0)
 

@@ -23,6 +23,7 @@ _OTHER_PEAK_LR = 1e-3
 _BATCH_EXAMPLES: dict[CorpusKind, int] = {"intents": 32, "text": 16}
 _EMBEDDING_LR_OF_FEW = 0.3
 _DROPOUT_OF_FEW = 0.1
+_BETA1, _BETA2 = 0.9, 0.98  # of a whole batch
 _SMALLEST_BATCH = 8  # below it the cost of a step hardly falls any more
 
 
@@ -39,7 +40,7 @@ class TrainingRecipe(BaseModel):
     second_stage_from: float = Field(default=0.5, ge=0, le=1)  # weight decay ends here too
     decay_from: float = Field(default=0.67, ge=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0, le=10)  # on latent matrices only, first stage only
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[float, float] = (_BETA1, _BETA2)
     eps: float = Field(default=1e-8, gt=0)
     clip: float = Field(default=1.0, gt=0)  # largest gradient norm
     optimizer_warmup_steps: int = Field(
@@ -57,18 +58,22 @@ class TrainingRecipe(BaseModel):
         """The recipe of a preset (any other model name gets cautious values) for a kind of corpus.
 
         `workers` is how many are expected: a merged step averages over all of them, so each takes a smaller
-        batch, and together they take about the batch that one process learns best with. AdamW divides by the
-        noise of the smaller batch, so the averaged step would be shorter by the root of the ratio; the peak
-        rate makes up for it (docs/lab/0003). `few` is for requests without slots that are read many times,
-        whose rare words are learnt by heart (docs/lab/0007); copying slot values takes steps instead.
+        batch, and together they take about the batch that one process learns best with. Three things make up
+        for the smaller batch (docs/lab/0003). AdamW divides by its noise, so the averaged step would be
+        shorter by the root of the ratio: the peak rate is higher by it. The second moment looks back over as
+        many examples, hence more steps. A rare word is in the batch of one worker and not in the others',
+        so its embedding is averaged with nothing: its rate is higher once more. `few` is for requests
+        without slots that are read many times, whose rare words are learnt by heart (docs/lab/0007);
+        copying slot values takes steps instead.
         """
         together = _BATCH_EXAMPLES[kind]
         batch = max(_SMALLEST_BATCH, together // workers)
-        peak = _PEAK_LR.get(preset, _OTHER_PEAK_LR) * math.sqrt(together / batch)
+        noisier = math.sqrt(together / batch)
         return cls(
-            peak_lr=peak,
+            peak_lr=_PEAK_LR.get(preset, _OTHER_PEAK_LR) * noisier,
             batch_examples=batch,
-            embedding_lr_share=_EMBEDDING_LR_OF_FEW if few else 1.0,
+            betas=(_BETA1, 1 - (1 - _BETA2) * batch / together),
+            embedding_lr_share=(_EMBEDDING_LR_OF_FEW if few else 1.0) * noisier,
             dropout=_DROPOUT_OF_FEW if few else 0.0,
         )
 

@@ -90,6 +90,10 @@ def test_workers_share_the_batch_and_keep_the_length_of_a_merged_step() -> None:
         found = TrainingRecipe.for_preset("small", "intents", workers=workers)
         assert found.batch_examples == alone.batch_examples // share
         assert found.peak_lr == pytest.approx(alone.peak_lr * math.sqrt(share))
+        assert found.embedding_lr_share == pytest.approx(math.sqrt(share))
+        assert found.betas[0] == alone.betas[0]
+        lookback = found.batch_examples / (1 - found.betas[1])  # examples in the second moment
+        assert lookback == pytest.approx(alone.batch_examples / (1 - alone.betas[1]))
 
 
 def test_pack_shifts_by_one_and_weighs_label_tokens() -> None:

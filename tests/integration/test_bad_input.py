@@ -373,6 +373,7 @@ def test_up_says_that_the_port_is_in_use(tmp_path: Path, capsys: pytest.CaptureF
     last = said.splitlines()[-1]
     assert port in last
     assert "--port" in last
+    assert not (tmp_path / "run" / "corpus").exists(), "it should be said before the data is prepared"
     assert "Traceback" not in said
 
 

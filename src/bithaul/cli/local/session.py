@@ -19,6 +19,7 @@ from bithaul.cli.local.watch import Display
 from bithaul.coordinator.commands.steer import set_budget
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.queries.progress import ProgressView, progress
+from bithaul.coordinator.server import bind
 from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.augment import Augmentation
 from bithaul.errors import Conflict
@@ -89,6 +90,8 @@ class Session:
         w, known = self._wishes, self._folder.read_spec()
         if known is not None:
             return self._resume(known)
+        if w.port:  # said now, not after minutes of preparation
+            bind(load_settings(self._folder.root).host, w.port).close()
         given = _given(w, (*_FIXED, "workers"))
         spec = RunSpec.model_validate(
             {

@@ -146,6 +146,8 @@ def test_second_up_on_the_same_folder_is_refused(up) -> None:
         (["--merge-rule", "nonsense"], "sync"),
         (["--codec", "nonsense"], "int8-block-v1"),
         (["--task-seconds", "inf"], "inf"),
+        (["--as-given"], "your own plain text"),
+        (["--train", "t.tsv", "--valid", "t.tsv", "--examples", "200"], "leave it out with --train"),
     ],
 )
 def test_bad_input_is_one_line_and_builds_nothing(up, options, words) -> None:

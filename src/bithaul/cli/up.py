@@ -102,6 +102,10 @@ def up(
         raise InvalidInput(
             "Give both --train and --valid, or neither to train on generated Truck Mate requests."
         )
+    if train is None and as_given:
+        raise InvalidInput("Truck Mate requests are always folded; give --as-given with your own plain text.")
+    if train is not None and examples is not None:
+        raise InvalidInput("--examples is for generated requests; leave it out with --train.")
     wishes = Wishes(
         preset=preset,
         workers=workers,

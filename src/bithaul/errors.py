@@ -2,12 +2,21 @@
 
 An error a person or a peer can cause is a `BithaulError`; everything else is a defect and may be a
 traceback. `code` is public: the REST API sends it in problem+json, the CLI prints it with `--json`.
-`http_status` and `exit_code` are the one table that maps an error to an answer at either door.
+`http_status` and `exit_code` are the one table that maps an error to an answer at either door. An
+`OSError` is the machine's answer, not a defect: `of_system` says which error of ours it is.
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import fsdecode
+from pathlib import Path
 from typing import ClassVar
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_WRONG_PLACE = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 class BithaulError(Exception):
@@ -115,3 +124,27 @@ class Unavailable(BithaulError):
     code = "unavailable"
     http_status = 503
     exit_code = 8
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """While `path` is written: an `OSError` becomes the `BithaulError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise of_system(error, writing=path) from error
+
+
+def of_system(error: OSError, *, writing: Path | None = None) -> BithaulError:
+    """`OutOfDisk` for a full disk, `InvalidInput` for a path that cannot be used as asked, else the base."""
+    reason = error.strerror or str(error) or type(error).__name__
+    place = "" if error.filename is None else fsdecode(error.filename)
+    if error.errno in _FULL:
+        what = f"{writing or place or 'The output'} cannot be written"
+        return OutOfDisk(f"{what}: the disk is full ({reason}); free some space and try again.")
+    kind = InvalidInput if isinstance(error, _WRONG_PLACE) else BithaulError
+    if writing is not None:
+        where = f" ({place})" if place and Path(place).parent != writing.parent else ""
+        return kind(f"{writing} cannot be written: {reason}{where}; name another place.")
+    advice = "look at that file or folder, or name another" if place else "look at this machine and try again"
+    return kind(f"{place or 'The system'}: {reason}; {advice}.")

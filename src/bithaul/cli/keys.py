@@ -6,8 +6,9 @@ Works on the run's folder, with the coordinator running or not. A secret is prin
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bithaul.errors import InvalidConfig
+from bithaul.errors import InvalidConfig, OutOfDisk, Unavailable
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ app = typer.Typer(no_args_is_help=True)
 
 Directory = Annotated[Path, typer.Option("--dir", help="The run's folder.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_FULL_BELOW = 2**20  # bytes; SQLite reports a full disk as "full" or as an I/O error
 
 
 @app.command()
@@ -106,6 +109,8 @@ def rotate_signing(directory: Directory, as_json: Json = False) -> None:
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[Coordinator]:
+    from sqlalchemy.exc import DBAPIError
+
     from bithaul.coordinator.context import open_coordinator
     from bithaul.coordinator.settings import load_settings
 
@@ -113,11 +118,16 @@ def _opened(directory: Path) -> Iterator[Coordinator]:
         raise InvalidConfig(
             f"There is no run folder {directory}; make one with: bithaul up --dir {directory}"
         )
-    c = open_coordinator(load_settings(directory))
+    settings = load_settings(directory)
     try:
-        yield c
-    finally:
-        c.close()
+        with closing(open_coordinator(settings)) as c:
+            yield c
+    except (Unavailable, DBAPIError) as error:
+        if shutil.disk_usage(directory).free >= _FULL_BELOW:
+            raise
+        raise OutOfDisk(
+            f"The database in {directory} cannot be written: the disk is full; free some space and try again."
+        ) from error
 
 
 def _print_secret(client_id: str, secret: str, *, scope: str | None, as_json: bool) -> None:

@@ -2,21 +2,28 @@
 
 Only the module of the verb that is used is imported, so `--help` stays quick. A module that has a function
 named like its verb is a command, any other one exports `app`, a family of commands. Expected errors
-(`BithaulError`) never show a traceback; with `--json` they become one JSON object.
+(`BithaulError`), wrong usage and what the system refuses (`OSError`) never show a traceback; with `--json`
+they become one JSON object. Ctrl-C and SIGTERM end a command that has no way of its own to stop.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NoReturn, TextIO
 
 import typer
 
 from bithaul import __version__
-from bithaul.errors import BithaulError
+from bithaul.errors import BithaulError, InvalidInput, of_system
+
+EXIT_STOPPED, EXIT_PIPE_CLOSED = 130, 141
+_COMPLETION = "_BITHAUL_COMPLETE"  # set by the shell while it completes a line
 
 
 @dataclass(frozen=True)
@@ -82,16 +89,68 @@ def run(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script. Exits with the error's code (docs/reference/exit-codes.md)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     used = next((word for word in arguments if not word.startswith("-")), None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        build_app(used)(args=arguments)
+        try:
+            _call(build_app(used), arguments)
+        finally:
+            sys.stdout.flush()
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
     except BithaulError as error:
-        if "--json" in arguments:
-            print(json.dumps({"error": error.error_code, "detail": error.message}), flush=True)
-        print(f"bithaul: {error.message}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+        _refuse(error, arguments)
+    except typer.TyperException as error:
+        if not error.format_message():  # a family without a verb: Typer has shown its help
+            sys.exit(error.exit_code)
+        _refuse(_misuse(error), arguments)
+    except (KeyboardInterrupt, typer.Abort):
         print("bithaul: stopped.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(EXIT_STOPPED)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
+        _leave_pipe()
+    except SystemExit as done:
+        if isinstance(done.__context__, BrokenPipeError):  # Rich has met the closed pipe
+            _leave_pipe()
+        raise
+    except OSError as error:
+        _refuse(of_system(error), arguments)
+    sys.exit(0)
+
+
+def _call(app: typer.Typer, arguments: list[str]) -> None:
+    """Typer's own door would catch Ctrl-C and a closed pipe, and draw wrong usage as a box."""
+    command = typer.main.get_command(app)
+    if _COMPLETION in os.environ:
+        command.main(arguments, prog_name="bithaul")
+    with command.make_context("bithaul", arguments) as context:
+        command.invoke(context)
+
+
+def _misuse(error: typer.TyperException) -> BithaulError:
+    """One line of what Typer says in several."""
+    context = getattr(error, "ctx", None)
+    words = " ".join(error.format_message().split()).rstrip(".")
+    return InvalidInput(f"{words}; see {context.command_path if context else 'bithaul'} --help.")
+
+
+def _refuse(error: BithaulError, arguments: Sequence[str]) -> NoReturn:
+    try:
+        if "--json" in arguments:
+            print(json.dumps({"error": error.error_code, "detail": error.message}))
+        sys.stdout.flush()
+    except OSError:
+        _leave(sys.stdout)
+    print(f"bithaul: {error.message}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _leave_pipe() -> NoReturn:
+    _leave(sys.stdout, sys.stderr)
+    sys.exit(EXIT_PIPE_CLOSED)
+
+
+def _leave(*streams: TextIO) -> None:
+    """Nothing can be written there: what is buffered goes nowhere, also when Python flushes it at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())

@@ -79,11 +79,13 @@ def write_confusion(matrix: Mapping[tuple[str, str], int], path: Path) -> None:
 
 
 def require_kind(path: Path, suffix: str, option: str) -> None:
-    """Raises `InvalidInput` unless `path` ends in `suffix` and its folder exists."""
+    """Raises `InvalidInput` unless `path` ends in `suffix`, its folder exists and it is no folder itself."""
     if path.suffix.lower() != suffix:
         raise InvalidInput(f"{option} writes {suffix} files; name one that ends so, not {path.name}.")
     if not path.parent.is_dir():
         raise InvalidInput(f"{option}: there is no folder {path.parent}; make it first.")
+    if path.is_dir():
+        raise InvalidInput(f"{option}: {path} is a folder; name a file.")
 
 
 def _caption(report: CalibrationReport) -> str:

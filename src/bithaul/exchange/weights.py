@@ -88,7 +88,8 @@ def verify_weights(path: Path, *, expected_count: int, sha256: str) -> Weights:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         raise CorruptFile(
-            f"{path.name} has SHA-256 {found[:12]}..., expected {sha256[:12]}...; fetch it again."
+            f"{path} is damaged (SHA-256 {found[:12]}..., expected {sha256[:12]}...); "
+            "restore it from a backup."
         )
     for i in range(0, expected_count, _PIECE):
         if not np.isfinite(weights.vector[i : i + _PIECE]).all():

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
-from bithaul.errors import CorruptFile, LayoutMismatch, NotFound
+from bithaul.errors import CorruptFile, LayoutMismatch, NotFound, writing
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector, layout_of
 
@@ -35,25 +35,31 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, vector: FloatVector, config: ModelConfig, *, metadata: dict[str, str]
 ) -> None:
-    """Write `vector` (float32 [P]) to `path`, replacing it in one step."""
+    """Write `vector` (float32 [P]) to `path`, replacing it in one step.
+
+    Raises `OutOfDisk`, `InvalidInput` for a place that cannot be written; the old file stays then.
+    """
     tensors = {
         tensor.name: view
         for tensor, view in layout_of(config).views(np.ascontiguousarray(vector, np.float32))
     }
     header = {**metadata, _CONFIG_KEY: config.model_dump_json(), _SHA256_KEY: _digest(vector)}
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        save_file(tensors, aside, metadata=header)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    data = save(tensors, metadata=header)
+    with writing(path):
+        try:
+            with aside.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

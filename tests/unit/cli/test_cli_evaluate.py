@@ -90,6 +90,18 @@ def test_what_is_wrong_is_one_line(
         assert err.count("\n") == 1
 
 
+def test_a_folder_as_a_file_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for option, name in (("--confusion", "matrix.csv"), ("--plot", "plot.svg")):
+        (tmp_path / name).mkdir()
+        code, out, err = evaluate(
+            capsys, tmp_path / "no-run", tmp_path / "no-data", option, str(tmp_path / name)
+        )
+        assert (code, out) == (2, "")
+        assert f"{name} is a folder" in err
+
+
 def test_everything_at_once(
     capsys: pytest.CaptureFixture[str], fitted_dir: Path, jsonl: Path, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ import typer
 from pydantic_core import PydanticUndefined
 
 import bithaul.coordinator.server  # noqa: F401 - defines errors
-from bithaul.cli.main import VERBS, build_app
+from bithaul.cli.main import EXIT_PIPE_CLOSED, EXIT_STOPPED, VERBS, build_app
 from bithaul.coordinator.api import problems  # noqa: F401 - defines errors
 from bithaul.coordinator.api.metrics import HttpMetrics
 from bithaul.coordinator.app import create_api
@@ -168,7 +168,7 @@ def test_exit_codes_page_has_every_code(pages) -> None:
         if ".coordinator.api" not in error.__module__ and not error.__module__.startswith("bithaul.worker"):
             wanted.setdefault(error.exit_code, set()).add(error.code)
     wanted[6].discard("invalid_token")  # seen over HTTP only
-    assert rows.keys() == wanted.keys() | {0, 130, 141}
+    assert rows.keys() == wanted.keys() | {0, EXIT_STOPPED, EXIT_PIPE_CLOSED}
     assert {code: set(rows[code]) for code in wanted} == wanted
 
 

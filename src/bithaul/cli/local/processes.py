@@ -17,9 +17,23 @@ from pathlib import Path
 import psutil
 
 from bithaul.cli.local.folder import write_json
-from bithaul.errors import Unavailable
+from bithaul.coordinator.server import PortInUse
+from bithaul.errors import (
+    BithaulError,
+    Conflict,
+    CorruptFile,
+    InvalidInput,
+    NotFound,
+    OutOfDisk,
+    Unauthorized,
+    Unavailable,
+)
 
 MAX_RESTARTS = 20
+_LONGEST_WORDS = 65_536  # bytes of a log that are read for its end
+_KINDS = (InvalidInput, CorruptFile, NotFound, Conflict, Unauthorized, OutOfDisk, PortInUse)
+_BY_EXIT_CODE: dict[int | None, type[BithaulError]] = {kind.exit_code: kind for kind in _KINDS}
+_FINAL = {CorruptFile.exit_code, Unauthorized.exit_code}  # another start would end the same way
 
 
 @dataclass
@@ -33,10 +47,12 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     restarts: int = 0
     next_start: float = 0.0
+    log_start: int = 0  # where the output of this start begins
 
     def start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as output:
+            self.log_start = output.tell()
             self.process = subprocess.Popen(  # noqa: S603 - our own interpreter, arguments as a list
                 [sys.executable, "-m", "bithaul", *self.arguments],
                 stdin=subprocess.DEVNULL,
@@ -56,21 +72,32 @@ class Child:
         return None if self.process is None else self.process.poll()
 
     def last_words(self, lines: int = 3) -> str:
-        """The end of the child's log, for an error message."""
+        """The end of what the child has logged since it was started, for an error message."""
         try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
+            with self.log.open("rb") as file:
+                file.seek(max(self.log_start, file.seek(0, os.SEEK_END) - _LONGEST_WORDS))
+                text = file.read().decode("utf-8", errors="replace")
         except OSError:
             return ""
         return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:])
 
+    def failure(self) -> BithaulError:
+        """The error that the child ended with, known by its exit code, in its own last words."""
+        words = self.last_words(1).removeprefix("bithaul: ")
+        kind = _BY_EXIT_CODE.get(self.exit_code, Unavailable)
+        return kind(words or f"{self.name} stopped (exit code {self.exit_code}); see {self.log}.")
+
     def revive(self, now: float) -> str | None:
         """Start the child again if it has died, with growing pauses. Returns a sentence when it did.
 
-        Raises `Unavailable` with the child's last words when it keeps dying.
+        Raises its `failure` when another start would not help, and `Unavailable` with its last words when it
+        keeps dying.
         """
         if self.running or self.process is None:
             return None
         if self.next_start == 0.0:
+            if self.exit_code in _FINAL:
+                raise self.failure()
             if self.restarts >= MAX_RESTARTS:
                 raise Unavailable(
                     f"{self.name} keeps stopping (exit code {self.process.returncode}); "
@@ -80,9 +107,10 @@ class Child:
             return None
         if now < self.next_start:
             return None
-        code, self.next_start, self.restarts = self.process.returncode, 0.0, self.restarts + 1
+        code, words = self.process.returncode, self.last_words(1)
+        self.next_start, self.restarts = 0.0, self.restarts + 1
         self.start()
-        return f"{self.name} had stopped (exit code {code}) and was started again"
+        return f"{self.name} had stopped (exit code {code}) and was started again" + (words and f": {words}")
 
     def terminate(self) -> None:
         if self.running and self.process is not None:

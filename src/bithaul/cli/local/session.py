@@ -15,14 +15,14 @@ from bithaul.cli.local import finish
 from bithaul.cli.local.fleet import Fleet, threads_per_worker
 from bithaul.cli.local.folder import RunFolder, RunSpec, write_json
 from bithaul.cli.local.prepare import TRUCK_MATE_EXAMPLES, data_digest, ensure_clients, prepare
-from bithaul.cli.local.watch import Display
+from bithaul.cli.local.watch import Display, Standstill
 from bithaul.coordinator.commands.steer import set_budget
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.queries.progress import ProgressView, progress
 from bithaul.coordinator.server import bind
 from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.augment import Augmentation
-from bithaul.errors import Conflict
+from bithaul.errors import Conflict, NotFound
 from bithaul.exchange.messages import RunState
 
 POLL_SECONDS = 0.5
@@ -32,6 +32,10 @@ _FIXED = (
     *("vocab_size", "word_pieces", "as_given", "augmentation", "recipe"),
     *("merge_rule", "codec", "seed", "task_seconds"),
 )  # wishes that a run keeps under the same name
+_LOST = (
+    "The database {database} of this run {state}: restore it from a backup, or give another --dir; "
+    "nothing was changed."
+)
 
 
 @dataclass(frozen=True)
@@ -134,11 +138,20 @@ class Session:
                     "leave the option out to resume it, or give another --dir."
                 )
         spec = known.model_copy(update={"workers": w.workers or known.workers})
+        settings = load_settings(self._folder.root)
+        database = self._folder.root / "coordinator.db"
+        if not settings.database_url and not database.is_file():
+            raise NotFound(_LOST.format(database=database, state="is missing"))
+        with closing(open_coordinator(settings)) as coordinator:
+            try:
+                if w.budget_tokens is not None or w.budget_seconds is not None:
+                    set_budget(coordinator, tokens=w.budget_tokens, seconds=w.budget_seconds)
+                view = progress(coordinator)
+            except NotFound as error:
+                raise NotFound(
+                    _LOST.format(database=settings.database_url or database, state="holds no run")
+                ) from error
         ensure_clients(self._folder, spec.workers)
-        with closing(open_coordinator(load_settings(self._folder.root))) as coordinator:
-            if w.budget_tokens is not None or w.budget_seconds is not None:
-                set_budget(coordinator, tokens=w.budget_tokens, seconds=w.budget_seconds)
-            view = progress(coordinator)
         if view.state is not RunState.FINISHED:
             self._display.say(f"resuming {known.preset} at version {view.version}, {view.tokens:,} tokens")
         return spec
@@ -157,13 +170,14 @@ class Session:
                 self._display.say(
                     f"coordinator at {fleet.url}, {spec.workers} workers with {fleet.threads} threads each"
                 )
-                self._watch(fleet)
+                self._watch(fleet, spec.task_seconds)
             finally:
                 self._display.say("stopping workers")
                 fleet.stop()
         return self._read_progress()
 
-    def _watch(self, fleet: Fleet) -> None:
+    def _watch(self, fleet: Fleet, task_seconds: float) -> None:
+        standstill = Standstill(self._folder.logs, task_seconds=task_seconds, now=time.monotonic())
         while not self._stop_asked:
             fleet.revive(self._display.say)
             view = fleet.progress()
@@ -171,6 +185,11 @@ class Session:
                 self._display.show(view)
                 if view.state is RunState.FINISHED:
                     return
+            why = standstill.sentence(
+                view, time.monotonic(), silence=fleet.silence, last_words=fleet.last_words
+            )
+            if why is not None:
+                self._display.say(why)
             time.sleep(POLL_SECONDS)
 
     def _read_progress(self) -> ProgressView:

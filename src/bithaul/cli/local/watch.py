@@ -8,6 +8,8 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console, Group
@@ -17,8 +19,13 @@ from rich.table import Table
 from rich.text import Text
 
 from bithaul.coordinator.queries.progress import ProgressView
+from bithaul.exchange.messages import RunState
 
 PLAIN_EVERY_SECONDS = 5.0
+QUIET_SECONDS = 15.0  # without an answer, or without a new version while coordinator or workers have problems
+PATIENCE_SECONDS = 120.0  # without a new version while nobody knows of a problem
+SAY_AGAIN_SECONDS = 30.0
+_BAD_LEVELS = ("[warning", "[error")  # in a line of a worker's log
 SPARKS = "▁▂▃▄▅▆▇█"
 
 
@@ -79,6 +86,44 @@ class LiveDisplay:
 
     def show(self, view: ProgressView) -> None:
         self._live.update(picture(view))
+
+
+class Standstill:
+    """Why nothing moves: one sentence after a while, and again every `SAY_AGAIN_SECONDS`."""
+
+    def __init__(self, logs: Path, *, task_seconds: float, now: float) -> None:
+        self._logs = logs
+        self._patience = max(PATIENCE_SECONDS, 10 * task_seconds)
+        self._answered = self._moved = now
+        self._said = float("-inf")
+        self._version = 0
+
+    def sentence(
+        self, view: ProgressView | None, now: float, *, silence: str, last_words: Callable[[], str]
+    ) -> str | None:
+        """None while all is well. `silence`: why there is no view; `last_words`: of the workers."""
+        if view is not None:
+            self._answered = now
+            if view.version != self._version or view.state is RunState.PAUSED:
+                self._version, self._moved = view.version, now
+        still = now - self._moved
+        if now - self._said < SAY_AGAIN_SECONDS:
+            return None
+        if view is None:
+            if now - self._answered < QUIET_SECONDS:
+                return None
+            words = f"the coordinator has not answered for {now - self._answered:.0f} s ({silence})"
+        elif view.problems and still >= QUIET_SECONDS:
+            words = f"no new version for {still:.0f} s: {' '.join(view.problems)}"
+        elif still >= QUIET_SECONDS:
+            last = last_words()
+            if still < self._patience and not any(level in last for level in _BAD_LEVELS):
+                return None
+            words = f"no new version for {still:.0f} s; {last}"
+        else:
+            return None
+        self._said = now
+        return f"{words.rstrip('.')}; see {self._logs}"
 
 
 def one_line(view: ProgressView) -> str:

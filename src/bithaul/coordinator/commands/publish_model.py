@@ -1,7 +1,8 @@
 """Write the newest weights as a model folder that `classify`, `evaluate` and export can load.
 
 The folder holds a safetensors checkpoint and copies of the run's tokenizer and labels. It is replaced as a
-whole by a rename, so a reader sees the old or the new model, never a mixture.
+whole by two renames, so a reader sees the old model, for an instant none, then the new one, never a mixture.
+A crash between them leaves both beside the name; the next call publishes again.
 """
 
 from __future__ import annotations
@@ -48,6 +49,21 @@ def publish_model(c: Coordinator, *, corpus: Path, folder: Path) -> PublishedMod
     for name in COMPANIONS:
         if (corpus / name).is_file():
             shutil.copyfile(corpus / name, aside / name)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+    _replace(aside, folder)
     return PublishedModel(folder, weights.version)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what was there is removed once the new one has the name, or comes back."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

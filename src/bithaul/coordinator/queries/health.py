@@ -1,4 +1,7 @@
-"""GET /health: can this coordinator do its work? Every part is really tried, none is assumed."""
+"""GET /health: can this coordinator do its work? Every part is really tried, none is assumed.
+
+`problems` tells the run's operator, and nobody else, why the run may stand still.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +48,18 @@ def health(c: Coordinator) -> HealthView:
     return HealthView(ok=all(check.ok for check in checks), checks=checks)
 
 
+def problems(c: Coordinator) -> list[str]:
+    """What keeps the run from going on, one sentence each; needs neither a write nor free space."""
+    full = []
+    try:
+        _disk(c)
+    except OutOfDisk as error:
+        full = [error.message]
+    with c.database.read() as connection:
+        results = services.list_results(connection)
+    return full + [f"{r.name}: {r.message}" for r in results if not r.ok and r.name not in (PROBE, "disk")]
+
+
 def _check(name: str, part: Callable[[], str]) -> Check:
     try:
         return Check(name=name, ok=True, detail=part())
@@ -73,7 +88,10 @@ def _blobs(c: Coordinator) -> str:
 def _disk(c: Coordinator) -> str:
     free = c.blobs.free_bytes()
     if free < c.settings.disk_reserve_bytes:
-        raise OutOfDisk(f"Only {free // 2**20} MiB are free; uploads are refused. Free some space.")
+        raise OutOfDisk(
+            f"Only {free // 2**20} MiB are free, {c.settings.disk_reserve_bytes // 2**20} MiB are kept in "
+            "reserve: uploads are refused. Free some space."
+        )
     return f"{free // 2**20} MiB free"
 
 

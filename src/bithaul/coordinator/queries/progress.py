@@ -11,6 +11,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, ledger, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
+from bithaul.coordinator.queries.health import problems
 from bithaul.exchange.messages import RunState
 
 RECENT_VERSIONS = 6
@@ -62,11 +63,13 @@ class ProgressView(BaseModel):
     rejected: Mapping[str, int]  # by code
     workers: list[WorkerProgress]
     series: list[SeriesPoint]
+    problems: list[str] = []  # what keeps the run from going on; empty when all is well
 
 
 def progress(c: Coordinator) -> ProgressView:
     """Raises `NotFound` when no run was created."""
     now = c.clock.now()
+    troubles = problems(c)
     with c.database.read() as connection:
         run = runs.get_run(connection)
         rows = versions.list_versions(connection, run.id)
@@ -91,6 +94,7 @@ def progress(c: Coordinator) -> ProgressView:
             rejected=ledger.rejected_counts(connection, run.id),
             workers=_workers(connection, run),
             series=[_point(row) for row in rows],
+            problems=troubles,
         )
 
 

@@ -1,7 +1,8 @@
 """Background services: each runs at start and then on its interval, in its own thread, for itself.
 
-A failure is logged, stored as the service's last result and tried again next time; it never stops another
-service. Only one process may run the services of a folder. `stop` returns when every thread has ended.
+A failure is logged, stored as the service's last result and tried again, each time after twice the pause, up
+to `LONGEST_PAUSE`; it never stops another service. Only one process may run the services of a folder. `stop`
+returns when every thread has ended.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bithaul.errors import BithaulError, Conflict
 
 log = logging.getLogger(__name__)
 STORE_EVERY = 10.0  # seconds between stored results that say the same
+LONGEST_PAUSE = 10.0  # seconds between tries of a failing service, or its interval if that is longer
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,12 @@ class ServiceRunner:
 
     def _loop(self, service: Service) -> None:
         stored: ServiceResult | None = None
+        failures = 0
         while not self._stopping.is_set():
             stored = self.run_once(service, before=stored)
-            if service.wake is None:
-                self._stopping.wait(service.interval)
+            failures = 0 if stored.ok else failures + 1
+            if failures or service.wake is None:
+                self._stopping.wait(pause(service.interval, failures))
             else:
                 service.wake.wait(service.interval)
                 service.wake.clear()
@@ -107,10 +111,10 @@ class ServiceRunner:
             ok, message = True, service.work(self._c)
         except BithaulError as error:
             ok, message = False, error.message
-            log.warning("service failed", extra={"service": service.name, "reason": error.message})
+            log.warning("service %s failed: %s", service.name, error.message)
         except Exception as error:  # a service must survive its own defects
             ok, message = False, f"{type(error).__name__}: {error}"
-            log.exception("service failed", extra={"service": service.name})
+            log.exception("service %s failed: %s", service.name, message)
         result = ServiceResult(
             service.name, ok, message[:400], self._c.clock.now(), self._c.clock.monotonic() - began
         )
@@ -121,5 +125,10 @@ class ServiceRunner:
             with self._c.database.write() as connection:
                 store_result(connection, result)
         except (BithaulError, SQLAlchemyError) as error:
-            log.warning("result not stored", extra={"service": service.name, "reason": str(error)})
+            log.warning("the result of service %s is not stored: %s", service.name, error)
         return result
+
+
+def pause(interval: float, failures: int) -> float:
+    """Seconds until the next try after so many failures in a row."""
+    return max(interval, min(LONGEST_PAUSE, interval * 2.0 ** min(failures, 30)))

@@ -12,7 +12,7 @@ from bithaul.corpus.example import Example
 from bithaul.corpus.labels import LabelSet
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.inference.loader import LoadedModel, load_model
-from bithaul.model.checkpoint import save_checkpoint
+from bithaul.model.checkpoint import load_checkpoint, save_checkpoint
 from bithaul.model.config import ModelConfig
 from bithaul.model.init import initial_vector
 from bithaul.training.recipe import TrainingRecipe
@@ -87,10 +87,9 @@ def random_dir(tmp_path_factory: pytest.TempPathFactory, config: ModelConfig, to
 
 @pytest.fixture(scope="session")
 def fitted_dir(tmp_path_factory: pytest.TempPathFactory, config: ModelConfig, tokenizer: Tokenizer) -> Path:
-    """A run folder whose model knows `REQUESTS` by heart."""
-    trainer = Trainer(
-        config, TrainingRecipe(batch_examples=20), label_token=tokenizer.intent, threads=1, path="fp32+fp32"
-    )
+    """A run folder whose model knows `REQUESTS` by heart. Its recipe is its own: a preset's may change."""
+    recipe = TrainingRecipe(batch_examples=20, betas=(0.9, 0.95))
+    trainer = Trainer(config, recipe, label_token=tokenizer.intent, threads=1, path="fp32+fp32")
     trainer.load(initial_vector(config, seed=1))
     rows = [np.array(ids, dtype=np.int32) for ids in tokenizer.encode_many(REQUESTS)]
     trainer.train(rows * 200, progress_start=0.0, progress_end=1.0, seed=0)
@@ -107,3 +106,13 @@ def random_model(random_dir: Path) -> LoadedModel:
 @pytest.fixture(scope="session")
 def fitted_model(fitted_dir: Path) -> LoadedModel:
     return load_model(fitted_dir)
+
+
+@pytest.fixture(scope="session")
+def unrounded_model(fitted_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    """The weights of the fitted model without quantisers: close sums stay close all the way through."""
+    fitted = load_checkpoint(fitted_dir / "model" / "model.safetensors")
+    twin = fitted.config.model_copy(update={"ternary": False})
+    run = tmp_path_factory.mktemp("unrounded")
+    save_model(run / "model", fitted.vector, twin, Tokenizer.load(fitted_dir / "model" / "tokenizer.json"))
+    return load_model(run)

@@ -62,15 +62,26 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["random_model", "fitted_model"])
-def test_batched_and_cached_is_one_by_one_and_uncached(kind: str, request: pytest.FixtureRequest) -> None:
-    """A wrong position, a row that reads its neighbour's cache or its padding would change some label."""
+@pytest.mark.parametrize(
+    ("kind", "within"), [("random_model", 1e-4), ("fitted_model", 1e-4), ("unrounded_model", 2e-6)]
+)
+def test_batched_and_cached_is_one_by_one_and_uncached(
+    kind: str, within: float, request: pytest.FixtureRequest
+) -> None:
+    """A wrong position, a row that reads its neighbour's cache or its padding would change some label.
+
+    Products of other shapes differ in their last bits. Where that lets an int8 activation round the other
+    way, a confidence changes by about 1e-3: rare, so the ternary weights here are ones where it does not
+    happen in these texts. Without rounding nothing is rare, and the bound is close.
+    """
     model: LoadedModel = request.getfixturevalue(kind)
     requests = [ids_of(model, text) for text in TEXTS]
     together = decode_labels(model, requests)
     alone = [decode_alone(model, words) for words in requests]
     assert [(label.intent, label.slots) for label in together] == [(a.intent, a.slots) for a in alone]
-    assert [label.confidence for label in together] == pytest.approx([a.confidence for a in alone], abs=1e-4)
+    assert [label.confidence for label in together] == pytest.approx(
+        [a.confidence for a in alone], abs=within
+    )
 
 
 def test_random_weights_open_slots_at_all(random_model: LoadedModel) -> None:

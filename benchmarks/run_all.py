@@ -46,9 +46,9 @@ FIGURES = (
 
 HEAD = """# Benchmarks
 
-Written by `make bench`, the demo's table by `benchmarks/demo_picture.py --result`; do not edit. Each table is one
-script in `benchmarks/`, run on the machine and day named below it. Machines are shared and noisy: figures that
-are compared come from one run.
+Written by `make bench`, the demo's table by `benchmarks/demo_picture.py --result`; do not edit. Each table is
+one script in `benchmarks/`, run on the machine and day named below it. Machines are shared and noisy: figures
+that are compared come from one run.
 """
 
 

@@ -14,7 +14,7 @@ from bithaul.coordinator.database.runs import RunRow, Spent
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.exchange.messages import RunState
-from bithaul.rounds.rules import Contribution, OpenLease, RoundFacts
+from bithaul.rounds.facts import Contribution, OpenLease, RoundFacts
 from bithaul.rounds.sizing import enough
 
 PRESENT_SECONDS = (
@@ -70,8 +70,10 @@ class Round:
         return [w for w in self.workers if w.may_work(self.now)]
 
     def waits_for_merge(self, worker: str) -> bool:
-        """Whether this worker has an accepted report in no version yet: its next base should hold it."""
-        return any(r.worker == worker for r in self.reports)
+        """Whether this worker has an accepted report in no version yet, and the rule has it wait for one."""
+        if not any(r.worker == worker for r in self.reports):
+            return False
+        return self.run.rule.waits(left=max(0.0, self.tick - self.now), length=self.length)
 
     @property
     def facts(self) -> RoundFacts:
@@ -86,6 +88,8 @@ class Round:
                     tokens=r.tokens,
                     staleness=self.version.version - r.base_version,
                     received_at=r.received_at,
+                    norm=r.norm,
+                    steps=r.steps,
                 )
                 for r in self.reports
             ],
@@ -96,6 +100,7 @@ class Round:
             workers=frozenset(w.id for w in self.may_work if self.now - w.last_seen <= PRESENT_SECONDS),
             work_left=self.work_left,
             paused=self.run.state is RunState.PAUSED,
+            active=len(self.may_work),
         )
 
 

@@ -92,6 +92,17 @@ def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
     return [_report(dict(row)) for row in connection.execute(query).mappings()]
 
 
+def last_merged_tokens(connection: Connection, run_id: int, *, count: int) -> list[int]:
+    """Tokens of the `count` last reports that are in a version, oldest first."""
+    query = (
+        select(reports.c.tokens)
+        .where(reports.c.run_id == run_id, reports.c.merged_in.is_not(None))
+        .order_by(reports.c.seq.desc())
+        .limit(count)
+    )
+    return [int(tokens) for (tokens,) in connection.execute(query)][::-1]
+
+
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:
     """Name the one version of these reports. ValueError if one was merged before or is not accepted."""
     changed = connection.execute(

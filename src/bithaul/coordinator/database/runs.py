@@ -14,7 +14,8 @@ from bithaul.exchange.messages import RunDescription, RunState, ShardRef
 from bithaul.exchange.weights import WEIGHT_FORMAT
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import Layout, layout_of
-from bithaul.rounds.rules import MergeRule, rule_named
+from bithaul.rounds.merging import MergeRule
+from bithaul.rounds.rules import rule_named
 from bithaul.rounds.sizing import progress_share
 
 LONGEST_GAP = 15.0  # the merger looks more often than that; a longer silence was a stopped coordinator
@@ -34,7 +35,7 @@ class RunRow:
     label_token: int | None
     codec: str
     merge_rule: str
-    merge_options: Mapping[str, float]
+    merge_options: Mapping[str, float | str]
     budget_tokens: float | None
     budget_seconds: float | None
     task_seconds: float

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
@@ -33,6 +34,7 @@ class VersionRow:
     heldout_tokens: int | None = None
     probe_leased_at: float | None = None
     merge_seconds: float = 0.0
+    outer_step: Mapping[str, Any] | None = None  # the numbers it was made with, for a replay
 
 
 def newest_version(connection: Connection, run_id: int) -> VersionRow:
@@ -50,6 +52,14 @@ def find_version(connection: Connection, run_id: int, version: int) -> VersionRo
 def list_versions(connection: Connection, run_id: int) -> Sequence[VersionRow]:
     query = select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version)
     return [VersionRow(**row) for row in connection.execute(query).mappings()]
+
+
+def newest_versions(connection: Connection, run_id: int, *, count: int) -> Sequence[VersionRow]:
+    """The last `count`, oldest first."""
+    query = (
+        select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version.desc()).limit(count)
+    )
+    return [VersionRow(**row) for row in connection.execute(query).mappings()][::-1]
 
 
 def insert_version(connection: Connection, row: VersionRow) -> None:

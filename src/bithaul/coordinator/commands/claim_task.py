@@ -22,13 +22,13 @@ from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import Range, RunState, TaskMessage
 from bithaul.rounds import positions
 from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, TaskState, refuse_claim
-from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, task_size
+from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retry_seconds, task_size
 
 SEEN_EVERY = 1.0  # seconds between updates of last_seen by polling
 PROBE_SPEED = 2.5  # measuring is so many times faster than training
 PROBE_AGAIN_SECONDS = 60.0  # a probe that was handed out and brought nothing is handed out again after
 
-RETRY = {
+RETRY = {  # seconds, in rounds of eight
     NoLease.NOT_READY: 1.0,
     NoLease.DRAINED: 5.0,
     NoLease.NOT_RUNNING: 2.0,
@@ -58,7 +58,7 @@ def claim_task(c: Coordinator, worker: str) -> Claim:
             here = read_round(connection, run, now=now)
             refusal = refuse_claim(_facts(here, row))
             if refusal is not None:
-                return Claim(None, _retry(refusal, row, now), run.state)
+                return Claim(None, _retry(refusal, row, here), run.state)
             lease = _grant(c, connection, here, row)
         message = _message(connection, run, lease, now=now)
         c.crash_points.hit("claim.decided")
@@ -74,10 +74,11 @@ def _seen(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
     return row
 
 
-def _retry(refusal: NoLease, worker: WorkerRow, now: float) -> float:
+def _retry(refusal: NoLease, worker: WorkerRow, here: Round) -> float:
     if refusal is NoLease.RESTING:
-        return min(RETRY[refusal], max(0.1, worker.rest_until - now))
-    return RETRY[refusal]
+        return max(0.1, min(worker.rest_until - here.now, retry_seconds(RETRY[refusal], length=here.length)))
+    left = here.tick - here.now if refusal is NoLease.MERGING else 0.0
+    return retry_seconds(RETRY[refusal], length=here.length, left=left)
 
 
 def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: float) -> LeaseRow | None:

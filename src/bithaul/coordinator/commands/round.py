@@ -15,11 +15,7 @@ from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.exchange.messages import RunState
 from bithaul.rounds.facts import Contribution, OpenLease, RoundFacts
-from bithaul.rounds.sizing import enough
-
-PRESENT_SECONDS = (
-    5.0  # a worker without a lease asks for work every second or faster; a silent one is not awaited
-)
+from bithaul.rounds.sizing import enough, present_seconds
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,9 @@ class Round:
                 OpenLease(lease.worker, lease.base_version == self.version.version, lease.aimed_at)
                 for lease in self.leases
             ],
-            workers=frozenset(w.id for w in self.may_work if self.now - w.last_seen <= PRESENT_SECONDS),
+            workers=frozenset(
+                w.id for w in self.may_work if self.now - w.last_seen <= present_seconds(self.length)
+            ),
             work_left=self.work_left,
             paused=self.run.state is RunState.PAUSED,
             active=len(self.may_work),

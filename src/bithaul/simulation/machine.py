@@ -82,9 +82,11 @@ class VirtualPulse(Pulse):
             event.cancel()
 
     def _tick(self) -> None:
-        if not self._ended and self.lives():
+        if self._ended:
+            return
+        if self.lives():
             self.step()
-            self._event = self.time.after(self.seconds, self._tick)
+        self._event = self.time.after(self.seconds, self._tick)
 
 
 class Machine:
@@ -109,6 +111,7 @@ class Machine:
         self._random = random
         self._heard = heard
         self._skew = 0.0
+        self._asleep = False
         self._process: Process | None = None
         self._stop: VirtualStop | None = None
         self._back: Event | None = None
@@ -124,6 +127,7 @@ class Machine:
         self.wanted = True
         if self.alive:
             return
+        self._asleep = False
         self._stop = VirtualStop(self._time)
         worker = self._worker(self._stop)
         self._process = Process(self._time, self.spec.name, worker, ended=self._ended)
@@ -187,7 +191,7 @@ class Machine:
             mine = self._process
             self._pulse = made
             made.time = self._time
-            made.lives = lambda: mine is self._process and self.alive
+            made.lives = lambda: mine is self._process and self.alive and not self._asleep
             return made
 
         def open_session(description: RunDescription, *, threads: int) -> Session:  # noqa: ARG001
@@ -229,7 +233,9 @@ class Machine:
                 self.die(fault.back_after)
                 self._time.wait(0.0)
             case Kind.SLEEP:
+                self._asleep = True
                 self._time.wait(fault.value)
+                self._asleep = False
                 self._skew += fault.value  # a monotonic clock that stood still, seen from the wall
             case Kind.SKEW:
                 self._skew += fault.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -10,6 +11,7 @@ from bithaul.coordinator.database import runs, versions, work
 from bithaul.coordinator.database.tables import leases, reports, tasks
 from bithaul.exchange.weights import open_weights
 from bithaul.simulation.house import House
+from bithaul.simulation.picture import Segment, Timeline
 from bithaul.simulation.trainer import toy_loss
 
 
@@ -87,3 +89,29 @@ class Record:
             int(given_up),
             [(row[0], row[1], row[2], row[3], row[4]) for row in ledger],
         )
+
+    def timeline(self, title: str, *, names: Sequence[str], now: float) -> Timeline:
+        """For the picture."""
+        number = {name: i for i, name in enumerate(names)}
+        with self._house.c.database.read() as connection:
+            rows = connection.execute(
+                select(
+                    leases.c.worker, leases.c.granted_at, leases.c.ended_at, leases.c.state, reports.c.verdict
+                )
+                .join(reports, reports.c.lease_id == leases.c.id, isouter=True)
+                .order_by(leases.c.id)
+            ).all()
+        segments = [
+            Segment(number[worker], begin - self._begin, (end or now) - self._begin, _kind(state, verdict))
+            for worker, begin, end, state, verdict in rows
+        ]
+        crashes = [(at - self._begin, point) for at, point in self._house.crashes]
+        return Timeline(
+            title, now - self._begin, len(names), segments, crashes, self.losses, self.contributors
+        )
+
+
+def _kind(state: str, verdict: str | None) -> str:
+    if verdict is not None:
+        return "merged" if verdict == "accepted" else "not merged"
+    return state if state in ("expired", "released") else "other"

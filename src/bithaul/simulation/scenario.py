@@ -26,6 +26,7 @@ from bithaul.simulation.house import House
 from bithaul.simulation.invariants import Broken, Checker
 from bithaul.simulation.link import Line
 from bithaul.simulation.machine import Machine, Spec
+from bithaul.simulation.picture import Timeline
 from bithaul.simulation.record import Record
 from bithaul.simulation.virtual import VirtualTime
 from bithaul.training.recipe import TrainingRecipe
@@ -36,7 +37,6 @@ MODEL = ModelConfig(
     vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=64
 )
 EXAMPLES, EXAMPLE_TOKENS, BATCH = 4096, 32, 4
-QUIET_HOURS = 12.0  # at most, until everything is delivered, merged or given up
 STALL_ROUNDS = 12.0  # without a version while somebody could work: no progress
 
 
@@ -55,6 +55,7 @@ class Scenario:
     slowest: float = 4.0  # tokens per second
     crashes: int = 0
     rates: Rates = field(default_factory=Rates)
+    quiet_hours: float = 12.0  # at most, until everything is delivered, merged or given up
 
 
 STORM = Rates(
@@ -98,6 +99,7 @@ class Outcome:
     seed: int
     workers: int
     rule: str
+    hours: float
     simulated_hours: float
     wall_seconds: float
     events: int
@@ -173,6 +175,7 @@ class Rehearsal:
         ]
         self._digest = hashlib.sha256()
         self._broken = ""
+        self.timeline: Timeline | None = None
         self._began = wall.perf_counter()
 
     def run(self) -> Outcome:
@@ -186,6 +189,12 @@ class Rehearsal:
         finally:
             self.time.end()
         outcome = self._outcome()
+        self.timeline = self.record.timeline(
+            f"{self.scenario.name}: {self.scenario.workers} machines, rule {self.scenario.rule}, "
+            f"seed {self.scenario.seed}",
+            names=[m.spec.name for m in self.machines],
+            now=self.time.now(),
+        )
         self.checker.close()
         self.house.close()
         return outcome
@@ -225,7 +234,7 @@ class Rehearsal:
     def _quiet(self) -> None:
         """No more faults and no more leases; everybody delivers what they have."""
         self.faults.calm = True
-        end = self.time.now() + QUIET_HOURS * HOUR
+        end = self.time.now() + self.scenario.quiet_hours * HOUR
         paused = False
         while self.time.now() < end:
             if self.house.up and not paused:
@@ -240,6 +249,8 @@ class Rehearsal:
 
     def _changed(self, what: str) -> None:
         """The coordinator's services did something, or it came back."""
+        if what == "sweeper":
+            self.checker.deadlines()
         if what == "rise" or (what == "merger" and self.record.new_version(self.time.now())):
             self.checker.audit()
             self._digest.update(f"{self.time.now():.6f} {what} {self.record.newest}\n".encode())
@@ -261,6 +272,7 @@ class Rehearsal:
             seed=scenario.seed,
             workers=scenario.workers,
             rule=scenario.rule,
+            hours=scenario.hours,
             simulated_hours=round((self.time.now() - EPOCH) / HOUR, 3),
             wall_seconds=round(wall.perf_counter() - self._began, 2),
             events=self.time.events,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from bithaul.coordinator.database import fleet, ledger, runs, versions, work
+from bithaul.coordinator.database import fleet, ledger, versions, work
 from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.ledger import ReportRow
 from bithaul.coordinator.database.runs import RunRow, Spent
@@ -65,12 +65,6 @@ class Round:
     def may_work(self) -> list[WorkerRow]:
         return [w for w in self.workers if w.may_work(self.now)]
 
-    def waits_for_merge(self, worker: str) -> bool:
-        """Whether this worker has an accepted report in no version yet, and the rule has it wait for one."""
-        if not any(r.worker == worker for r in self.reports):
-            return False
-        return self.run.rule.waits(left=max(0.0, self.tick - self.now), length=self.length)
-
     @property
     def facts(self) -> RoundFacts:
         return RoundFacts(
@@ -102,18 +96,32 @@ class Round:
         )
 
 
+def read_tick(connection: Connection, run: RunRow, version: VersionRow, *, now: float) -> tuple[float, float]:
+    """(planned end, planned length) of the round that began with the first lease on `version`."""
+    first = work.first_lease(connection, run.id, version.version) if run.rule.rounds else None
+    if first is None:
+        return now + run.task_seconds, run.task_seconds
+    length = max(run.task_seconds, first.aimed_at - first.granted_at)
+    return first.granted_at + length, length
+
+
 def read_round(connection: Connection, run: RunRow, *, now: float) -> Round:
     version = versions.newest_version(connection, run.id)
-    first = work.first_lease(connection, run.id, version.version) if run.rule.rounds else None
-    length = run.task_seconds if first is None else max(run.task_seconds, first.aimed_at - first.granted_at)
+    tick, length = read_tick(connection, run, version, now=now)
+    reports = ledger.unmerged(connection, run.id)
+    leases = work.open_leases(connection, run.id)
     return Round(
         run=run,
         version=version,
-        reports=ledger.unmerged(connection, run.id),
-        leases=work.open_leases(connection, run.id),
+        reports=reports,
+        leases=leases,
         workers=fleet.list_workers(connection),
-        spent=runs.spent(connection, run.id),
-        tick=(now if first is None else first.granted_at) + length,
+        spent=Spent(
+            merged=version.tokens_total,
+            accepted=sum(r.tokens for r in reports),
+            leased=sum(lease.expected_tokens for lease in leases),
+        ),
+        tick=tick,
         length=length,
         now=now,
     )

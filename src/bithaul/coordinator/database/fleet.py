@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from bithaul.coordinator.database.tables import logs, telemetry, workers
 from bithaul.errors import Gone
 from bithaul.exchange.messages import LogEntry
 from bithaul.rounds.sizing import speed_of
+
+_WORKER = select(workers).where(workers.c.id == bindparam("worker"))
+_WORKERS = select(workers).order_by(workers.c.id)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class WorkerRow:
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
-    row = connection.execute(select(workers).where(workers.c.id == worker)).mappings().first()
+    row = connection.execute(_WORKER, {"worker": worker}).mappings().first()
     return None if row is None else WorkerRow(**row)
 
 
@@ -57,7 +60,7 @@ def get_worker(connection: Connection, worker: str) -> WorkerRow:
 
 
 def list_workers(connection: Connection) -> list[WorkerRow]:
-    return [WorkerRow(**row) for row in connection.execute(select(workers).order_by(workers.c.id)).mappings()]
+    return [WorkerRow(**row) for row in connection.execute(_WORKERS).mappings()]
 
 
 def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerRow:

@@ -9,10 +9,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
 
 from bithaul.coordinator.database.tables import reports
 from bithaul.exchange.messages import Receipt, Verdict
+
+_UNMERGED = (
+    reports.c.run_id == bindparam("run"),
+    reports.c.verdict == Verdict.ACCEPTED,
+    reports.c.merged_in.is_(None),
+)
+_WAITING = select(reports).where(*_UNMERGED).order_by(reports.c.seq)
+_WAITS = select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker")))
+_REPORT = select(reports).where(
+    reports.c.fence == bindparam("fence"),
+    reports.c.task_id == bindparam("task"),
+    reports.c.worker == bindparam("worker"),
+)
+_ROW = select(reports).where(reports.c.seq == bindparam("number"))
 
 
 @dataclass(frozen=True)
@@ -59,10 +73,8 @@ def _report(values: dict[str, Any]) -> ReportRow:
 
 
 def find_report(connection: Connection, worker: str, *, task: int, fence: str) -> ReportRow | None:
-    query = select(reports).where(
-        reports.c.fence == fence, reports.c.task_id == task, reports.c.worker == worker
-    )
-    row = connection.execute(query).mappings().first()
+    found = connection.execute(_REPORT, {"fence": fence, "task": task, "worker": worker})
+    row = found.mappings().first()
     return None if row is None else _report(dict(row))
 
 
@@ -76,20 +88,18 @@ def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
     seq = connection.execute(
         insert(reports).values(**values, merged_in=None).returning(reports.c.seq)
     ).scalar_one()
-    row = connection.execute(select(reports).where(reports.c.seq == seq)).mappings().one()
+    row = connection.execute(_ROW, {"number": seq}).mappings().one()
     return _report(dict(row))
 
 
 def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
     """Accepted reports that are in no version yet, by seq."""
-    query = (
-        select(reports)
-        .where(
-            reports.c.run_id == run_id, reports.c.verdict == Verdict.ACCEPTED, reports.c.merged_in.is_(None)
-        )
-        .order_by(reports.c.seq)
-    )
-    return [_report(dict(row)) for row in connection.execute(query).mappings()]
+    return [_report(dict(row)) for row in connection.execute(_WAITING, {"run": run_id}).mappings()]
+
+
+def has_unmerged(connection: Connection, run_id: int, worker: str) -> bool:
+    """Whether an accepted report of this worker is in no version yet."""
+    return bool(connection.execute(_WAITS, {"run": run_id, "worker": worker}).scalar_one())
 
 
 def last_merged_tokens(connection: Connection, run_id: int, *, count: int) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from bithaul.coordinator.database.tables import leases, reports, runs, shards, tasks
 from bithaul.errors import NotFound
@@ -18,6 +18,12 @@ from bithaul.rounds.merging import MergeRule
 from bithaul.rounds.rules import rule_named
 from bithaul.rounds.sizing import progress_share
 
+_RUN = select(runs).order_by(runs.c.id.desc()).limit(1)
+_SHARDS = (
+    select(shards)
+    .where(shards.c.run_id == bindparam("run"), shards.c.kind == bindparam("wanted"))
+    .order_by(shards.c.ordinal)
+)
 LONGEST_GAP = 15.0  # the merger looks more often than that; a longer silence was a stopped coordinator
 
 
@@ -113,7 +119,7 @@ class ShardRow:
 
 
 def find_run(connection: Connection) -> RunRow | None:
-    row = connection.execute(select(runs).order_by(runs.c.id.desc()).limit(1)).mappings().first()
+    row = connection.execute(_RUN).mappings().first()
     if row is None:
         return None
     values = dict(row)
@@ -150,9 +156,7 @@ def insert_shards(connection: Connection, rows: Sequence[ShardRow]) -> None:
 
 
 def list_shards(connection: Connection, run_id: int, kind: str) -> list[ShardRow]:
-    found = connection.execute(
-        select(shards).where(shards.c.run_id == run_id, shards.c.kind == kind).order_by(shards.c.ordinal)
-    )
+    found = connection.execute(_SHARDS, {"run": run_id, "wanted": kind})
     return [ShardRow(**row) for row in found.mappings()]
 
 

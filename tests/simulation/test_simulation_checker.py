@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def sabotaged(rehearsal: Rehearsal, sql: str) -> Outcome:
     ],
 )
 def test_a_changed_row_is_seen(make: Any, sql: str, words: str, count: str) -> None:
-    outcome = sabotaged(make(), sql)
+    outcome = sabotaged(make(workers=2, hours=0.8), sql)
     assert words in outcome.broken
     assert outcome.broken
     assert not outcome.kept
@@ -58,7 +59,7 @@ def test_a_changed_row_is_seen(make: Any, sql: str, words: str, count: str) -> N
 def test_two_tasks_with_the_same_examples_are_seen(make: Any) -> None:
     """Conservation alone would not see it: as many positions, but some twice and others never."""
     outcome = sabotaged(
-        make(),
+        make(workers=2, hours=0.8),
         "UPDATE tasks SET positions = (SELECT positions FROM tasks WHERE id = 1), "
         "examples = (SELECT examples FROM tasks WHERE id = 1) WHERE id = 2",
     )
@@ -68,7 +69,7 @@ def test_two_tasks_with_the_same_examples_are_seen(make: Any) -> None:
 
 def patched(make: Any, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any]) -> Outcome:
     monkeypatch.setattr(merging, name, change(getattr(merging, name)))
-    outcome: Outcome = make().run()
+    outcome: Outcome = make(workers=2, hours=0.8).run()
     return outcome
 
 
@@ -91,8 +92,6 @@ def test_a_report_forgotten_by_the_merger_is_seen(make: Any, monkeypatch: pytest
 
     def forgetful(read_round: Any) -> Any:
         def wrong(connection: Any, run: Any, *, now: float) -> Any:
-            from dataclasses import replace
-
             here = read_round(connection, run, now=now)
             return replace(here, reports=[r for r in here.reports if r.seq != 3])
 
@@ -106,7 +105,7 @@ def test_a_report_forgotten_by_the_merger_is_seen(make: Any, monkeypatch: pytest
 def test_a_lease_taken_before_its_deadline_is_seen(make: Any) -> None:
     from bithaul.coordinator.database import runs, work
 
-    rehearsal = make()
+    rehearsal = make(workers=2, hours=0.8)
 
     def take() -> None:
         with rehearsal.house.c.database.write() as connection:

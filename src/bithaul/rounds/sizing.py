@@ -89,11 +89,12 @@ def lease_seconds(*, task_seconds: float, duration: float, weights_bytes: int, p
 def retry_seconds(usual: float, *, length: float, left: float = 0.0) -> float:
     """When a worker that gets nothing asks again; `usual` fits rounds of eight seconds.
 
-    A quarter of the way to the tick (or from it, once it has passed), at most a tenth of the round: a
-    large fleet that waits a quarter of an hour must not ask ten times a second.
+    In longer ones a quarter of the way to the tick (or from it, once it has passed), at most about a tenth of
+    the round: a large fleet that waits a quarter of an hour must not ask ten times a second.
     """
     scale = max(1.0, length / USUAL_ROUND)
-    return max(usual * min(scale, LONGEST_RETRY), min(0.25 * abs(left), 0.1 * length))
+    most = max(0.0, 0.1 * (length - USUAL_ROUND))
+    return max(usual * min(scale, LONGEST_RETRY), min(0.25 * abs(left), most))
 
 
 def present_seconds(length: float) -> float:

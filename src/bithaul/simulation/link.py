@@ -202,17 +202,16 @@ class SimulatedLink:
             refuse(problem, client_id=self._worker, after=5.0 if isinstance(error, Unavailable) else None)
 
     def _travel(self, faults: list[Fault]) -> None:
-        """There. Raises `Later` for what never arrives."""
+        """There and back in one wait. Raises `Later` for what never arrives."""
         if _has(faults, Kind.PARTITION):
             self._cut_until = self._time.now() + _value(faults, Kind.PARTITION, 0.0)
         if self._time.now() < self._cut_until or _has(faults, Kind.DROP_REQUEST):
             self._time.wait(TIMEOUT)
             raise Later("no connection")
-        self._time.wait(self._line.latency)
+        self._time.wait(2 * self._line.latency)
 
     def _return(self, faults: list[Fault]) -> None:
-        """And back."""
-        self._time.wait(self._line.latency)
+        """The answer may get lost."""
         if _has(faults, Kind.DROP_ACK):
             self._time.wait(TIMEOUT)
             raise Later("no answer")

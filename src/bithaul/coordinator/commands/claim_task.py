@@ -71,8 +71,7 @@ def claim_task(c: Coordinator, worker: str) -> Claim:
 
 def _seen(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
     if row.gone or now - row.last_seen >= SEEN_EVERY:
-        fleet.update_worker(connection, row.id, last_seen=now, gone=False)
-        return fleet.get_worker(connection, row.id)
+        return fleet.see_worker(connection, row, now=now)
     return row
 
 

@@ -6,27 +6,13 @@ A receipt is read from its row and never changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, func, insert, select, update
 
 from bithaul.coordinator.database.tables import reports
 from bithaul.exchange.messages import Receipt, Verdict
-
-_UNMERGED = (
-    reports.c.run_id == bindparam("run"),
-    reports.c.verdict == Verdict.ACCEPTED,
-    reports.c.merged_in.is_(None),
-)
-_WAITING = select(reports).where(*_UNMERGED).order_by(reports.c.seq)
-_WAITS = select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker")))
-_REPORT = select(reports).where(
-    reports.c.fence == bindparam("fence"),
-    reports.c.task_id == bindparam("task"),
-    reports.c.worker == bindparam("worker"),
-)
-_ROW = select(reports).where(reports.c.seq == bindparam("number"))
 
 
 @dataclass(frozen=True)
@@ -67,34 +53,52 @@ class ReportRow:
         )
 
 
-def _report(values: dict[str, Any]) -> ReportRow:
-    values["verdict"] = Verdict(values["verdict"])
-    return ReportRow(**values)
+_NAMES = [field.name for field in fields(ReportRow)]
+_COLUMNS = [reports.c[name] for name in _NAMES]
+_VERDICT = _NAMES.index("verdict")
+_UNMERGED = (
+    reports.c.run_id == bindparam("run"),
+    reports.c.verdict == Verdict.ACCEPTED,
+    reports.c.merged_in.is_(None),
+)
+_WAITING = select(*_COLUMNS).where(*_UNMERGED).order_by(reports.c.seq)
+_WAITS = select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker")))
+_REPORT = select(*_COLUMNS).where(
+    reports.c.fence == bindparam("fence"),
+    reports.c.task_id == bindparam("task"),
+    reports.c.worker == bindparam("worker"),
+)
+_ROW = select(*_COLUMNS).where(reports.c.seq == bindparam("number"))
+
+
+def _report(row: Row[Any]) -> ReportRow:
+    values = list(row)
+    values[_VERDICT] = Verdict(values[_VERDICT])
+    return ReportRow(*values)
 
 
 def find_report(connection: Connection, worker: str, *, task: int, fence: str) -> ReportRow | None:
     found = connection.execute(_REPORT, {"fence": fence, "task": task, "worker": worker})
-    row = found.mappings().first()
-    return None if row is None else _report(dict(row))
+    row = found.first()
+    return None if row is None else _report(row)
 
 
 def accepted_report(connection: Connection, task: int) -> ReportRow | None:
-    query = select(reports).where(reports.c.task_id == task, reports.c.verdict == Verdict.ACCEPTED)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _report(dict(row))
+    query = select(*_COLUMNS).where(reports.c.task_id == task, reports.c.verdict == Verdict.ACCEPTED)
+    row = connection.execute(query).first()
+    return None if row is None else _report(row)
 
 
 def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
     seq = connection.execute(
         insert(reports).values(**values, merged_in=None).returning(reports.c.seq)
     ).scalar_one()
-    row = connection.execute(_ROW, {"number": seq}).mappings().one()
-    return _report(dict(row))
+    return _report(connection.execute(_ROW, {"number": seq}).one())
 
 
 def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
     """Accepted reports that are in no version yet, by seq."""
-    return [_report(dict(row)) for row in connection.execute(_WAITING, {"run": run_id}).mappings()]
+    return [_report(row) for row in connection.execute(_WAITING, {"run": run_id})]
 
 
 def has_unmerged(connection: Connection, run_id: int, worker: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
@@ -61,7 +62,7 @@ class RunRow:
 
     @property
     def rule(self) -> MergeRule:
-        return rule_named(self.merge_rule, self.merge_options)
+        return _rule(self.merge_rule, tuple(self.merge_options.items()))
 
     @property
     def batch_examples(self) -> int:
@@ -124,8 +125,18 @@ def find_run(connection: Connection) -> RunRow | None:
         return None
     values = dict(row)
     values["state"] = RunState(values["state"])
-    values["model"] = ModelConfig.model_validate(values["model"])
+    values["model"] = _model(tuple(values["model"].items()))
     return RunRow(**values)
+
+
+@lru_cache(maxsize=16)
+def _model(fields: tuple[tuple[str, Any], ...]) -> ModelConfig:
+    return ModelConfig.model_validate(dict(fields))
+
+
+@lru_cache(maxsize=16)
+def _rule(name: str, options: tuple[tuple[str, float | str], ...]) -> MergeRule:
+    return rule_named(name, dict(options))
 
 
 def get_run(connection: Connection) -> RunRow:

@@ -48,6 +48,7 @@ def test_a_calm_hour_loses_nothing(make: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_storm_of_the_promise(make: Any) -> None:
     """200 machines, ten hours, 3x speed spread, five crashes of the coordinator."""
     outcome = make(SCENARIOS["storm"]).run()

@@ -21,7 +21,6 @@ from bithaul.simulation.faults import Faults, Moment, Where
 from bithaul.simulation.virtual import Event, VirtualTime
 from bithaul.worker.link import Later
 
-MERGE_DELAY = 1.0  # seconds from a wake-up to the merger's next look: what comes together is seen together
 T = TypeVar("T")
 
 
@@ -51,6 +50,7 @@ class SeededIds:
 class House:
     """One run folder and whoever serves it.
 
+    `merge_delay` is the time from a wake-up to the merger's next look: what comes together is seen together.
     `changed` hears which service has worked, and "rise" after a restart; `failed` what a service died of.
     """
 
@@ -62,6 +62,7 @@ class House:
         *,
         random: Random,
         settings: dict[str, Any],
+        merge_delay: float = 1.0,
         changed: Callable[[str], None] = lambda _: None,
         failed: Callable[[str], None] = lambda _: None,
     ) -> None:
@@ -70,6 +71,7 @@ class House:
         self._faults = faults
         self._ids = SeededIds(random)
         self._settings = settings
+        self._merge_delay = merge_delay
         self.changed = changed
         self.failed = failed
         self.generation = 0
@@ -178,7 +180,7 @@ class House:
             if self._pass(runner, merger) is not None:
                 self._hear()
 
-        self._merge = self.time.after(MERGE_DELAY, merge)
+        self._merge = self.time.after(self._merge_delay, merge)
 
     def _stop_services(self) -> None:
         for event in self._services:

@@ -139,6 +139,7 @@ class Rehearsal:
             self.faults,
             random=self._random("ids"),
             settings=_settings(scenario),
+            merge_delay=scenario.task_seconds / 60,
             changed=self._changed,
             failed=self._failed,
         )

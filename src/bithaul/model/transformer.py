@@ -143,29 +143,27 @@ class Block(nn.Module):
     def _fast(self, x: Tensor, sight: Sight) -> Tensor:
         attn, mlp, path = self.self_attn, self.mlp, self._compute.path
         eps, gain, qkv = self.input_layernorm.eps, self.input_layernorm.weight, self._qkv.codes(path)
+        sub_gain, out = attn.attn_sub_norm.weight, self._out.codes(path)
         if sight.cache is None:
-            mixed = fused.attend(
-                x, gain, self._qkv.weights, eps=eps, path=path, ternary=qkv, places=sight.places
+            x = fused.attention(
+                x,
+                (gain, sub_gain),
+                (*self._qkv.weights, attn.o_proj.weight),
+                eps=eps,
+                qkv=qkv,
+                out=out,
+                places=sight.places,
             )
         else:
             heads = fused.heads_for_cache(x, gain, eps=eps, ternary=qkv, places=sight.places)
             mixed = attn.mix(*heads, sight).transpose(1, 2).flatten(2).flatten(0, 1)
-        x = fused.join(
-            x,
-            mixed,
-            attn.attn_sub_norm.weight,
-            attn.o_proj.weight,
-            eps=eps,
-            path=path,
-            ternary=self._out.codes(path),
-        )
+            x = fused.join(x, mixed, sub_gain, eps=eps, ternary=out)
         return fused.feed_forward(
             x,
             (self.post_attention_layernorm.weight, mlp.ffn_sub_norm.weight),
             (mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight),
             eps=eps,
             squared=mlp.squared_relu,
-            path=path,
             gate_up=self._gate_up.codes(path),
             down=self._down.codes(path),
         )

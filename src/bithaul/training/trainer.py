@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from bithaul.errors import InvalidInput
+from bithaul.model.choice import choose_path
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector
-from bithaul.model.products import Shape, StepPath, choose_path
+from bithaul.model.products import Shape, StepPath
 from bithaul.model.transformer import BitNetForCausalLM, Dropout
 from bithaul.model.vector import flatten, load_vector
 from bithaul.training.batches import Batch, Example, inner_batches, pack

@@ -1,0 +1,135 @@
+"""Which products a step uses on this machine: the fastest exact ones at the model's own shapes, and why.
+
+A step's threads take whole passes by themselves (`training.team`), so products are timed on one thread. The
+candidates take turns, which keeps a busy moment from deciding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from bithaul.errors import InvalidConfig, UnknownName
+from bithaul.model.bitlinear import TernaryCodes
+from bithaul.model.products import (
+    BACKWARD,
+    FORWARD,
+    WORDS,
+    Shape,
+    StepPath,
+    backward_refusal,
+    product_rows,
+    refusal,
+)
+from bithaul.model.wayback import blocks, way_back
+
+_ROUNDS = 5
+
+
+def choose_path(shapes: Sequence[Shape], *, forced: str | None = None) -> StepPath:
+    """The fastest exact path for products of these shapes on one thread of this machine.
+
+    `forced` names a path such as `int_mm+bf16` and skips the timing. Raises `UnknownName` for a path that
+    does not exist and `InvalidConfig` for one that this machine cannot run exactly.
+    """
+    if forced is not None:
+        return _forced(forced)
+    with _one_thread():
+        forwards = _times({n: [_forward(n, s) for s in shapes] for n in FORWARD if refusal(n) is None})
+        backwards = _times(
+            {n: [_backward(n, s) for s in shapes] for n in BACKWARD if backward_refusal(n) is None}
+        )
+    forward, backward = min(forwards, key=forwards.__getitem__), min(backwards, key=backwards.__getitem__)
+    reason = (
+        f"{forward} forward ({_instructions()}, exact, {forwards['fp32'] / forwards[forward]:.1f}x fp32), "
+        f"{backward} backward ({backwards['fp32'] / backwards[backward]:.1f}x fp32), eager"
+    )
+    return StepPath(forward, backward, reason)
+
+
+def _forced(name: str) -> StepPath:
+    forward, _, backward = name.partition("+")
+    if forward not in FORWARD or backward not in BACKWARD:
+        known = ", ".join(f"{f}+{b}" for f in FORWARD for b in BACKWARD)
+        raise UnknownName(f"There is no compute path {name!r}; the paths are {known}.")
+    unavailable = backward_refusal(backward) if backward == WORDS else None  # a slow way may be forced
+    for part, problem in ((forward, refusal(forward)), (backward, unavailable)):
+        if problem is not None:
+            raise InvalidConfig(
+                f"The compute path {name!r} cannot be forced on this machine: {part} is {problem}."
+            )
+    return StepPath(forward, backward, f"{name} (forced)")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _times(runs: Mapping[str, Sequence[Callable[[], object]]]) -> dict[str, float]:
+    """Seconds of all runs of each candidate: the best of several rounds in which they take turns."""
+    best = {name: [float("inf")] * len(parts) for name, parts in runs.items()}
+    for _ in range(1 + _ROUNDS):  # the first round compiles and is never the best
+        for name, parts in runs.items():
+            for i, run in enumerate(parts):
+                started = time.perf_counter()
+                run()
+                best[name][i] = min(best[name][i], time.perf_counter() - started)
+    return {name: sum(seconds) for name, seconds in best.items()}
+
+
+def _forward(name: str, shape: Shape) -> Callable[[], object]:
+    """As in a step: the operand prepared once, then blocks of rows."""
+    m, k, n = shape
+    x, codes = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
+    kernel = FORWARD[name]
+    step = product_rows(n)
+    sums = torch.empty((min(m, step), n), dtype=kernel.sums)
+
+    def run() -> None:
+        operand = kernel.prepare(codes)
+        for rows in torch.split(x, step):
+            kernel.multiply(rows, operand, sums[: len(rows)])
+
+    return run
+
+
+def _backward(name: str, shape: Shape) -> Callable[[], object]:
+    """As in a step: dX in blocks of rows, dW; with 16-bit integers their rounding too."""
+    m, k, n = shape
+    path = StepPath("fp32", name, "")
+    codes, x = torch.ones((n, k), dtype=torch.int8), torch.ones((m, k), dtype=torch.int8)
+    words = path.prepare_backward(codes)
+    ternary = TernaryCodes((), path, codes, codes, words, (np.float32(1.0),), (n,))
+
+    def run() -> None:
+        way = way_back("timing", x, ternary, path)
+        for rows in blocks(m):
+            way.block(rows).fill_(1.0)
+            way.input_gradient(rows)
+        way.weight_gradients()
+
+    return run
+
+
+def _instructions() -> str:
+    """The CPU features behind the choice; torch's probes are private, so their absence is survived."""
+    probes = {
+        "AMX": "_is_amx_tile_supported",
+        "AVX-512 VNNI": "_is_vnni_supported",
+        "AVX2": "_is_avx2_supported",
+    }
+    for label, probe in probes.items():
+        supported = getattr(torch.cpu, probe, None)
+        if supported is not None and supported():
+            return label
+    return "no int8 instructions known"

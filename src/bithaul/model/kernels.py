@@ -378,18 +378,17 @@ def widen_scaled(source, factor, out):
 
 
 @compiled(SUMS)
-def cross_entropy(logits, targets, share, smoothing, losses, uniform_losses, d_logits):
+def cross_entropy(logits, width, targets, share, smoothing, losses, uniform_losses, d_logits):
     """Rows of logits [M, V] to cross-entropy [M], the same against uniform targets [M], and gradient [M, V].
 
     `d_logits = (p - (1 - smoothing) onehot - smoothing / V) * share[i]`; logits are overwritten. Without
-    smoothing the uniform losses stay as they are.
+    smoothing the uniform losses stay as they are. Rows of both may be longer than V = `width`.
     """
-    width = logits.shape[1]
     even = smoothing / np.float32(width)
     for i in range(logits.shape[0]):
         at, total = targets[i], _ZERO
         wanted = logits[i, at]
-        largest = _largest(logits[i])
+        largest = _largest(logits[i, :width])
         if smoothing > _ZERO:
             mean = _ZERO
             for j in range(width):

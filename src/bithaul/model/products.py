@@ -33,6 +33,7 @@ def product_rows(outputs: int) -> int:
 _PROBE: Shape = (32, 64, 32)
 _TIMING_REPEATS = 5
 _PROBE_SECONDS = 0.05  # a path slower than this at 32 x 64 x 32 is a reference loop, not a kernel
+_DEFAULT: Shape = (64, 256, 256)
 _PROBE_BACKWARD = 128  # rows, inputs and outputs; a loop for bf16 is ten times slower than fp32 there
 _PROBE_RATIO = 3.0
 
@@ -243,10 +244,23 @@ def backward_refusal(backward: str) -> str | None:
     return f"a slow loop ({ratio:.0f} times the time of fp32)" if ratio > _PROBE_RATIO else None
 
 
+@functools.cache
 def default_path() -> StepPath:
-    """The first exact forward path of this machine with fp32 backward, untimed: for inference and tests."""
-    forward = next(name for name in FORWARD if refusal(name) is None)
-    return StepPath(forward, "fp32", f"{forward} forward (the first exact path)")
+    """An exact forward path with fp32 backward, for inference and tests: the first that is not slow here.
+
+    Slow is more than twice the time of the fastest at the shape of a small layer, timed once per process: a
+    general library may hold an exact loop for machines it has no instructions for.
+    """
+    m, k, n = _DEFAULT
+    x, codes = torch.ones((m, k), dtype=torch.int8), torch.ones((n, k), dtype=torch.int8)
+    seconds = {}
+    for name, kernel in FORWARD.items():
+        if refusal(name) is None:
+            operand, out = kernel.prepare(codes), torch.empty((m, n), dtype=kernel.sums)
+            seconds[name] = best_seconds(functools.partial(kernel.multiply, x, operand, out))
+    fastest = min(seconds.values())
+    forward = next(name for name, taken in seconds.items() if taken <= 2 * fastest)
+    return StepPath(forward, "fp32", f"{forward} forward (the first exact path that is fast here)")
 
 
 def best_seconds(run: Callable[[], object]) -> float:

@@ -9,6 +9,7 @@ code to loop over; `integer` does, and says how operands are laid out.
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable
 from typing import Any, Literal
@@ -32,6 +33,7 @@ _VECTORS = COLUMNS * 4 // 32
 _VECTOR_BYTES = 32
 
 
+@functools.cache
 def missing() -> str | None:
     """Why blocks cannot run on this machine, or None. Honours numba's cap of the instruction set."""
     if platform.machine().lower() not in ("x86_64", "amd64"):

@@ -13,6 +13,7 @@ Hugging Face names in the order of `layout_of`. `plain=True` computes the same f
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -186,7 +187,7 @@ class Decoder(nn.Module):
 
 
 class BitNetForCausalLM(nn.Module):
-    """`path` chooses the products (None: the first exact one of this machine), `plain` the reference step.
+    """`path` chooses the products (None: the default one of this machine), `plain` the reference step.
 
     Parameters are uninitialised until `reset_parameters` or `vector.load_vector`.
     """
@@ -259,10 +260,9 @@ class BitNetForCausalLM(nn.Module):
         """Hidden states [N, H] of sequences laid end to end (the training step's form): ids int64 [N]."""
         return self._run(input_ids, self._sight(segments, positions, None, None), dropout)
 
-    def prepare(self) -> None:
-        """Quantise whatever changed since the last step, so that threads find the codes ready."""
-        for layer in self.model.layers:
-            cast(Block, layer).prepare()
+    def preparations(self) -> list[Callable[[], None]]:
+        """One for each layer, in any order or at once: they quantise whatever changed since the last step."""
+        return [cast(Block, layer).prepare for layer in self.model.layers]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., H] to [..., V] in fp32: the head is the tied token embedding."""

@@ -27,6 +27,7 @@ from bithaul.model.transformer import BitNetForCausalLM, Dropout
 from bithaul.model.vector import flatten, load_vector
 from bithaul.training.batches import Batch, Example, inner_batches, pack
 from bithaul.training.loss import LossSums, head_loss, head_precision
+from bithaul.training.optimizer import SharedAdamW
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.schedule import rates
 from bithaul.training.team import Team
@@ -106,22 +107,7 @@ class Trainer:
 
     def reset_moments(self) -> None:
         """Start AdamW afresh; its next steps warm up over `recipe.optimizer_warmup_steps`."""
-        parameters = dict(self.model.named_parameters())
-        matrices = [p for name, p in parameters.items() if p.dim() == 2 and "embed" not in name]
-        gains = [p for p in parameters.values() if p.dim() != 2]
-        embedding = [p for name, p in parameters.items() if "embed" in name]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "decays": True, "share": 1.0},
-                {"params": gains, "decays": False, "share": 1.0},
-                {"params": embedding, "decays": False, "share": self.recipe.embedding_lr_share},
-            ],
-            lr=0.0,
-            betas=self.recipe.betas,
-            eps=self.recipe.eps,
-            weight_decay=0.0,
-            fused=True,
-        )
+        self._optimizer = SharedAdamW(self.model, self.recipe, self._team)
         self._warm_steps = 0
 
     def train(
@@ -182,10 +168,10 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and the warm-up counter, for a stop and resume that equals no stop."""
-        return {"optimizer": self._optimizer.state_dict(), "warm_steps": self._warm_steps}
+        return {"moments": self._optimizer.state(), "warm_steps": self._warm_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load(state["moments"])
         self._warm_steps = int(state["warm_steps"])
 
     def _pack(self, group: Sequence[Example]) -> list[Batch]:
@@ -235,50 +221,36 @@ class Trainer:
                     dtype=self._head_dtype,
                 )
 
-        self.model.prepare()
+        self._team.each(lambda prepare: prepare(), self.model.preparations())
         hidden = self._team.each(hidden_of, list(zip(batches, dropouts, strict=True)))
         with head_precision(self._head_dtype):
             parts = self._team.each(loss_of, list(zip(batches, hidden, strict=True)))
         return [loss for loss, _ in parts], functools.reduce(operator.add, (sums for _, sums in parts))
 
-    def _gradients(self, losses: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradient of the sum of the losses, in the order of the parameters."""
-        self._optimizer.zero_grad(set_to_none=True)  # before the new ones exist, not after
+    def _gradients(self, losses: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """For each loss its gradient, in the order of the parameters; the whole one is their sum."""
+        self._optimizer.forget_gradients()  # before the new ones exist, not after
         parameters = list(self.model.parameters())
-        first, *others = self._team.each(lambda loss: list(torch.autograd.grad(loss, parameters)), losses)
-        for other in others:
-            torch._foreach_add_(first, other)
-        return first
+        return self._team.each(lambda loss: list(torch.autograd.grad(loss, parameters)), losses)
 
     def _step(
         self, batches: Sequence[Batch], progress: float, dropouts: Sequence[Dropout | None]
     ) -> LossSums | None:
         """One AdamW step; None when it was dropped because something was not finite."""
         losses, sums = self._forward(batches, dropouts)
-        gradients = self._gradients(losses)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = self._optimizer.take(self._gradients(losses))
         if not (math.isfinite(norm) and math.isfinite(sums.weighted)):
             return None
-        if norm > self.recipe.clip:
-            torch._foreach_mul_(gradients, self.recipe.clip / norm)
-        parameters = list(self.model.parameters())
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self._set_rates(progress)
-        self._optimizer.step()
-        # Fused optimizers do not advance version counters, on which cached ternary codes depend.
-        torch.autograd.graph.increment_version(parameters)
+        lr, decay = self._rates(progress)
+        self._optimizer.step(lr=lr, weight_decay=decay, shrink=min(1.0, self.recipe.clip / max(norm, 1e-30)))
         return sums
 
-    def _set_rates(self, progress: float) -> None:
+    def _rates(self, progress: float) -> tuple[float, float]:
+        """Learning rate and weight decay of the next step of these moments."""
         lr, decay = rates(progress, self.recipe)
         self._warm_steps += 1
         warmup = self.recipe.optimizer_warmup_steps
-        if self._warm_steps < warmup:
-            lr *= self._warm_steps / warmup
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["share"]
-            group["weight_decay"] = decay if group["decays"] else 0.0
+        return lr * min(1.0, self._warm_steps / warmup if warmup else 1.0), decay
 
 
 def projection_shapes(config: ModelConfig, rows: int) -> list[Shape]:

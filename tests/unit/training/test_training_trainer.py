@@ -320,7 +320,7 @@ def test_clipping_bounds_the_gradient_and_not_the_direction() -> None:
     """AdamW is scale free, so clip shows in the second moment: one huge batch must not swamp it."""
     subject = trainer(recipe=RECIPE.model_copy(update={"clip": 1e-3}))
     train(subject, examples(4))
-    state = subject.state_dict()["optimizer"]["state"]
+    state = subject.state_dict()["moments"]
     total = sum(float(s["exp_avg"].pow(2).sum()) for s in state.values())
     assert math.sqrt(total) == pytest.approx(0.1 * 1e-3, rel=1e-3)
 

@@ -4,7 +4,7 @@ No truncation. Every token but an example's first is a target once. `tokens` cou
 budgets and speeds are stated. The end is padded by less than `GRANULE` inputs of weight 0, so that products
 come in few shapes: the CPU library compiles and keeps a kernel for each shape it meets, and with batches of
 any length the memory of a `small` trainer grew past 3 GB instead of staying below 1 (docs/lab/0001). Threads
-share a batch of requests, so a share may be 250 tokens: a granule of 128 cost a quarter of it (docs/lab/0010).
+share a batch, so a share may be 250 tokens: a granule of 128 cost a quarter of that (docs/lab/0010).
 """
 
 from __future__ import annotations

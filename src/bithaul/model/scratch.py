@@ -12,7 +12,6 @@ import threading
 import torch
 from torch import Tensor
 
-
 _MOST_VIEWS = 4096  # of a thread; batches come in many shapes over the days
 
 

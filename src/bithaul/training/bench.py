@@ -21,8 +21,10 @@ import torch
 
 from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
+from bithaul.model.device import DevicePath, device_of, peak_bytes
 from bithaul.model.products import BACKWARD, FORWARD, Shape, StepPath, choose_path, refusal
 from bithaul.training.batches import Example
+from bithaul.training.devicebench import device_product, reference_path
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import Trainer, projection_shapes, random_examples
 
@@ -44,7 +46,7 @@ class StepBench:
     roofline_fraction: float
     products_seconds: float
     step_seconds: float
-    peak_memory_mb: float  # most resident memory of the process until our steps ended, before the reference
+    peak_memory_mb: float  # most memory until our steps ended: resident, or that of tensors on a GPU
     path: str
     reason: str
 
@@ -66,7 +68,7 @@ def bench_step(
     threads: int,
     examples: Sequence[Example],
     steps: int,
-    path: str | None = None,
+    path: str | StepPath | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> StepBench:
     """Steps of all `examples` at once, `steps` of each kind after a warm-up."""
@@ -75,8 +77,9 @@ def bench_step(
     recipe = recipe.model_copy(update={"batch_examples": len(examples)})
     ours = Trainer(config, recipe, label_token=None, threads=threads, path=path)
     _timed(ours, examples, WARM_UP_STEPS)
-    memory = _peak_memory()
-    plain = Trainer(config, recipe, label_token=None, threads=threads, path="fp32+fp32", plain=True)
+    memory = peak_bytes(ours.device) or _peak_memory()
+    reference_on = reference_path(ours.path)
+    plain = Trainer(config, recipe, label_token=None, threads=threads, path=reference_on, plain=True)
     _timed(plain, examples, 1)
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
     for step in range(steps):
@@ -86,7 +89,10 @@ def bench_step(
             on_step(step + 1)
     torch.set_num_threads(threads)
     tokens = sum(len(e) - 1 for e in examples)
-    products = sum(count * _best_product(name, shape) for name, shape, count in _products(config, examples))
+    alone = _best_product
+    if isinstance(ours.path, DevicePath):
+        alone = functools.partial(device_product, device=device_of(ours.path))
+    products = sum(count * alone(name, shape) for name, shape, count in _products(config, examples))
     step_seconds = statistics.median(seconds["ours"])
     reference = statistics.median(seconds["reference"])
     speeds = [tokens / s for s in seconds["ours"]]

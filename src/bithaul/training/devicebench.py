@@ -1,0 +1,57 @@
+"""The matrix products of a step alone on a device, for the roofline of `bench`, and its reference step."""
+
+from __future__ import annotations
+
+import statistics
+
+import torch
+
+from bithaul.errors import Unavailable
+from bithaul.model.device import (
+    DEVICE_FORWARD,
+    DevicePath,
+    device_refusal,
+    full_precision,
+    multiply,
+    seconds_of,
+)
+from bithaul.model.products import Shape, StepPath
+
+
+def reference_path(path: StepPath) -> StepPath | str:
+    """Where fp32 fake quantisation runs for a comparison with `path`: on the same device, in fp32."""
+    return DevicePath.of(path.device, "fp32") if isinstance(path, DevicePath) else "fp32+fp32"
+
+
+def device_product(kind: str, shape: Shape, device: torch.device) -> float:
+    """Seconds of one product on the fastest exact way of the device for its kind; median of several.
+
+    Kinds are those of `bench`: `int8` codes forward, `bf16` for gradients, `fp32`, and `attention`, which is
+    M products of K x N.
+    """
+    m, k, n = shape
+    if kind == "attention":
+        left, right = torch.ones(m, k, n, device=device), torch.ones(m, n, k, device=device)
+        with full_precision():
+            return statistics.median(seconds_of(lambda: torch.bmm(left, right), device))
+    found = []
+    for forward in DEVICE_FORWARD:
+        path = DevicePath.of(device, forward)
+        if device_refusal(path) is None:
+            found.append(_product(path, kind, shape))
+    if not found:
+        raise Unavailable(f"No product is exact on {device}; look at the driver and try again.")
+    return min(found)
+
+
+def _product(path: DevicePath, kind: str, shape: Shape) -> float:
+    m, k, n = shape
+    dtype = {"int8": torch.int8, "fp32": torch.float32}.get(kind, path.gradient_dtype)
+    x = torch.ones(m, k, dtype=dtype, device=path.device)
+    codes = torch.ones(n, k, dtype=dtype, device=path.device)
+
+    def run() -> object:
+        return path.product(x, codes) if kind == "int8" else multiply(x, codes.t())
+
+    with full_precision():
+        return statistics.median(seconds_of(run, path.device))

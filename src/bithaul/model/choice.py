@@ -55,7 +55,8 @@ def _forced(name: str) -> StepPath:
     forward, _, backward = name.partition("+")
     if forward not in FORWARD or backward not in BACKWARD:
         known = ", ".join(f"{f}+{b}" for f in FORWARD for b in BACKWARD)
-        raise UnknownName(f"There is no compute path {name!r}; the paths are {known}.")
+        on_gpu = "on a GPU cuda, cuda-int8, cuda-fp32"
+        raise UnknownName(f"There is no compute path {name!r}; the paths are {known}, and {on_gpu}.")
     unavailable = backward_refusal(backward) if backward == WORDS else None  # a slow way may be forced
     for part, problem in ((forward, refusal(forward)), (backward, unavailable)):
         if problem is not None:

@@ -10,7 +10,7 @@ share a batch, so a share may be 250 tokens: a granule of 128 cost a quarter of 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,16 @@ class Batch:
     segments: Segments
     examples: int
     tokens: int  # targets, without padding
+
+    def to(self, device: torch.device) -> Batch:
+        """The same, with the tensors on `device`."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            targets=self.targets.to(device),
+            weights=self.weights.to(device),
+            segments=self.segments.to(device),
+        )
 
 
 def pack(examples: Sequence[Example], *, label_token: int | None, text_loss_weight: float) -> Batch | None:

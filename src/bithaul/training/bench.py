@@ -17,11 +17,12 @@ import psutil
 import torch
 
 from bithaul.errors import InvalidInput
-from bithaul.model.choice import choose_path
 from bithaul.model.config import ModelConfig
+from bithaul.model.device import DevicePath, choose_path, peak_bytes
 from bithaul.model.products import Shape, StepPath
 from bithaul.training.batches import Example
 from bithaul.training.ceilings import Kind, Product, best_seconds, step_products
+from bithaul.training.devicebench import device_product, reference_path
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import Trainer, projection_shapes, random_examples
 
@@ -49,7 +50,7 @@ class StepBench:
     products_seconds: float
     products_by_kind: dict[str, float]  # seconds of all products of a kind in one step
     step_seconds: float
-    peak_memory_mb: float  # most resident memory of the process until our steps ended, before the reference
+    peak_memory_mb: float  # most memory until our steps ended: resident, or that of tensors on a GPU
     path: str
     reason: str
 
@@ -71,7 +72,7 @@ def bench_step(
     threads: int,
     examples: Sequence[Example],
     steps: int,
-    path: str | None = None,
+    path: str | StepPath | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> StepBench:
     """Steps of all `examples` at once, `steps` of each kind after a warm-up."""
@@ -80,8 +81,9 @@ def bench_step(
     recipe = recipe.model_copy(update={"batch_examples": len(examples)})
     ours = Trainer(config, recipe, label_token=None, threads=threads, path=path)
     _timed(ours, examples, WARM_UP_STEPS)
-    memory = _peak_memory()
-    plain = Trainer(config, recipe, label_token=None, threads=threads, path="fp32+fp32", plain=True)
+    memory = peak_bytes(ours.device) or _peak_memory()
+    reference_on = reference_path(ours.path)
+    plain = Trainer(config, recipe, label_token=None, threads=threads, path=reference_on, plain=True)
     _timed(plain, examples, 1)
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
     for step in range(steps):
@@ -93,8 +95,11 @@ def bench_step(
     tokens = sum(len(e) - 1 for e in examples)
     products: dict[str, float] = {}
     for product, count in step_products(config, examples):
-        seconds_of_all = count * best_seconds(product, threads=threads)
-        products[product.kind] = products.get(product.kind, 0.0) + seconds_of_all
+        if isinstance(ours.path, DevicePath):
+            alone = device_product(product, ours.path.device)
+        else:
+            alone = best_seconds(product, threads=threads)
+        products[product.kind] = products.get(product.kind, 0.0) + count * alone
     step_seconds = statistics.median(seconds["ours"])
     reference = statistics.median(seconds["reference"])
     speeds = [tokens / s for s in seconds["ours"]]

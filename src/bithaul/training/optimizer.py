@@ -89,9 +89,9 @@ class SharedAdamW:
             self._team.each(lambda share: share.step(lr, weight_decay, shrink), self._shares)
 
     def state(self) -> Moments:
-        """Moments and counter of each parameter by name."""
+        """Moments and counter of each parameter by name, on the CPU."""
         return {
-            name: dict(share.adamw.state[parameter])
+            name: {key: value.cpu() for key, value in share.adamw.state[parameter].items()}
             for share in self._shares
             for _, name, parameter in share.named
             if parameter in share.adamw.state
@@ -102,4 +102,7 @@ class SharedAdamW:
             share.adamw.state.clear()
             for _, name, parameter in share.named:
                 if name in state:
-                    share.adamw.state[parameter] = {key: value.clone() for key, value in state[name].items()}
+                    moments = {
+                        key: value.to(parameter.device, copy=True) for key, value in state[name].items()
+                    }
+                    share.adamw.state[parameter] = moments

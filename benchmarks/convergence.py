@@ -37,6 +37,8 @@ from bithaul.exchange.pseudo_gradient import encode_with_feedback, pseudo_gradie
 from bithaul.model.config import ModelConfig, load_config
 from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
+from bithaul.rounds.facts import Contribution, Past
+from bithaul.rounds.merging import step
 from bithaul.rounds.positions import Span, pieces
 from bithaul.rounds.rules import rule_named
 from bithaul.training.recipe import TrainingRecipe
@@ -147,8 +149,8 @@ def distributed(plan: Plan, data: Data) -> Outcome:
             payload, residuals[number] = encode_with_feedback(codec, u, residuals[number], layout)
             updates.append(decode(codec, payload, layout))
             weights.append(result.tokens)
-        shares = [w / sum(weights) for w in weights]
-        theta, momentum = rule.step(theta, momentum, updates, shares)
+        taken = [Contribution(seq, str(seq), w, 0, 0.0) for seq, w in enumerate(weights)]
+        theta, momentum = step(rule.plan(taken, past=Past()), theta, momentum, updates)
         done, tokens, versions = done + steps, tokens + sum(weights), versions + 1
     trainers[0].load(theta)
     return _outcome(trainers[0], plan, data, versions=versions, tokens=tokens, started=started)

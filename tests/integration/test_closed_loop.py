@@ -24,8 +24,8 @@ from bithaul.training import trainer as trainer_module
 from bithaul.training.calibrate import Calibration
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import Trainer
-from bithaul.worker import loop as loop_module
 from bithaul.worker import task as task_module
+from bithaul.worker import tools as tools_module
 
 BLOCK = 1024  # values of one scale of int8-block-v1
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -39,7 +39,7 @@ RECIPE = TrainingRecipe(
 def _same_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timing might choose another path, or another task size, on a busy machine."""
     measured = Calibration(tokens_per_second=1000.0, spread=0.0, path="", reason="", memory_bytes=1)
-    monkeypatch.setattr(loop_module, "calibrate", lambda *_, **__: measured)
+    monkeypatch.setattr(tools_module, "calibrate", lambda *_, **__: measured)
     monkeypatch.setattr(trainer_module, "choose_path", lambda shapes, forced=None: default_path())
 
 

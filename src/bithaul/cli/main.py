@@ -41,6 +41,7 @@ VERBS = (
     Verb("up", "Train on this machine: a coordinator and N workers, one command.", OPERATOR),
     Verb("coordinator", "Serve one run's weights, corpus and work queue.", OPERATOR),
     Verb("keys", "Create, list, rotate and disable client secrets.", OPERATOR),
+    Verb("simulate", "Rehearse a run with faults on virtual time.", OPERATOR),
     Verb("worker", "Join a coordinator and train.", WORKER),
     Verb("corpus", "Generate, import and tokenize training data.", DATA),
     Verb("classify", "Turn a request into an intent with slots.", MODEL),

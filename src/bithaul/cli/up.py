@@ -53,7 +53,7 @@ def up(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (cores / workers).")] = None,
     merge_rule: Annotated[
-        str | None, typer.Option(help="How updates are merged: sync or staleness_sgd.")
+        str | None, typer.Option(help="How updates are merged: sync, staleness_sgd, buffered_nesterov, ...")
     ] = None,
     codec: Annotated[
         str | None, typer.Option(help="How updates travel: int8-block-v1, int8-ef-v1 or fp32-v1.")

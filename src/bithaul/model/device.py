@@ -55,7 +55,7 @@ class DevicePath(StepPath):
         return multiply(x.to(dtype), codes.t().to(dtype))
 
 
-def device_of(path: StepPath) -> torch.device:
+def device_of(path: object) -> torch.device:
     """Where the parameters of a model on this path are."""
     return path.device if isinstance(path, DevicePath) else torch.device("cpu")
 
@@ -132,7 +132,7 @@ def device_refusal(path: DevicePath) -> str | None:
     return None if torch.equal(sums.to(torch.int64), integer_product(x, codes)) else "inexact"
 
 
-def hardware(path: StepPath) -> tuple[str, int] | None:
+def hardware(path: object) -> tuple[str, int] | None:
     """Name and memory in bytes of the GPU, None on a path of the CPU."""
     device = device_of(path)
     if device.type != "cuda":

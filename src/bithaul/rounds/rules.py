@@ -1,109 +1,47 @@
-"""Merge rules: when accepted updates become the next version, and how.
+"""Merge rules, chosen by name per run: when accepted updates become the next version, and by which step.
 
-A rule is chosen by name per run. `due` and `take` look at facts; `step` works on any slice of the vectors,
-so a merger streams through them and the result does not depend on the slicing. Signs: an update u is
-theta_start - theta_end, so subtracting it moves theta where the worker went.
+Each is a frozen dataclass whose fields are the options of a run. When a rule acts stands here, how updates
+are combined in `aggregate`, how theta moves in `outer`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from types import MappingProxyType
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from bithaul.errors import InvalidConfig, UnknownName
+from bithaul.rounds import outer
+from bithaul.rounds.aggregate import AGGREGATORS, Mix, Wide, aggregator_named
+from bithaul.rounds.facts import Contribution, Past, RoundFacts
+from bithaul.rounds.merging import (
+    MergeRule,
+    Plan,
+    awaited,
+    fraction,
+    mixed,
+    quorum,
+    smoothed_lag,
+    weights_of,
+)
 
-FloatVector = npt.NDArray[np.float32]
-Values = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """One accepted update that is in no version yet."""
-
-    seq: int  # of the ledger
-    worker: str
-    tokens: int
-    staleness: int  # versions made since its base, when it is merged
-    received_at: float
-
-
-@dataclass(frozen=True)
-class OpenLease:
-    worker: str
-    on_current_base: bool
-    aimed_at: float  # planned end
-
-
-@dataclass(frozen=True)
-class RoundFacts:
-    """What `due` looks at. `contributions` are sorted by seq; `workers` may take work and are alive."""
-
-    now: float
-    tick: float  # planned end of the round
-    length: float  # planned length of the round in seconds
-    contributions: Sequence[Contribution]
-    leases: Sequence[OpenLease]
-    workers: frozenset[str]
-    work_left: bool  # False: the budget is covered, nobody will get a new lease
-    paused: bool
-
-
-class MergeRule(Protocol):
-    """See the module. Implementations are frozen dataclasses whose fields are the rule's options."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def max_staleness(self) -> int: ...
-    @property
-    def momentum(self) -> bool:
-        """Whether `step` carries a momentum vector from version to version."""
-        ...
-
-    @property
-    def rounds(self) -> bool:
-        """Whether tasks end together at a tick. Without rounds each task has its full length."""
-        ...
-
-    def due(self, facts: RoundFacts) -> bool:
-        """Whether to make a version now."""
-        ...
-
-    def take(self, contributions: Sequence[Contribution]) -> Sequence[Contribution]:
-        """Those that go into the next version, by seq."""
-        ...
-
-    def shares(self, contributions: Sequence[Contribution]) -> list[float]:
-        """The factor of each taken update, in the same order."""
-        ...
-
-    def step(
-        self,
-        theta: FloatVector,
-        momentum: FloatVector | None,
-        updates: Iterable[Values],
-        shares: Sequence[float],
-    ) -> tuple[FloatVector, FloatVector | None]:
-        """One slice of the next theta and momentum. All arrays have the same length; none is changed."""
-        ...
+LONGEST_GRACE = 60.0
+SHORT_REST = 0.15  # of a round: less is better spent waiting for the merged weights
 
 
 @dataclass(frozen=True)
 class Sync:
     """Token-weighted average of a round's updates, then an outer Nesterov step (DiLoCo, arXiv:2311.08105).
 
-    With eta 1 and mu 0, the default, theta becomes the plain average of the workers' weights.
+    With eta 1 and mu 0, the default, theta becomes the plain average of the workers' weights. `sync_diloco`
+    is the same barrier with the published momentum, and eta by the number of contributors (None).
     """
 
-    eta: float = 1.0
+    eta: float | None = 1.0
     mu: float = 0.0
     max_staleness: int = 4
+    aggregator: str = "mean"
     name: str = "sync"
     rounds: bool = True
 
@@ -118,45 +56,80 @@ class Sync:
         first = min(c.received_at for c in facts.contributions)
         if facts.now >= first + max(2.0, 1.5 * facts.length):
             return True
-        return not self._awaited(facts)
+        return not awaited(facts)
 
-    def _awaited(self, facts: RoundFacts) -> set[str]:
-        late = facts.tick + 0.5 * facts.length  # leases aimed beyond belong to the next round
-        waiting = {lease.worker for lease in facts.leases if lease.on_current_base and lease.aimed_at <= late}
-        if facts.work_left and not facts.paused:
-            busy = {lease.worker for lease in facts.leases}
-            reported = {c.worker for c in facts.contributions}
-            waiting |= facts.workers - busy - reported
-        return waiting
+    def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
+        return True
 
     def take(self, contributions: Sequence[Contribution]) -> Sequence[Contribution]:
         return sorted(contributions, key=lambda c: c.seq)
 
-    def shares(self, contributions: Sequence[Contribution]) -> list[float]:
-        weights = [c.tokens * (1.0 + c.staleness) ** -0.5 for c in contributions]
-        total = math.fsum(weights)
-        if total <= 0:
-            return [1.0 / len(weights) for _ in weights]
-        return [w / total for w in weights]
+    def needs_products(self, count: int) -> bool:
+        return aggregator_named(self.aggregator, count=count).needs_products
 
-    def step(
+    def plan(
         self,
-        theta: FloatVector,
-        momentum: FloatVector | None,
-        updates: Iterable[Values],
-        shares: Sequence[float],
-    ) -> tuple[FloatVector, FloatVector | None]:
-        mean = np.zeros(theta.shape, np.float64)
-        for share, update in zip(shares, updates, strict=True):
-            mean += update if share == 1.0 else share * update.astype(np.float64)
+        taken: Sequence[Contribution],
+        *,
+        past: Past,  # noqa: ARG002 - the protocol's signature
+        products: Wide | None = None,
+    ) -> Plan:
+        weights = weights_of(taken)
+        eta = outer.eta_for(outer.effective_contributors(weights)) if self.eta is None else self.eta
+        mix = mixed(self.aggregator, taken, weights, products, mu=self.mu)
+        return Plan(mix, outer.nesterov(eta=eta, mu=self.mu) if self.momentum else outer.plain(eta))
+
+
+@dataclass(frozen=True)
+class BufferedNesterov:
+    """No barrier: at the tick one step over whatever arrived, smaller for few reports and for lag.
+
+    Equals `sync_diloco` bit for bit when everybody reports in time. The fraction rule and the coupling to
+    lag are ours, see docs/explanation/sharing.md.
+    """
+
+    eta: float | None = None
+    mu: float = 0.9
+    max_staleness: int = 4
+    aggregator: str = "norm_clipped_mean"
+    name: str = "buffered_nesterov"
+    rounds: bool = True
+
+    @property
+    def momentum(self) -> bool:
+        return self.mu != 0.0
+
+    def due(self, facts: RoundFacts) -> bool:
+        """All aimed at this tick have reported; or the grace is over and a quorum came; or much later."""
+        contributors = len({c.worker for c in facts.contributions})
+        if not contributors:
+            return False
+        if not awaited(facts):
+            return True
+        late = facts.now - facts.tick
+        grace = min(LONGEST_GRACE, 0.1 * facts.length)
+        return (late >= grace and contributors >= quorum(facts.active)) or late >= 0.5 * facts.length
+
+    def waits(self, *, left: float, length: float) -> bool:
+        return left < SHORT_REST * length
+
+    def take(self, contributions: Sequence[Contribution]) -> Sequence[Contribution]:
+        return sorted(contributions, key=lambda c: c.seq)
+
+    def needs_products(self, count: int) -> bool:
+        return aggregator_named(self.aggregator, count=count).needs_products
+
+    def plan(self, taken: Sequence[Contribution], *, past: Past, products: Wide | None = None) -> Plan:
+        weights = weights_of(taken)
+        rho = fraction(taken, past)
+        lag = smoothed_lag(taken, past)
+        full = outer.eta_for(outer.effective_contributors(weights)) if self.eta is None else self.eta
+        eta = full / (1.0 + outer.LAG_ETA * lag) * rho
+        mix = mixed(self.aggregator, taken, weights, products, mu=self.mu)
         if not self.momentum:
-            if self.eta != 1.0:
-                mean *= self.eta
-            return np.subtract(theta, mean).astype(np.float32), None
-        carried = mean.copy() if momentum is None else mean + self.mu * momentum.astype(np.float64)
-        new_momentum = carried.astype(np.float32)
-        move = self.eta * (mean + self.mu * new_momentum.astype(np.float64))
-        return np.subtract(theta, move).astype(np.float32), new_momentum
+            return Plan(mix, outer.plain(eta))
+        mu = max(0.0, self.mu - outer.LAG_MU * lag) ** rho
+        return Plan(mix, outer.nesterov(eta=eta, mu=mu, rho=rho))
 
 
 @dataclass(frozen=True)
@@ -167,36 +140,125 @@ class StalenessSgd:
     alpha: float = 0.5
     max_staleness: int = 10
     name: str = "staleness_sgd"
+    momentum: bool = False
     rounds: bool = False
-
-    @property
-    def momentum(self) -> bool:
-        return False
 
     def due(self, facts: RoundFacts) -> bool:
         return bool(facts.contributions)
 
+    def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
+        return True  # for an instant: every report is merged at once
+
     def take(self, contributions: Sequence[Contribution]) -> Sequence[Contribution]:
         return sorted(contributions, key=lambda c: c.seq)[:1]
 
-    def shares(self, contributions: Sequence[Contribution]) -> list[float]:
-        return [self.lr / (1.0 + c.staleness * self.alpha) for c in contributions]
+    def needs_products(self, count: int) -> bool:  # noqa: ARG002 - the protocol's signature
+        return False
 
-    def step(
+    def plan(
         self,
-        theta: FloatVector,
-        momentum: FloatVector | None,  # noqa: ARG002 - the protocol's signature
-        updates: Iterable[Values],
-        shares: Sequence[float],
-    ) -> tuple[FloatVector, FloatVector | None]:
-        move = np.zeros(theta.shape, np.float64)
-        for share, update in zip(shares, updates, strict=True):
-            move += share * update.astype(np.float64)
-        return np.subtract(theta, move).astype(np.float32), None
+        taken: Sequence[Contribution],
+        *,
+        past: Past,  # noqa: ARG002 - the protocol's signature
+        products: Wide | None = None,  # noqa: ARG002
+    ) -> Plan:
+        factors = [self.lr / (1.0 + c.staleness * self.alpha) * c.clip * c.trust for c in taken]
+        return Plan(Mix("mean", tuple(factors)), outer.plain(1.0))
 
 
+@dataclass(frozen=True)
+class DelayedNesterov:
+    """Each push at once with a share of the rate; momentum only every `buffer` pushes (arXiv:2401.09135).
+
+    For two to four workers of wildly different speed; `buffer` should be twice their number.
+    """
+
+    eta: float = 0.7
+    mu: float = 0.9
+    buffer: int = 8
+    max_staleness: int = 10
+    name: str = "delayed_nesterov"
+    momentum: bool = True
+    rounds: bool = False
+
+    def due(self, facts: RoundFacts) -> bool:
+        return bool(facts.contributions)
+
+    def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
+        return True  # for an instant: every report is merged at once
+
+    def take(self, contributions: Sequence[Contribution]) -> Sequence[Contribution]:
+        return sorted(contributions, key=lambda c: c.seq)[:1]
+
+    def needs_products(self, count: int) -> bool:  # noqa: ARG002 - the protocol's signature
+        return False
+
+    def plan(
+        self,
+        taken: Sequence[Contribution],
+        *,
+        past: Past,
+        products: Wide | None = None,  # noqa: ARG002 - the protocol's signature
+    ) -> Plan:
+        place = (past.version - 1) % self.buffer
+        mix = Mix("mean", tuple(c.clip * c.trust for c in taken))
+        return Plan(mix, outer.delayed_nesterov(eta=self.eta, mu=self.mu, buffer=self.buffer, place=place))
+
+
+@dataclass(frozen=True)
+class FedBuffSgd:
+    """A buffer of `buffer` reports, their mean, no momentum: slow and safe (FedBuff, arXiv:2106.06639)."""
+
+    eta: float = 1.0
+    buffer: int = 8
+    max_staleness: int = 10
+    aggregator: str = "mean"
+    name: str = "fedbuff_sgd"
+    momentum: bool = False
+    rounds: bool = False
+
+    def due(self, facts: RoundFacts) -> bool:
+        """The buffer is full; or nothing is under way and nobody will get a lease."""
+        if len(facts.contributions) >= self.buffer:
+            return True
+        ending = not facts.work_left or facts.paused or not facts.active
+        return bool(facts.contributions) and ending and not facts.leases
+
+    def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
+        return False
+
+    def take(self, contributions: Sequence[Contribution]) -> Sequence[Contribution]:
+        return sorted(contributions, key=lambda c: c.seq)[: self.buffer]
+
+    def needs_products(self, count: int) -> bool:
+        return aggregator_named(self.aggregator, count=count).needs_products
+
+    def plan(
+        self,
+        taken: Sequence[Contribution],
+        *,
+        past: Past,  # noqa: ARG002 - the protocol's signature
+        products: Wide | None = None,
+    ) -> Plan:
+        mix = mixed(self.aggregator, taken, weights_of(taken), products, mu=0.0)
+        return Plan(mix, outer.plain(self.eta))
+
+
+_KINDS: Mapping[str, type] = MappingProxyType(
+    {
+        "sync": Sync,
+        "staleness_sgd": StalenessSgd,
+        "sync_diloco": Sync,
+        "buffered_nesterov": BufferedNesterov,
+        "delayed_nesterov": DelayedNesterov,
+        "fedbuff_sgd": FedBuffSgd,
+    }
+)
 RULES: Mapping[str, Callable[..., MergeRule]] = MappingProxyType(
-    {"sync": Sync, "staleness_sgd": StalenessSgd}
+    {
+        **_KINDS,
+        "sync_diloco": partial(Sync, eta=None, mu=0.9, aggregator="norm_clipped_mean", name="sync_diloco"),
+    }
 )
 _BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
@@ -204,25 +266,36 @@ _BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
         "mu": (0.0, 0.999),
         "lr": (0.0, 4.0),
         "alpha": (0.0, 100.0),
+        "buffer": (1, 10_000),
         "max_staleness": (0, 1000),
     }
 )
+_WHOLE = ("buffer", "max_staleness")
 
 
-def rule_named(name: str, options: Mapping[str, float] | None = None) -> MergeRule:
+def rule_named(name: str, options: Mapping[str, float | str] | None = None) -> MergeRule:
     """The rule with its options. `UnknownName` and `InvalidConfig` list what is known."""
     if name not in RULES:
         raise UnknownName(f"There is no merge rule {name!r}; the rules are {', '.join(RULES)}.")
-    options = dict(options or {})
-    known = [f.name for f in fields(Sync if name == "sync" else StalenessSgd) if f.name in _BOUNDS]
-    for key, value in options.items():
+    known = [f.name for f in fields(_KINDS[name]) if f.name in _BOUNDS or f.name == "aggregator"]
+    values: dict[str, object] = {}
+    for key, value in (options or {}).items():
         if key not in known:
             raise InvalidConfig(
                 f"Merge rule {name} has no option {key!r}; its options are {', '.join(known)}."
             )
-        low, high = _BOUNDS[key]
-        if not (isinstance(value, int | float) and low <= value <= high):
-            raise InvalidConfig(f"Option {key} of merge rule {name} must lie between {low:g} and {high:g}.")
-    if "max_staleness" in options:
-        options["max_staleness"] = int(options["max_staleness"])
-    return RULES[name](**options)
+        values[key] = _checked(name, key, value)
+    return RULES[name](**values)
+
+
+def _checked(name: str, key: str, value: float | str) -> float | str:
+    if key == "aggregator":
+        if value not in AGGREGATORS:
+            raise UnknownName(
+                f"There is no aggregator {value!r}; the aggregators are {', '.join(AGGREGATORS)}."
+            )
+        return value
+    low, high = _BOUNDS[key]
+    if not (isinstance(value, int | float) and low <= value <= high):
+        raise InvalidConfig(f"Option {key} of merge rule {name} must lie between {low:g} and {high:g}.")
+    return int(value) if key in _WHOLE else value

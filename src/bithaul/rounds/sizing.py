@@ -18,6 +18,8 @@ LAST_FACTOR = 8.0  # of the first lease time: renewal ends
 SHORTEST_LEASE = 30.0
 DOWNLOAD_BYTES_PER_SECOND = 5e6
 UPLOAD_BYTES_PER_SECOND = 1e6
+USUAL_ROUND = 8.0  # seconds
+LONGEST_RETRY = 60.0  # times the usual one
 DEFAULT_SPEED = 500.0  # tokens per second, before anything is known
 
 
@@ -82,6 +84,22 @@ def lease_seconds(*, task_seconds: float, duration: float, weights_bytes: int, p
     work = LEASE_FACTOR * max(task_seconds, duration)
     transfer = weights_bytes / DOWNLOAD_BYTES_PER_SECOND + payload_bytes / UPLOAD_BYTES_PER_SECOND
     return max(work, SHORTEST_LEASE) + transfer
+
+
+def retry_seconds(usual: float, *, length: float, left: float = 0.0) -> float:
+    """When a worker that gets nothing asks again; `usual` fits rounds of eight seconds.
+
+    In longer ones a quarter of the way to the tick (or from it, once it has passed), at most about a tenth of
+    the round: a large fleet that waits a quarter of an hour must not ask ten times a second.
+    """
+    scale = max(1.0, length / USUAL_ROUND)
+    most = max(0.0, 0.1 * (length - USUAL_ROUND))
+    return max(usual * min(scale, LONGEST_RETRY), min(0.25 * abs(left), most))
+
+
+def present_seconds(length: float) -> float:
+    """A worker without a lease that was not heard for so long is not awaited: two retries and some."""
+    return max(5.0, 0.25 * length)
 
 
 def enough(*, covered_tokens: float, budget_tokens: float, batch_tokens: float) -> bool:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from structlog.typing import FilteringBoundLogger
 
 from bithaul import __version__
-from bithaul.errors import BithaulError, Forbidden, Gone, InvalidInput, Unauthorized, Unavailable
+from bithaul.errors import InvalidInput, Unauthorized, Unavailable
 from bithaul.exchange.messages import (
     WORKER_SCOPE,
     HeartbeatRequest,
@@ -39,43 +39,14 @@ from bithaul.exchange.messages import (
     TaskMessage,
 )
 from bithaul.worker.backoff import Backoff
+from bithaul.worker.link import LATER, Later, Refused, WorkAnswer, refuse
+from bithaul.worker.patience import Patience
 from bithaul.worker.stop import Stop
 
 PIECE = 1_048_576
 _SILENCE = httpx2.Timeout(connect=10.0, read=60.0, write=60.0, pool=60.0)
-_LATER = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
-_SAY_AGAIN_SECONDS = 30.0
 Body = Callable[[], Iterator[bytes]]
 M = TypeVar("M", bound=Message)
-
-
-class Refused(BithaulError):
-    """A final answer other than success; `status` and `error_code` say which."""
-
-    code = "refused"
-
-    def __init__(self, status: int, message: str, *, code: str) -> None:
-        super().__init__(message, code=code)
-        self.status = status
-
-
-class Stopped(Exception):
-    """Given up because the worker was asked to stop."""
-
-
-class _Later(Exception):
-    def __init__(self, reason: str, after: float | None = None) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-@dataclass(frozen=True)
-class WorkAnswer:
-    """GET /work: a task, or when to ask again."""
-
-    task: TaskMessage | None
-    retry_after: float
-    state: RunState | None
 
 
 @dataclass
@@ -105,11 +76,10 @@ class CoordinatorClient:
             raise InvalidInput(f"{url!r} is not a coordinator's address; give one like https://host:8817.")
         self._basic = httpx2.BasicAuth(quote(client_id, safe=""), quote(secret, safe=""))
         self._client_id = client_id
-        self._stop = stop
-        self._log = log
-        self._backoff = backoff or Backoff()
         self._clock = clock
-        self._jitter = jitter
+        self._patience = Patience(
+            str(self._base), stop=stop, log=log, backoff=backoff or Backoff(), jitter=jitter, clock=clock
+        )
         self._token: _Token | None = None
         self._token_lock = threading.Lock()
         self._http = httpx2.Client(
@@ -194,7 +164,7 @@ class CoordinatorClient:
                         self._forget(token)  # the caller tries again with a new one
                     try:
                         self._judge(response)
-                    except _Later as later:
+                    except Later as later:
                         raise Unavailable(f"The coordinator cannot send {path} now: {later}.") from later
                 yield response
                 return
@@ -212,35 +182,14 @@ class CoordinatorClient:
         receipt: bool = False,
     ) -> httpx2.Response:
         """Repeat until there is a final answer, or until a stop (`urgent`: and its grace period)."""
-        attempt, said = 0, float("-inf")
-        while True:
-            try:
-                response = self._once(method, path, content, receipt=receipt)
-            except (_Later, httpx2.TransportError) as error:
-                asked = error.after if isinstance(error, _Later) else None
-                wait = self._backoff.wait(attempt, random=self._jitter(), asked=asked)
-                now = self._clock()
-                if now - said >= _SAY_AGAIN_SECONDS:
-                    reason = str(error) or type(error).__name__
-                    self._log.warning(
-                        "coordinator does not answer, trying again",
-                        url=str(self._base),
-                        reason=reason,
-                        seconds=round(wait, 1),
-                    )
-                    said = now
-                attempt += 1
-                if self._stop.wait(wait, urgent=urgent):
-                    raise Stopped(f"{method} {path} was not answered") from error
-            else:
-                if attempt:
-                    self._log.info("coordinator answers again", url=str(self._base))
-                return response
+        return self._patience.persist(
+            f"{method} {path}", lambda: self._once(method, path, content, receipt=receipt), urgent=urgent
+        )
 
     def _try(self, method: str, path: str, content: tuple[dict[str, str], Body]) -> httpx2.Response:
         try:
             return self._once(method, path, content)
-        except (_Later, httpx2.TransportError) as error:
+        except (Later, httpx2.TransportError) as error:
             raise Unavailable(f"The coordinator did not answer {method} {path}: {error}.") from error
 
     def _once(
@@ -262,29 +211,23 @@ class CoordinatorClient:
         if receipt and response.status_code in (200, 422) and _is_receipt(response):
             return response
         if receipt and response.status_code == 400:  # a body that was cut on its way; the file is whole
-            raise _Later("HTTP 400 for an update", _retry_after(response))
+            raise Later("HTTP 400 for an update", _retry_after(response))
         if not response.is_success:
             self._judge(response)
         if receipt:  # 202: gates still run; anything else is not from our coordinator
-            raise _Later(f"HTTP {response.status_code} without a receipt", _retry_after(response))
+            raise Later(f"HTTP {response.status_code} without a receipt", _retry_after(response))
         return response
 
     def _judge(self, response: httpx2.Response) -> None:
         """Raise what an answer other than success means."""
-        status = response.status_code
-        if status in _LATER:
-            raise _Later(f"HTTP {status}", _retry_after(response))
+        status, after = response.status_code, _retry_after(response)
+        if status in LATER:
+            raise Later(f"HTTP {status}", after)
         try:
             problem = Problem.model_validate_json(response.content)
         except ValidationError as error:  # a proxy or a tunnel speaks: nothing to conclude from that
-            raise _Later(f"HTTP {status} that is not from a bithaul coordinator") from error
-        if status == 410:
-            raise Gone(problem.detail)
-        if status == 401:
-            raise Unauthorized(f"The coordinator refuses the token of {self._client_id!r}: {problem.detail}")
-        if status == 403:
-            raise Forbidden(problem.detail, code=problem.code)
-        raise Refused(status, problem.detail, code=problem.code)
+            raise Later(f"HTTP {status} that is not from a bithaul coordinator") from error
+        refuse(problem.model_copy(update={"status": status}), client_id=self._client_id, after=after)
 
     def _url(self, path: str) -> httpx2.URL:
         return httpx2.URL(str(self._base).rstrip("/") + path)
@@ -306,8 +249,8 @@ class CoordinatorClient:
             data={"grant_type": "client_credentials", "scope": WORKER_SCOPE},
             auth=self._basic,
         )
-        if response.status_code in _LATER:
-            raise _Later(f"HTTP {response.status_code} for a token", _retry_after(response))
+        if response.status_code in LATER:
+            raise Later(f"HTTP {response.status_code} for a token", _retry_after(response))
         try:
             answer = dict(response.json())
             if "error" in answer:
@@ -317,7 +260,7 @@ class CoordinatorClient:
                 )
             value, lifetime = str(answer["access_token"]), float(answer.get("expires_in", 300))
         except (ValueError, KeyError, TypeError) as error:
-            raise _Later(
+            raise Later(
                 f"HTTP {response.status_code} and no token; is this a bithaul coordinator?"
             ) from error
         return _Token(value, self._clock() + lifetime - min(60.0, 0.2 * lifetime))

@@ -29,17 +29,16 @@ from bithaul.exchange.messages import (
 )
 from bithaul.exchange.weights import WEIGHT_FORMAT
 from bithaul.model.device import hardware
-from bithaul.training.calibrate import calibrate
-from bithaul.worker.client import CoordinatorClient, Refused, Stopped
 from bithaul.worker.health import Beacon
+from bithaul.worker.link import Link, Refused, Stopped
 from bithaul.worker.logship import LogBuffer
 from bithaul.worker.outbox import Entry, Outbox
-from bithaul.worker.pulse import Pulse
 from bithaul.worker.residual import ResidualStore
-from bithaul.worker.session import Session, open_session
+from bithaul.worker.session import Session
 from bithaul.worker.settings import WorkerSettings
 from bithaul.worker.stop import Stop
 from bithaul.worker.task import Ended, TaskRunner
+from bithaul.worker.tools import Tools
 from bithaul.worker.transfers import Transfers
 
 _ASK_AGAIN_SECONDS = 5.0
@@ -61,13 +60,15 @@ class Worker:
     def __init__(
         self,
         settings: WorkerSettings,
-        client: CoordinatorClient,
+        client: Link,
         *,
         stop: Stop,
         log: FilteringBoundLogger,
         buffer: LogBuffer,
         heartbeat_seconds: float = 10.0,
+        tools: Tools | None = None,
     ) -> None:
+        self._tools = tools = tools or Tools()
         self._settings = settings
         self._client = client
         self._stop = stop
@@ -77,8 +78,10 @@ class Worker:
         state.mkdir(parents=True, exist_ok=True)
         self._outbox = Outbox(state / "outbox")
         self._residuals = ResidualStore(state / "residual")
-        self._transfers = Transfers(client, state / "cache", stop=stop, moved=self._moved)
-        self._pulse = Pulse(client, buffer, log=log, seconds=heartbeat_seconds)
+        self._transfers = Transfers(
+            client, state / "cache", stop=stop, moved=self._moved, jitter=tools.jitter
+        )
+        self._pulse = tools.pulse(client, buffer, log=log, seconds=heartbeat_seconds)
         self._buffer = buffer
         self._current: _Current | None = None
         self._failures = 0
@@ -185,14 +188,17 @@ class Worker:
                 self._settle(entry, receipt)
                 break
         self._outbox.delete(entry)
+        self._tools.crash_points.hit("outbox.deleted")
 
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         """The residual moves on only with an accepted update; otherwise the old one stays in force."""
         header = entry.header
         facts = {"task": header.task, "fence": header.fence, "staleness": receipt.staleness}
         if receipt.verdict is Verdict.ACCEPTED:
+            self._tools.crash_points.hit("receipt.heard")
             target = self._residuals.path(run=header.run, layout_hash=header.layout_hash, codec=header.codec)
             self._residuals.commit(entry.residual, target)
+            self._tools.crash_points.hit("residual.renamed")
             self._log.info("update accepted", **facts)
         else:
             self._log.warning(
@@ -209,7 +215,9 @@ class Worker:
         """Learn the run, build what it needs, agree on layout and formats; waits while there is no run."""
         description = self._announce(None, None)
         if self._current is None or not self._current.session.same_run(description):
-            session = open_session(description, threads=self._settings.threads, path=self._settings.path)
+            session = self._tools.open_session(
+                description, threads=self._settings.threads, path=self._settings.path
+            )
             self._current = _Current(session, self._runner(session))
             self._log.info(
                 "joined run",
@@ -248,12 +256,8 @@ class Worker:
         current = self._require()
         chosen = current.session.trainer.path
         self._pulse.report("calibrating")
-        measured = calibrate(
-            current.session.config,
-            current.session.recipe,
-            threads=self._settings.threads,
-            seconds=self._settings.calibration_seconds,
-            path=chosen,
+        measured = self._tools.measure(
+            current.session, threads=self._settings.threads, seconds=self._settings.calibration_seconds
         )
         self._log.info(
             "calibrated",
@@ -297,6 +301,7 @@ class Worker:
             beacon=self._beacon,
             stop=self._stop,
             log=self._log,
+            tools=self._tools,
         )
 
     # -- the rest -------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ class Outbox:
         """What waits for a receipt, oldest first. A folder whose frame cannot be read is removed."""
         found = []
         folders = [p for p in self._folder.iterdir() if p.is_dir() and not p.name.startswith(_ASIDE)]
-        for folder in sorted(folders, key=lambda p: p.stat().st_mtime_ns):
+        for folder in sorted(folders, key=lambda p: (p.stat().st_mtime_ns, p.name)):
             try:
                 with (folder / _FRAME).open("rb") as file:
                     found.append(Entry(folder, read_header(file)))

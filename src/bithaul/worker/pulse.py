@@ -15,7 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from bithaul.errors import BithaulError, Gone, Unauthorized, Unavailable
 from bithaul.exchange.messages import HeartbeatRequest, HeartbeatResponse
-from bithaul.worker.client import CoordinatorClient
+from bithaul.worker.link import Link
 from bithaul.worker.logship import LogBuffer
 
 Activity = Literal["idle", "calibrating", "downloading", "training", "uploading"]
@@ -36,7 +36,7 @@ class Pulse:
 
     def __init__(
         self,
-        client: CoordinatorClient,
+        client: Link,
         buffer: LogBuffer,
         *,
         log: FilteringBoundLogger,
@@ -49,6 +49,7 @@ class Pulse:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._ended = False
+        self._missed = 0
         self._state = HeartbeatRequest()
         self._orders = Orders()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -123,21 +124,24 @@ class Pulse:
         if answer.drain != before.drain:
             self._log.info("asked to drain" if answer.drain else "drain ended, taking work again")
 
+    def step(self) -> None:
+        """A beat and a batch of the log; whatever goes wrong, the next one follows."""
+        try:
+            self.beat()
+            self._buffer.ship(self._client.logs)
+            self._missed = 0
+        except Gone:
+            pass  # the main loop registers again
+        except Unavailable as error:
+            self._missed += 1
+            if self._missed == 1:
+                self._log.debug("heartbeat missed", reason=error.message)
+        except Unauthorized as error:
+            self._log.warning("heartbeat refused", reason=error.message)
+        except BithaulError as error:
+            self._log.warning("heartbeat refused", reason=error.message, code=error.error_code)
+
     def _run(self) -> None:
-        missed = 0
         while not self._ended:
-            try:
-                self.beat()
-                self._buffer.ship(self._client.logs)
-                missed = 0
-            except Gone:
-                pass  # the main loop registers again
-            except Unavailable as error:
-                missed += 1
-                if missed == 1:
-                    self._log.debug("heartbeat missed", reason=error.message)
-            except Unauthorized as error:
-                self._log.warning("heartbeat refused", reason=error.message)
-            except BithaulError as error:
-                self._log.warning("heartbeat refused", reason=error.message, code=error.error_code)
+            self.step()
             self._wake.wait(self.seconds)

@@ -6,7 +6,9 @@ coordinator describes another run.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from pydantic import ValidationError
 
@@ -15,9 +17,42 @@ from bithaul.exchange.codecs import Codec, codec_named
 from bithaul.exchange.messages import RunDescription
 from bithaul.exchange.weights import WEIGHT_FORMAT
 from bithaul.model.config import ModelConfig
-from bithaul.model.layout import Layout, layout_of
+from bithaul.model.layout import FloatVector, Layout, layout_of
+from bithaul.training.batches import Example
 from bithaul.training.recipe import TrainingRecipe
-from bithaul.training.trainer import Trainer
+from bithaul.training.trainer import EvalResult, StepReport, Trainer, TrainResult
+
+
+class LocalTrainer(Protocol):
+    """What a task needs of `training.trainer.Trainer`."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def path(self) -> ChosenPath: ...
+    def load(self, vector: FloatVector) -> None: ...
+    def vector(self) -> FloatVector: ...
+    def reset_moments(self) -> None: ...
+    def train(
+        self,
+        examples: Sequence[Example],
+        *,
+        progress_start: float,
+        progress_end: float,
+        seed: int,
+        soft_stop_seconds: float = ...,
+        on_step: Callable[[StepReport], bool] | None = ...,
+    ) -> TrainResult: ...
+    def evaluate(self, examples: Sequence[Example]) -> EvalResult: ...
+
+
+class ChosenPath(Protocol):
+    """How a step is computed, and why so."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -27,7 +62,7 @@ class Session:
     recipe: TrainingRecipe
     layout: Layout
     codec: Codec
-    trainer: Trainer
+    trainer: LocalTrainer
 
     def same_run(self, other: RunDescription) -> bool:
         """Whether everything that shapes a task is unchanged; state and budget may differ."""

@@ -6,7 +6,6 @@ asked for. Delivery and receipts are the loop's part.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,13 +25,14 @@ from bithaul.exchange.messages import (
 from bithaul.exchange.pseudo_gradient import encode_with_feedback, pseudo_gradient
 from bithaul.exchange.weights import open_weights
 from bithaul.training.trainer import StepReport, TrainResult
-from bithaul.worker.client import Refused
 from bithaul.worker.health import Beacon
+from bithaul.worker.link import Refused
 from bithaul.worker.outbox import Entry, Outbox, payload_sha256
 from bithaul.worker.pulse import Pulse
 from bithaul.worker.residual import ResidualStore
 from bithaul.worker.session import Session
 from bithaul.worker.stop import Stop
+from bithaul.worker.tools import Tools
 from bithaul.worker.transfers import Transfers
 
 FloatVector = npt.NDArray[np.float32]
@@ -63,8 +63,7 @@ class TaskRunner:
         beacon: Beacon,
         stop: Stop,
         log: FilteringBoundLogger,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
+        tools: Tools,
     ) -> None:
         self._session = session
         self._transfers = transfers
@@ -74,8 +73,7 @@ class TaskRunner:
         self._beacon = beacon
         self._stop = stop
         self._log = log
-        self._clock = clock
-        self._wall_clock = wall_clock
+        self._tools = tools
         self._shards: dict[str, Shard] = {}
 
     def run(self, task: TaskMessage) -> Entry | Ended:
@@ -156,6 +154,7 @@ class TaskRunner:
             soft_stop_seconds=task.soft_stop_seconds,
             on_step=self._watch(task),
         )
+        self._tools.crash_points.hit("train.done")
         if result.dropped_steps:
             self._log.warning("steps dropped, not finite", task=task.task, steps=result.dropped_steps)
         if result.steps == 0 or result.examples == 0:
@@ -204,7 +203,9 @@ class TaskRunner:
             payload_size=len(payload),
             payload_sha256=payload_sha256(payload),
         )
-        return self._outbox.put(header, payload, residual=next_residual)
+        entry = self._outbox.put(header, payload, residual=next_residual)
+        self._tools.crash_points.hit("outbox.renamed")
+        return entry
 
     def _probe(self, task: TaskMessage) -> HeldoutLoss | None:
         """The base version's held-out loss; a probe that cannot be had never fails the task."""
@@ -221,17 +222,17 @@ class TaskRunner:
 
     def _watch(self, task: TaskMessage) -> Callable[[StepReport], bool]:
         """After each inner step: say how far it is, and whether to go on."""
-        began = self._clock()
-        asleep = self._wall_clock() - began
+        began = self._tools.clock()
+        asleep = self._tools.wall_clock() - began
 
         def go_on(step: StepReport) -> bool:
             nonlocal asleep
             self._beacon.touch()
-            now = self._clock()
+            now = self._tools.clock()
             rate = step.tokens / max(now - began, 1e-6)
             self._pulse.report("training", tokens=step.tokens, loss=step.loss, tokens_per_second=rate)
-            if self._wall_clock() - now - asleep > _ASLEEP_SECONDS:
-                asleep = self._wall_clock() - now
+            if self._tools.wall_clock() - now - asleep > _ASLEEP_SECONDS:
+                asleep = self._tools.wall_clock() - now
                 self._ask_after_sleep()
             orders = self._pulse.orders
             return not (self._stop.requested or orders.drain or orders.closed == task.fence)

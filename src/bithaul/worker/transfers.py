@@ -16,10 +16,11 @@ import httpx2
 
 from bithaul.errors import CorruptFile, OutOfDisk, Unavailable
 from bithaul.worker.backoff import Backoff
-from bithaul.worker.client import PIECE, CoordinatorClient, Stopped
+from bithaul.worker.link import Link, Stopped
 from bithaul.worker.stop import Stop
 
 KEPT_WEIGHTS = 2
+PIECE = 1_048_576
 _DAMAGED_TRIES = 3
 
 
@@ -28,7 +29,7 @@ class Transfers:
 
     def __init__(
         self,
-        client: CoordinatorClient,
+        client: Link,
         folder: Path,
         *,
         stop: Stop,
@@ -53,7 +54,8 @@ class Transfers:
         path.touch()
         newest_first = sorted(self._weights.glob("*.bgwt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
         for old in newest_first[KEPT_WEIGHTS:]:
-            self._forget(old)
+            if old != path:  # a file system's clock may be too coarse to tell which is the newest
+                self._forget(old)
         for leftover in self._weights.glob("*.part"):
             leftover.unlink(missing_ok=True)
         return path

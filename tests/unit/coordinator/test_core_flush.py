@@ -13,6 +13,7 @@ from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.weights import weights_pieces
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import layout_of
+from bithaul.rounds.facts import Contribution, Past
 from bithaul.rounds.rules import rule_named
 
 House = Any
@@ -22,7 +23,7 @@ WIDE = ModelConfig(
 
 
 def test_a_merge_holds_slices_never_vectors(make_house: Callable[..., House]) -> None:
-    """Catches a merger that needs gigabytes for a large model. Three million values, two updates."""
+    """Catches a merger that needs gigabytes for a large model. Three million values, five updates."""
     house = make_house()
     layout = layout_of(WIDE)
     random = np.random.default_rng(0)
@@ -34,22 +35,25 @@ def test_a_merge_holds_slices_never_vectors(make_house: Callable[..., House]) ->
     base = house.c.blobs.put(weights_pieces(1, theta), name="base")
     momentum = house.c.blobs.put(weights_pieces(1, theta * 0.1), name="momentum")
     updates = []
-    for i in range(2):
-        payload = bytes(codec.encode(random.standard_normal(layout.size, dtype=np.float32), layout))
+    for i in range(5):
+        scale = np.float32(-10.0 if i == 3 else 1.0)
+        payload = bytes(codec.encode(random.standard_normal(layout.size, dtype=np.float32) * scale, layout))
         updates.append(house.c.blobs.put([house.frame(task, payload=payload)], name=f"update{i}"))
         del payload
 
-    def merge(chunk: int) -> Any:
+    def merge(chunk: int, aggregator: str = "mean") -> Any:
+        rule = rule_named("sync", {"mu": 0.9, "eta": 0.7, "aggregator": aggregator})
+        taken = [Contribution(i, f"w{i}", 100, 0, 0.0) for i in range(len(updates))]
         return flush(
             house.c,
-            rule=rule_named("sync", {"mu": 0.9, "eta": 0.7}),
+            rule=rule,
             codec=codec,
             layout=layout,
             version=2,
             base=base,
             momentum=momentum,
             updates=updates,
-            shares=[0.5, 0.5],
+            plan=lambda products: rule.plan(taken, past=Past(), products=products),
             chunk_values=chunk,
         )
 
@@ -60,3 +64,6 @@ def test_a_merge_holds_slices_never_vectors(make_house: Callable[..., House]) ->
     tracemalloc.stop()
     assert (sliced.weights.sha256, sliced.momentum.sha256) == (whole.weights.sha256, whole.momentum.sha256)
     assert peak < 4 * layout.size * 0.7, f"{peak} bytes were held, one vector has {4 * layout.size}"
+    robust, again = merge(layout.size, "centered_clip"), merge(65_536, "centered_clip")
+    assert robust.weights.sha256 == again.weights.sha256, "products do not depend on the merger's memory"
+    assert robust.weights.sha256 != whole.weights.sha256

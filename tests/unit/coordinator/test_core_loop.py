@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from bithaul.coordinator.queries.progress import progress
 from bithaul.exchange.messages import RunState, Verdict
+from bithaul.rounds.rules import RULES
 
 House = Any
 
@@ -69,3 +71,27 @@ def test_the_run_finishes_at_its_budget(make_house: Callable[..., House]) -> Non
     assert house.try_claim("ann").state is RunState.FINISHED
     assert view.series[1].train_loss == 2.5
     assert view.series[0].heldout_loss == 2.25
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_brings_a_run_to_its_end(make_house: Callable[..., House], rule: str) -> None:
+    """Catches a rule that leaves accepted updates unmerged, or a worker waiting for ever."""
+    house = make_house()
+    house.create(budget_tokens=7 * 1000, merge_rule=rule)
+    house.register("ann", "bob")
+    start = house.theta(1)
+    for _ in range(40):
+        tasks = [(w, house.try_claim(w).task) for w in ("ann", "bob")]
+        house.clock.time += 5
+        for worker, task in tasks:
+            if task is not None:
+                house.report(worker, task, update=np.full(start.size, 1e-3))
+        while house.merge() is not None:
+            pass
+        if house.run.state is RunState.FINISHED:
+            break
+    view = progress(house.c)
+    assert view.state is RunState.FINISHED
+    assert 0.98 * 7000 <= view.tokens <= 1.06 * 7000
+    assert (house.theta() < start).all(), "theta moves against the pseudo-gradient"
+    assert house.newest.outer_step["outer"]["eta"] > 0

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bithaul.errors import InvalidConfig, UnknownName
-from bithaul.rounds.rules import Contribution, OpenLease, RoundFacts, StalenessSgd, Sync, rule_named
+from bithaul.rounds.facts import Contribution, OpenLease, Past, RoundFacts
+from bithaul.rounds.merging import MergeRule, step, weights_of
+from bithaul.rounds.rules import RULES, StalenessSgd, Sync, rule_named
 
 
 def given_by(
@@ -63,22 +65,11 @@ def test_plain_average_weighs_by_tokens_and_lag() -> None:
     """u = start - end: theta must move to where the workers went, by their share."""
     theta = np.array([1.0, 2.0], np.float32)
     contributions = [given_by("a", tokens=300), given_by("b", tokens=100, staleness=3, seq=2)]
-    shares = Sync().shares(contributions)
-    assert shares == pytest.approx([300 / 350, 50 / 350])
-    new, momentum = Sync().step(theta, None, [np.array([1.0, 0.0]), np.array([0.0, 7.0])], shares)
+    assert weights_of(contributions) == pytest.approx([300 / 350, 50 / 350])
+    plan = Sync().plan(contributions, past=Past())
+    new, momentum = step(plan, theta, None, [np.array([1.0, 0.0]), np.array([0.0, 7.0])])
     assert momentum is None
     assert new == pytest.approx([1 - 300 / 350, 2 - 1.0])
-
-
-def test_nesterov_against_golden_numbers() -> None:
-    """m = mu m + D; theta -= eta (D + mu m). Catches heavy-ball in its place and a lost first momentum."""
-    rule = Sync(eta=0.7, mu=0.9)
-    theta, momentum = np.array([0.0], np.float32), None
-    seen = []
-    for _ in range(3):
-        theta, momentum = rule.step(theta, momentum, [np.array([1.0], np.float32)], [1.0])
-        seen.append(float(theta[0]))
-    assert seen == pytest.approx([-1.33, -3.227, -5.6343], rel=1e-6)
 
 
 def test_staleness_sgd_is_the_first_designs_formula() -> None:
@@ -86,26 +77,32 @@ def test_staleness_sgd_is_the_first_designs_formula() -> None:
     waiting = [given_by("b", seq=2), given_by("a", seq=1, staleness=2)]
     taken = rule.take(waiting)
     assert [c.seq for c in taken] == [1], "one version per report, in ledger order"
-    new, _ = rule.step(np.array([1.0], np.float32), None, [np.array([1.0])], rule.shares(taken))
+    new, _ = step(rule.plan(taken, past=Past()), np.array([1.0], np.float32), None, [np.array([1.0])])
     assert new == pytest.approx([1.0 - 0.35])
     assert rule.due(replace(FACTS, leases=[OpenLease("b", True, 9.0)]))
 
 
-@pytest.mark.parametrize("rule", [Sync(), Sync(eta=0.7, mu=0.9), StalenessSgd()])
+EVERY = [rule_named(name) for name in RULES] + [rule_named("sync", {"eta": 0.7, "mu": 0.9})]
+
+
+@pytest.mark.parametrize("rule", EVERY, ids=lambda r: r.name)
 @given(st.integers(1, 4), st.integers(1, 50), st.integers(0, 99))
-def test_slicing_changes_no_bit(rule: Sync | StalenessSgd, workers: int, border: int, seed: int) -> None:
+def test_slicing_changes_no_bit(rule: MergeRule, workers: int, border: int, seed: int) -> None:
     """Catches a result that depends on the merger's memory settings."""
     random = np.random.default_rng(seed)
     theta = random.standard_normal(51).astype(np.float32)
-    momentum = random.standard_normal(51).astype(np.float32)
-    updates = [random.standard_normal(51).astype(np.float32) for _ in range(workers)]
-    shares = [1 / workers] * workers
-    whole, whole_m = rule.step(theta, momentum, updates, shares)
+    momentum = random.standard_normal(51).astype(np.float32) if rule.momentum else None
+    given_ = [given_by("abcd"[i], seq=i + 1, tokens=100 + i) for i in range(workers)]
+    taken = rule.take(given_)
+    updates = [random.standard_normal(51).astype(np.float32) for _ in taken]
+    plan = rule.plan(taken, past=Past(version=1 + seed, active=workers))
+    whole, whole_m = step(plan, theta, momentum, updates)
     parts = [
-        rule.step(theta[s], momentum[s], [u[s] for u in updates], shares)
+        step(plan, theta[s], None if momentum is None else momentum[s], [u[s] for u in updates])
         for s in (slice(border), slice(border, 51))
     ]
     assert np.array_equal(whole, np.concatenate([p[0] for p in parts]))
+    assert (whole_m is not None) == rule.momentum
     if whole_m is not None:
         assert np.array_equal(whole_m, np.concatenate([m for _, m in parts if m is not None]))
 
@@ -115,6 +112,8 @@ def test_unknown_names_list_the_known_ones() -> None:
         rule_named("average")
     with pytest.raises(InvalidConfig, match="eta, mu, max_staleness"):
         rule_named("sync", {"lr": 1.0})
+    with pytest.raises(UnknownName, match="coordinate_median"):
+        rule_named("sync", {"aggregator": "median"})
     with pytest.raises(InvalidConfig, match="between"):
         rule_named("sync", {"mu": 1.0})
     assert rule_named("sync", {"mu": 0.5, "max_staleness": 2}) == Sync(mu=0.5, max_staleness=2)

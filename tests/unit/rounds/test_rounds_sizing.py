@@ -14,7 +14,9 @@ from bithaul.rounds.sizing import (
     enough,
     lease_seconds,
     next_speed,
+    present_seconds,
     progress_share,
+    retry_seconds,
     speed_of,
     task_size,
 )
@@ -118,3 +120,18 @@ def test_progress_is_the_larger_share() -> None:
     assert progress_share(tokens=50, budget_tokens=100, seconds=90, budget_seconds=100) == 0.9
     assert progress_share(tokens=500, budget_tokens=100, seconds=0, budget_seconds=None) == 1.0
     assert progress_share(tokens=5, budget_tokens=None, seconds=0, budget_seconds=None) == 0.0
+
+
+def test_a_fleet_that_waits_for_a_long_round_does_not_ask_ten_times_a_second() -> None:
+    """Short rounds keep their quick retries; long ones are asked for ever more often towards the tick."""
+    assert retry_seconds(0.1, length=8.0) == 0.1
+    assert retry_seconds(0.1, length=8.0, left=8.0) == 0.1
+    waits = [retry_seconds(0.1, length=600.0, left=left) for left in (500.0, 100.0, 30.0, 0.0, -100.0)]
+    assert waits == pytest.approx([59.2, 25.0, 7.5, 6.0, 25.0])
+
+
+@given(st.floats(1, 3600), st.floats(-3600, 3600))
+def test_who_asks_again_is_still_awaited(length: float, left: float) -> None:
+    """Catches a round that is closed without a worker because it was told to wait too long."""
+    for usual in (0.1, 0.25):
+        assert retry_seconds(usual, length=length, left=left) < 0.8 * present_seconds(length)

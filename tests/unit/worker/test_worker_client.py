@@ -11,7 +11,8 @@ import pytest
 from bithaul.errors import Gone, InvalidInput, Unauthorized, Unavailable
 from bithaul.exchange.messages import HeartbeatRequest, RegisterRequest, RunState
 from bithaul.worker.backoff import Backoff
-from bithaul.worker.client import CoordinatorClient, Refused, Stopped, is_loopback
+from bithaul.worker.client import CoordinatorClient, is_loopback
+from bithaul.worker.link import Refused, Stopped
 
 REGISTER = RegisterRequest(codecs=["fp32-v1"], weight_formats=["weights-v1"])
 

@@ -14,7 +14,7 @@ import pytest
 from bithaul.errors import CorruptFile
 from bithaul.exchange.messages import RegisterRequest
 from bithaul.worker.backoff import Backoff
-from bithaul.worker.client import Refused, Stopped
+from bithaul.worker.link import Refused, Stopped
 from bithaul.worker.transfers import Transfers
 
 DATA = np.random.default_rng(0).bytes(3_000_000)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from bithaul.coordinator.commands.round import Round, read_round
+from bithaul.coordinator.commands.round import Round, read_round, read_tick
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database import fleet, runs, versions, work
+from bithaul.coordinator.database import fleet, ledger, runs, versions, work
 from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.runs import RunRow, ShardRow
 from bithaul.coordinator.database.versions import VersionRow
@@ -22,13 +22,13 @@ from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import Range, RunState, TaskMessage
 from bithaul.rounds import positions
 from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, TaskState, refuse_claim
-from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, task_size
+from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retry_seconds, task_size
 
 SEEN_EVERY = 1.0  # seconds between updates of last_seen by polling
 PROBE_SPEED = 2.5  # measuring is so many times faster than training
 PROBE_AGAIN_SECONDS = 60.0  # a probe that was handed out and brought nothing is handed out again after
 
-RETRY = {
+RETRY = {  # seconds, in rounds of eight
     NoLease.NOT_READY: 1.0,
     NoLease.DRAINED: 5.0,
     NoLease.NOT_RUNNING: 2.0,
@@ -55,10 +55,12 @@ def claim_task(c: Coordinator, worker: str) -> Claim:
         row = _seen(connection, fleet.get_worker(connection, worker), now=now)
         lease = _kept_lease(connection, run, row, now=now)
         if lease is None:
+            early = _early(connection, run, row, now=now)
+            if early is not None:
+                return Claim(None, early, run.state)
             here = read_round(connection, run, now=now)
-            refusal = refuse_claim(_facts(here, row))
-            if refusal is not None:
-                return Claim(None, _retry(refusal, row, now), run.state)
+            if not here.work_left:
+                return Claim(None, _retry(NoLease.NO_WORK, row, now=now, length=here.length), run.state)
             lease = _grant(c, connection, here, row)
         message = _message(connection, run, lease, now=now)
         c.crash_points.hit("claim.decided")
@@ -69,21 +71,32 @@ def claim_task(c: Coordinator, worker: str) -> Claim:
 
 def _seen(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
     if row.gone or now - row.last_seen >= SEEN_EVERY:
-        fleet.update_worker(connection, row.id, last_seen=now, gone=False)
-        return fleet.get_worker(connection, row.id)
+        return fleet.see_worker(connection, row, now=now)
     return row
 
 
-def _retry(refusal: NoLease, worker: WorkerRow, now: float) -> float:
+def _early(connection: Connection, run: RunRow, worker: WorkerRow, *, now: float) -> float | None:
+    """When to ask again, if the worker gets nothing for reasons of its own: most polls end here."""
+    tick, length, waits = now, run.task_seconds, False
+    if ledger.has_unmerged(connection, run.id, worker.id):
+        version = versions.newest_version(connection, run.id)
+        tick, length = read_tick(connection, run, version, now=now)
+        waits = run.rule.waits(left=max(0.0, tick - now), length=length)
+    refusal = refuse_claim(_facts(run, worker, now=now, waits=waits))
+    return None if refusal is None else _retry(refusal, worker, now=now, length=length, left=tick - now)
+
+
+def _retry(refusal: NoLease, worker: WorkerRow, *, now: float, length: float, left: float = 0.0) -> float:
     if refusal is NoLease.RESTING:
-        return min(RETRY[refusal], max(0.1, worker.rest_until - now))
-    return RETRY[refusal]
+        return max(0.1, min(worker.rest_until - now, retry_seconds(RETRY[refusal], length=length)))
+    return retry_seconds(RETRY[refusal], length=length, left=left if refusal is NoLease.MERGING else 0.0)
 
 
 def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: float) -> LeaseRow | None:
     """The worker's open lease, if a report on its base can still count; otherwise it ends here."""
-    newest = versions.newest_version(connection, run.id).version
-    for lease in work.open_leases(connection, run.id, worker=worker.id):
+    held = work.open_leases(connection, run.id, worker=worker.id)
+    newest = versions.newest_version(connection, run.id).version if held else 0
+    for lease in held:
         base = versions.find_version(connection, run.id, lease.base_version)
         ending = None
         if now >= lease.deadline:
@@ -98,14 +111,14 @@ def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: 
     return None
 
 
-def _facts(here: Round, worker: WorkerRow) -> ClaimFacts:
+def _facts(run: RunRow, worker: WorkerRow, *, now: float, waits: bool) -> ClaimFacts:
     return ClaimFacts(
         ready=worker.ready,
         drained=worker.drained,
-        rest_seconds=max(0.0, worker.rest_until - here.now),
-        run_running=here.run.state in (RunState.READY, RunState.RUNNING),
-        work_left=here.work_left,
-        waits_for_merge=here.waits_for_merge(worker.id),
+        rest_seconds=max(0.0, worker.rest_until - now),
+        run_running=run.state in (RunState.READY, RunState.RUNNING),
+        work_left=True,  # looked at last, it takes reading the whole round
+        waits_for_merge=waits,
     )
 
 

@@ -41,7 +41,7 @@ class CreateRun:
     budget_tokens: float | None = None
     budget_seconds: float | None = None
     merge_rule: str = "sync"
-    merge_options: Mapping[str, float] = field(default_factory=dict)
+    merge_options: Mapping[str, float | str] = field(default_factory=dict)
     task_seconds: float = 8.0
     codec: str = "int8-block-v1"
     seed: int = 0

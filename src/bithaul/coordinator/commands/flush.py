@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,8 @@ from bithaul.exchange.codecs import Codec, Values
 from bithaul.exchange.frame import read_header
 from bithaul.exchange.weights import FloatVector, weights_head, weights_size
 from bithaul.model.layout import Layout
-from bithaul.rounds.rules import MergeRule
+from bithaul.rounds.aggregate import PRODUCT_VALUES, Products, Wide
+from bithaul.rounds.merging import MergeRule, Plan, step
 
 CHUNK_VALUES = 262_144
 
@@ -33,6 +34,7 @@ CHUNK_VALUES = 262_144
 class Merged:
     """The next version's blobs, durable and verified; `step_norm` is |theta_new - theta_old|."""
 
+    plan: Plan
     weights: BlobRef
     momentum: BlobRef | None
     step_norm: float
@@ -48,15 +50,20 @@ def flush(
     base: BlobRef,
     momentum: BlobRef | None,
     updates: Sequence[BlobRef],
-    shares: Sequence[float],
+    plan: Callable[[Wide | None], Plan],
     chunk_values: int = CHUNK_VALUES,
 ) -> Merged:
     """Write weights (and momentum) of `version`. Raises `CorruptFile` for a damaged input, `OutOfDisk`.
 
+    `plan` gets the inner products of the updates if the rule needs them, which takes a pass of its own.
     `chunk_values` bounds memory and does not change a bit of the result.
     """
     for update in updates:
         c.blobs.verify(update.sha256)
+    products = None
+    if rule.needs_products(len(updates)):
+        products = _products(momentum, updates, codec, layout)
+    numbers = plan(products)
     square = 0.0
     with ExitStack() as stack:
         thetas = _vector(stack, base, layout.size, chunk_values)
@@ -72,7 +79,7 @@ def flush(
         done = 0
         for theta in thetas:
             carried = next(momenta) if momenta is not None else None
-            new, new_momentum = rule.step(theta, carried, (next(d) for d in decoded), shares)
+            new, new_momentum = step(numbers, theta, carried, (next(d) for d in decoded))
             if not np.isfinite(new).all():
                 raise CorruptFile(
                     "Merging gives values that are not finite; no version was made.", code="merge"
@@ -93,7 +100,18 @@ def flush(
         c.crash_points.hit("flush.blob_written")
         kept = c.blobs.keep(out_momentum) if out_momentum is not None else None
         c.crash_points.hit("flush.snapshot_written")
-    return Merged(weights, kept, math.sqrt(square))
+    return Merged(numbers, weights, kept, math.sqrt(square))
+
+
+def _products(momentum: BlobRef | None, updates: Sequence[BlobRef], codec: Codec, layout: Layout) -> Wide:
+    """In pieces of a fixed size: sums of another size would differ in their last bits."""
+    total = Products(len(updates))
+    with ExitStack() as stack:
+        momenta = _vector(stack, momentum, layout.size, PRODUCT_VALUES) if momentum is not None else None
+        decoded = [_decoded(stack, update.path, codec, layout, PRODUCT_VALUES) for update in updates]
+        for pieces in zip(*decoded, strict=True):
+            total.add(next(momenta) if momenta is not None else None, pieces)
+    return total.matrix
 
 
 def _vector(stack: ExitStack, blob: BlobRef, count: int, chunk: int) -> Iterator[FloatVector]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from sqlalchemy import Connection
 
@@ -21,9 +22,11 @@ from bithaul.coordinator.database.versions import VersionRow
 from bithaul.errors import Conflict, CorruptFile
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunState
+from bithaul.rounds.facts import Contribution, Flush, Past
 from bithaul.rounds.leases import TaskState
-from bithaul.rounds.rules import Contribution
+from bithaul.rounds.outer import SMOOTHED_FLUSHES
 
+LAST_REPORTS = 64  # whose size says what a full one is
 TICK_EVERY = 1.0  # seconds between writes of the run's active time
 
 
@@ -49,6 +52,7 @@ def _make_version(
 ) -> VersionRow:
     run, base = here.run, here.version
     began = c.clock.monotonic()
+    past = _past(c, here)
     c.crash_points.hit("flush.chosen")
     merged = flush(
         c,
@@ -59,7 +63,7 @@ def _make_version(
         base=c.blobs.get(base.sha256),
         momentum=c.blobs.get(base.momentum_sha256) if base.momentum_sha256 else None,
         updates=[c.blobs.get(_payload(r)) for r in reports],
-        shares=run.rule.shares(taken),
+        plan=lambda products: run.rule.plan(taken, past=past, products=products),
     )
     with c.database.write() as connection:
         row = _announce(
@@ -68,6 +72,18 @@ def _make_version(
         c.crash_points.hit("flush.recorded")
     c.crash_points.hit("flush.committed")
     return row
+
+
+def _past(c: Coordinator, here: Round) -> Past:
+    with c.database.read() as connection:
+        made = versions.newest_versions(connection, here.run.id, count=SMOOTHED_FLUSHES)
+        sizes = ledger.last_merged_tokens(connection, here.run.id, count=LAST_REPORTS)
+    return Past(
+        version=here.version.version,
+        active=len(here.may_work),
+        flushes=[Flush(v.tokens, v.staleness) for v in made if v.reports],
+        reports=sizes,
+    )
 
 
 def _payload(report: ReportRow) -> str:
@@ -106,6 +122,7 @@ def _announce(
         step_norm=merged.step_norm,
         train_loss=math.fsum(r.loss_mean * r.tokens for r in reports) / weight,
         merge_seconds=seconds,
+        outer_step=asdict(merged.plan),
     )
     versions.insert_version(connection, row)
     ledger.mark_merged(connection, [r.seq for r in reports], row.version)

@@ -7,19 +7,15 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from bithaul.coordinator.database import fleet, ledger, runs, versions, work
+from bithaul.coordinator.database import fleet, ledger, versions, work
 from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.ledger import ReportRow
 from bithaul.coordinator.database.runs import RunRow, Spent
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.exchange.messages import RunState
-from bithaul.rounds.rules import Contribution, OpenLease, RoundFacts
-from bithaul.rounds.sizing import enough
-
-PRESENT_SECONDS = (
-    5.0  # a worker without a lease asks for work every second or faster; a silent one is not awaited
-)
+from bithaul.rounds.facts import Contribution, OpenLease, RoundFacts
+from bithaul.rounds.sizing import enough, present_seconds
 
 
 @dataclass(frozen=True)
@@ -69,10 +65,6 @@ class Round:
     def may_work(self) -> list[WorkerRow]:
         return [w for w in self.workers if w.may_work(self.now)]
 
-    def waits_for_merge(self, worker: str) -> bool:
-        """Whether this worker has an accepted report in no version yet: its next base should hold it."""
-        return any(r.worker == worker for r in self.reports)
-
     @property
     def facts(self) -> RoundFacts:
         return RoundFacts(
@@ -86,6 +78,8 @@ class Round:
                     tokens=r.tokens,
                     staleness=self.version.version - r.base_version,
                     received_at=r.received_at,
+                    norm=r.norm,
+                    steps=r.steps,
                 )
                 for r in self.reports
             ],
@@ -93,24 +87,41 @@ class Round:
                 OpenLease(lease.worker, lease.base_version == self.version.version, lease.aimed_at)
                 for lease in self.leases
             ],
-            workers=frozenset(w.id for w in self.may_work if self.now - w.last_seen <= PRESENT_SECONDS),
+            workers=frozenset(
+                w.id for w in self.may_work if self.now - w.last_seen <= present_seconds(self.length)
+            ),
             work_left=self.work_left,
             paused=self.run.state is RunState.PAUSED,
+            active=len(self.may_work),
         )
+
+
+def read_tick(connection: Connection, run: RunRow, version: VersionRow, *, now: float) -> tuple[float, float]:
+    """(planned end, planned length) of the round that began with the first lease on `version`."""
+    first = work.first_lease(connection, run.id, version.version) if run.rule.rounds else None
+    if first is None:
+        return now + run.task_seconds, run.task_seconds
+    length = max(run.task_seconds, first.aimed_at - first.granted_at)
+    return first.granted_at + length, length
 
 
 def read_round(connection: Connection, run: RunRow, *, now: float) -> Round:
     version = versions.newest_version(connection, run.id)
-    first = work.first_lease(connection, run.id, version.version) if run.rule.rounds else None
-    length = run.task_seconds if first is None else max(run.task_seconds, first.aimed_at - first.granted_at)
+    tick, length = read_tick(connection, run, version, now=now)
+    reports = ledger.unmerged(connection, run.id)
+    leases = work.open_leases(connection, run.id)
     return Round(
         run=run,
         version=version,
-        reports=ledger.unmerged(connection, run.id),
-        leases=work.open_leases(connection, run.id),
+        reports=reports,
+        leases=leases,
         workers=fleet.list_workers(connection),
-        spent=runs.spent(connection, run.id),
-        tick=(now if first is None else first.granted_at) + length,
+        spent=Spent(
+            merged=version.tokens_total,
+            accepted=sum(r.tokens for r in reports),
+            leased=sum(lease.expected_tokens for lease in leases),
+        ),
+        tick=tick,
         length=length,
         now=now,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, null, select, update
 
 from bithaul.coordinator.database.tables import logs, telemetry, workers
 from bithaul.errors import Gone
@@ -44,9 +44,17 @@ class WorkerRow:
         return self.ready and not self.drained and not self.gone and self.rest_until <= now
 
 
+_COLUMNS = [workers.c[field.name] for field in fields(WorkerRow)]
+_WORKER = select(*_COLUMNS).where(workers.c.id == bindparam("worker"))
+_WORKERS = select(*(null() if c.name == "capabilities" else c for c in _COLUMNS)).order_by(workers.c.id)
+_SEEN = (
+    update(workers).where(workers.c.id == bindparam("worker")).values(last_seen=bindparam("now"), gone=False)
+)
+
+
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
-    row = connection.execute(select(workers).where(workers.c.id == worker)).mappings().first()
-    return None if row is None else WorkerRow(**row)
+    row = connection.execute(_WORKER, {"worker": worker}).first()
+    return None if row is None else WorkerRow(*row)
 
 
 def get_worker(connection: Connection, worker: str) -> WorkerRow:
@@ -57,7 +65,8 @@ def get_worker(connection: Connection, worker: str) -> WorkerRow:
 
 
 def list_workers(connection: Connection) -> list[WorkerRow]:
-    return [WorkerRow(**row) for row in connection.execute(select(workers).order_by(workers.c.id)).mappings()]
+    """All of them, without capabilities: every claim reads this, and decoding them would be most of it."""
+    return [WorkerRow(*row) for row in connection.execute(_WORKERS)]
 
 
 def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerRow:
@@ -77,6 +86,12 @@ def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerR
     }
     connection.execute(insert(workers).values(**row))
     return WorkerRow(**row)
+
+
+def see_worker(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
+    """It was heard just now, so it is not gone."""
+    connection.execute(_SEEN, {"worker": row.id, "now": now})
+    return replace(row, last_seen=now, gone=False)
 
 
 def update_worker(connection: Connection, worker: str, **values: object) -> None:

@@ -6,10 +6,10 @@ A receipt is read from its row and never changes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, func, insert, select, update
 
 from bithaul.coordinator.database.tables import reports
 from bithaul.exchange.messages import Receipt, Verdict
@@ -53,43 +53,68 @@ class ReportRow:
         )
 
 
-def _report(values: dict[str, Any]) -> ReportRow:
-    values["verdict"] = Verdict(values["verdict"])
-    return ReportRow(**values)
+_NAMES = [field.name for field in fields(ReportRow)]
+_COLUMNS = [reports.c[name] for name in _NAMES]
+_VERDICT = _NAMES.index("verdict")
+_UNMERGED = (
+    reports.c.run_id == bindparam("run"),
+    reports.c.verdict == Verdict.ACCEPTED,
+    reports.c.merged_in.is_(None),
+)
+_WAITING = select(*_COLUMNS).where(*_UNMERGED).order_by(reports.c.seq)
+_WAITS = select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker")))
+_REPORT = select(*_COLUMNS).where(
+    reports.c.fence == bindparam("fence"),
+    reports.c.task_id == bindparam("task"),
+    reports.c.worker == bindparam("worker"),
+)
+_ROW = select(*_COLUMNS).where(reports.c.seq == bindparam("number"))
+
+
+def _report(row: Row[Any]) -> ReportRow:
+    values = list(row)
+    values[_VERDICT] = Verdict(values[_VERDICT])
+    return ReportRow(*values)
 
 
 def find_report(connection: Connection, worker: str, *, task: int, fence: str) -> ReportRow | None:
-    query = select(reports).where(
-        reports.c.fence == fence, reports.c.task_id == task, reports.c.worker == worker
-    )
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _report(dict(row))
+    found = connection.execute(_REPORT, {"fence": fence, "task": task, "worker": worker})
+    row = found.first()
+    return None if row is None else _report(row)
 
 
 def accepted_report(connection: Connection, task: int) -> ReportRow | None:
-    query = select(reports).where(reports.c.task_id == task, reports.c.verdict == Verdict.ACCEPTED)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _report(dict(row))
+    query = select(*_COLUMNS).where(reports.c.task_id == task, reports.c.verdict == Verdict.ACCEPTED)
+    row = connection.execute(query).first()
+    return None if row is None else _report(row)
 
 
 def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
     seq = connection.execute(
         insert(reports).values(**values, merged_in=None).returning(reports.c.seq)
     ).scalar_one()
-    row = connection.execute(select(reports).where(reports.c.seq == seq)).mappings().one()
-    return _report(dict(row))
+    return _report(connection.execute(_ROW, {"number": seq}).one())
 
 
 def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
     """Accepted reports that are in no version yet, by seq."""
+    return [_report(row) for row in connection.execute(_WAITING, {"run": run_id})]
+
+
+def has_unmerged(connection: Connection, run_id: int, worker: str) -> bool:
+    """Whether an accepted report of this worker is in no version yet."""
+    return bool(connection.execute(_WAITS, {"run": run_id, "worker": worker}).scalar_one())
+
+
+def last_merged_tokens(connection: Connection, run_id: int, *, count: int) -> list[int]:
+    """Tokens of the `count` last reports that are in a version, oldest first."""
     query = (
-        select(reports)
-        .where(
-            reports.c.run_id == run_id, reports.c.verdict == Verdict.ACCEPTED, reports.c.merged_in.is_(None)
-        )
-        .order_by(reports.c.seq)
+        select(reports.c.tokens)
+        .where(reports.c.run_id == run_id, reports.c.merged_in.is_not(None))
+        .order_by(reports.c.seq.desc())
+        .limit(count)
     )
-    return [_report(dict(row)) for row in connection.execute(query).mappings()]
+    return [int(tokens) for (tokens,) in connection.execute(query)][::-1]
 
 
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:

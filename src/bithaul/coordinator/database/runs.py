@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from bithaul.coordinator.database.tables import leases, reports, runs, shards, tasks
 from bithaul.errors import NotFound
@@ -14,9 +15,16 @@ from bithaul.exchange.messages import RunDescription, RunState, ShardRef
 from bithaul.exchange.weights import WEIGHT_FORMAT
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import Layout, layout_of
-from bithaul.rounds.rules import MergeRule, rule_named
+from bithaul.rounds.merging import MergeRule
+from bithaul.rounds.rules import rule_named
 from bithaul.rounds.sizing import progress_share
 
+_RUN = select(runs).order_by(runs.c.id.desc()).limit(1)
+_SHARDS = (
+    select(shards)
+    .where(shards.c.run_id == bindparam("run"), shards.c.kind == bindparam("wanted"))
+    .order_by(shards.c.ordinal)
+)
 LONGEST_GAP = 15.0  # the merger looks more often than that; a longer silence was a stopped coordinator
 
 
@@ -34,7 +42,7 @@ class RunRow:
     label_token: int | None
     codec: str
     merge_rule: str
-    merge_options: Mapping[str, float]
+    merge_options: Mapping[str, float | str]
     budget_tokens: float | None
     budget_seconds: float | None
     task_seconds: float
@@ -54,7 +62,7 @@ class RunRow:
 
     @property
     def rule(self) -> MergeRule:
-        return rule_named(self.merge_rule, self.merge_options)
+        return _rule(self.merge_rule, tuple(self.merge_options.items()))
 
     @property
     def batch_examples(self) -> int:
@@ -112,13 +120,23 @@ class ShardRow:
 
 
 def find_run(connection: Connection) -> RunRow | None:
-    row = connection.execute(select(runs).order_by(runs.c.id.desc()).limit(1)).mappings().first()
+    row = connection.execute(_RUN).mappings().first()
     if row is None:
         return None
     values = dict(row)
     values["state"] = RunState(values["state"])
-    values["model"] = ModelConfig.model_validate(values["model"])
+    values["model"] = _model(tuple(values["model"].items()))
     return RunRow(**values)
+
+
+@lru_cache(maxsize=16)
+def _model(fields: tuple[tuple[str, Any], ...]) -> ModelConfig:
+    return ModelConfig.model_validate(dict(fields))
+
+
+@lru_cache(maxsize=16)
+def _rule(name: str, options: tuple[tuple[str, float | str], ...]) -> MergeRule:
+    return rule_named(name, dict(options))
 
 
 def get_run(connection: Connection) -> RunRow:
@@ -149,9 +167,7 @@ def insert_shards(connection: Connection, rows: Sequence[ShardRow]) -> None:
 
 
 def list_shards(connection: Connection, run_id: int, kind: str) -> list[ShardRow]:
-    found = connection.execute(
-        select(shards).where(shards.c.run_id == run_id, shards.c.kind == kind).order_by(shards.c.ordinal)
-    )
+    found = connection.execute(_SHARDS, {"run": run_id, "wanted": kind})
     return [ShardRow(**row) for row in found.mappings()]
 
 

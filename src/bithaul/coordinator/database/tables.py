@@ -99,6 +99,7 @@ versions = Table(
     Column("heldout_tokens", BigInteger),
     Column("probe_leased_at", Double),  # a worker was asked to measure it
     Column("merge_seconds", Double, nullable=False),
+    Column("outer_step", JSON),  # the numbers of the step that made it; None for the first
 )
 
 returned = Table(  # positions below the cursor that nobody has; disjoint, joined

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from bithaul.coordinator.database.tables import versions
+
+_NEWEST = (
+    select(versions).where(versions.c.run_id == bindparam("run")).order_by(versions.c.version.desc()).limit(1)
+)
+_VERSION = select(versions).where(
+    versions.c.run_id == bindparam("run"), versions.c.version == bindparam("number")
+)
 
 
 @dataclass(frozen=True)
@@ -33,23 +41,30 @@ class VersionRow:
     heldout_tokens: int | None = None
     probe_leased_at: float | None = None
     merge_seconds: float = 0.0
+    outer_step: Mapping[str, Any] | None = None  # the numbers it was made with, for a replay
 
 
 def newest_version(connection: Connection, run_id: int) -> VersionRow:
     """The version in force. A run always has one."""
-    query = select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version.desc()).limit(1)
-    return VersionRow(**connection.execute(query).mappings().one())
+    return VersionRow(**connection.execute(_NEWEST, {"run": run_id}).mappings().one())
 
 
 def find_version(connection: Connection, run_id: int, version: int) -> VersionRow | None:
-    query = select(versions).where(versions.c.run_id == run_id, versions.c.version == version)
-    row = connection.execute(query).mappings().first()
+    row = connection.execute(_VERSION, {"run": run_id, "number": version}).mappings().first()
     return None if row is None else VersionRow(**row)
 
 
 def list_versions(connection: Connection, run_id: int) -> Sequence[VersionRow]:
     query = select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version)
     return [VersionRow(**row) for row in connection.execute(query).mappings()]
+
+
+def newest_versions(connection: Connection, run_id: int, *, count: int) -> Sequence[VersionRow]:
+    """The last `count`, oldest first."""
+    query = (
+        select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version.desc()).limit(count)
+    )
+    return [VersionRow(**row) for row in connection.execute(query).mappings()][::-1]
 
 
 def insert_version(connection: Connection, row: VersionRow) -> None:

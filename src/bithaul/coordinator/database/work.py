@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from bithaul.coordinator.database.runs import RunRow, update_run
 from bithaul.coordinator.database.tables import leases, returned, tasks
@@ -60,12 +60,45 @@ class LeaseRow:
     probe: bool
 
 
+# Built once: for a claim, building its statements anew costs more than running them.
+_TASK_COLUMNS = [tasks.c[field.name] for field in fields(TaskRow)]
+_LEASE_COLUMNS = [leases.c[field.name] for field in fields(LeaseRow)]
+_LEASE_STATE = [field.name for field in fields(LeaseRow)].index("state")
+_FREE = (
+    select(returned.c.start, returned.c.count)
+    .where(returned.c.run_id == bindparam("run"))
+    .order_by(returned.c.start)
+)
+_TASK = select(*_TASK_COLUMNS).where(tasks.c.id == bindparam("task"))
+_TASKS_IN = (
+    select(*_TASK_COLUMNS)
+    .where(tasks.c.run_id == bindparam("run"), tasks.c.state.in_(bindparam("states", expanding=True)))
+    .order_by(tasks.c.id)
+)
+_LEASE = select(*_LEASE_COLUMNS).where(
+    leases.c.fence == bindparam("fence"),
+    leases.c.task_id == bindparam("task"),
+    leases.c.worker == bindparam("worker"),
+)
+_OPEN_LEASES = (
+    select(*_LEASE_COLUMNS)
+    .where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN)
+    .order_by(leases.c.id)
+)
+_OPEN_LEASES_OF_WORKER = _OPEN_LEASES.where(leases.c.worker == bindparam("worker"))
+_OPEN_LEASE_OF_TASK = select(*_LEASE_COLUMNS).where(
+    leases.c.task_id == bindparam("task"), leases.c.state == LeaseState.OPEN
+)
+_FIRST_LEASE = (
+    select(*_LEASE_COLUMNS)
+    .where(leases.c.run_id == bindparam("run"), leases.c.base_version == bindparam("version"))
+    .order_by(leases.c.id)
+    .limit(1)
+)
+
+
 def read_free(connection: Connection, run: RunRow) -> Free:
-    rows = connection.execute(
-        select(returned.c.start, returned.c.count)
-        .where(returned.c.run_id == run.id)
-        .order_by(returned.c.start)
-    )
+    rows = connection.execute(_FREE, {"run": run.id})
     return Free(run.position_cursor, tuple(Span(start, count) for start, count in rows))
 
 
@@ -101,14 +134,12 @@ def insert_task(connection: Connection, run_id: int, positions: Sequence[Span], 
 
 
 def get_task(connection: Connection, task: int) -> TaskRow:
-    return _task(dict(connection.execute(select(tasks).where(tasks.c.id == task)).mappings().one()))
+    return _task(dict(connection.execute(_TASK, {"task": task}).mappings().one()))
 
 
 def list_tasks(connection: Connection, run_id: int, *states: TaskState) -> list[TaskRow]:
-    query = select(tasks).where(tasks.c.run_id == run_id).order_by(tasks.c.id)
-    if states:
-        query = query.where(tasks.c.state.in_(states))
-    return [_task(dict(row)) for row in connection.execute(query).mappings()]
+    found = connection.execute(_TASKS_IN, {"run": run_id, "states": list(states or TaskState)})
+    return [_task(dict(row)) for row in found.mappings()]
 
 
 def _task(values: dict[str, Any]) -> TaskRow:
@@ -147,39 +178,34 @@ def insert_lease(connection: Connection, values: dict[str, Any]) -> LeaseRow:
 
 def find_lease(connection: Connection, worker: str, *, task: int, fence: str) -> LeaseRow | None:
     """The worker's own lease with this fence; another worker's is as unknown as none."""
-    query = select(leases).where(leases.c.fence == fence, leases.c.task_id == task, leases.c.worker == worker)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _lease(dict(row))
+    found = connection.execute(_LEASE, {"fence": fence, "task": task, "worker": worker})
+    row = found.first()
+    return None if row is None else _lease(row)
 
 
 def open_leases(connection: Connection, run_id: int, *, worker: str | None = None) -> list[LeaseRow]:
-    query = select(leases).where(leases.c.run_id == run_id, leases.c.state == LeaseState.OPEN)
-    if worker is not None:
-        query = query.where(leases.c.worker == worker)
-    return [_lease(dict(row)) for row in connection.execute(query.order_by(leases.c.id)).mappings()]
+    if worker is None:
+        found = connection.execute(_OPEN_LEASES, {"run": run_id})
+    else:
+        found = connection.execute(_OPEN_LEASES_OF_WORKER, {"run": run_id, "worker": worker})
+    return [_lease(row) for row in found]
 
 
 def open_lease_of_task(connection: Connection, task: int) -> LeaseRow | None:
-    query = select(leases).where(leases.c.task_id == task, leases.c.state == LeaseState.OPEN)
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _lease(dict(row))
+    row = connection.execute(_OPEN_LEASE_OF_TASK, {"task": task}).first()
+    return None if row is None else _lease(row)
 
 
 def first_lease(connection: Connection, run_id: int, version: int) -> LeaseRow | None:
     """The first lease granted on this version: it sets the round's beginning and planned end."""
-    query = (
-        select(leases)
-        .where(leases.c.run_id == run_id, leases.c.base_version == version)
-        .order_by(leases.c.id)
-        .limit(1)
-    )
-    row = connection.execute(query).mappings().first()
-    return None if row is None else _lease(dict(row))
+    row = connection.execute(_FIRST_LEASE, {"run": run_id, "version": version}).first()
+    return None if row is None else _lease(row)
 
 
-def _lease(values: dict[str, Any]) -> LeaseRow:
-    values["state"] = LeaseState(values["state"])
-    return LeaseRow(**values)
+def _lease(row: Row[Any]) -> LeaseRow:
+    values = list(row)
+    values[_LEASE_STATE] = LeaseState(values[_LEASE_STATE])
+    return LeaseRow(*values)
 
 
 def update_lease(connection: Connection, lease: LeaseRow, **values: object) -> None:

@@ -1,0 +1,131 @@
+"""What an update must look like before it counts, as far as numbers decide it (exchange.md, §9, 4 to 8).
+
+Pure: norms, speeds, indices and cosines come in, a verdict goes out. Thresholds marked *idea* there are ours
+and unproven on mixed machines, so nothing here is in force by itself; a run switches a gate on. What needs
+files (length, hash, finite values) is the coordinator's.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+REMEMBERED = 64
+PER_WORKER = 4
+FEWEST = 8  # accepted updates before the median says anything
+CLIP_ABOVE = 2.0
+REFUSE_ABOVE = 10.0
+FASTEST = 3.0  # times the calibrated speed
+LARGEST = 4096  # indices compared for a copy
+COPY_ABOVE = 0.4
+AUDIT_COSINE = 0.9
+AUDIT_MISSES = 2
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An accepted update: who, its L2 norm, its inner steps."""
+
+    worker: str
+    norm: float
+    steps: int
+
+    @property
+    def size(self) -> float:
+        """Norm over sqrt(steps): what a longer task does not change."""
+        return self.norm / math.sqrt(max(1, self.steps))
+
+
+@dataclass(frozen=True)
+class NormVerdict:
+    """`clip` is the factor on the update; 0 refuses it."""
+
+    clip: float
+    reason: str = ""
+
+    @property
+    def refused(self) -> bool:
+        return self.clip == 0.0
+
+
+def norm_gate(update: Seen, past: Sequence[Seen], *, ceiling: float | None = None) -> NormVerdict:
+    """Against the median of the last 64 accepted, four per worker at most.
+
+    Above twice the median it is clipped to that, above ten times refused. `past` has the newest last.
+    Until eight are known there is only the `ceiling` on the norm.
+    """
+    if not math.isfinite(update.norm):
+        return NormVerdict(0.0, "The update's norm is not a finite number.")
+    usual = usual_size(past)
+    if usual is None:
+        if ceiling is not None and update.norm > ceiling:
+            return NormVerdict(
+                0.0, f"The update's norm {update.norm:.4g} is above the ceiling {ceiling:.4g}."
+            )
+        return NormVerdict(1.0)
+    if update.size > REFUSE_ABOVE * usual:
+        times = update.size / usual if usual > 0 else math.inf
+        return NormVerdict(
+            0.0, f"The update is {times:.3g} times as large as usual, at most 10 are accepted."
+        )
+    if update.size > CLIP_ABOVE * usual:
+        return NormVerdict(
+            CLIP_ABOVE * usual / update.size, "The update was clipped to twice the usual size."
+        )
+    return NormVerdict(1.0)
+
+
+def usual_size(past: Sequence[Seen]) -> float | None:
+    """The median size; None while too few are known. One busy worker cannot set it alone."""
+    counted: Counter[str] = Counter()
+    sizes = []
+    for seen in reversed(past):
+        if counted[seen.worker] < PER_WORKER:
+            counted[seen.worker] += 1
+            sizes.append(seen.size)
+        if len(sizes) == REMEMBERED:
+            break
+    return statistics.median(sizes) if len(sizes) >= FEWEST else None
+
+
+@dataclass(frozen=True)
+class SpeedVerdict:
+    tokens: int  # that are credited
+    strike: bool
+
+
+def speed_gate(*, tokens: int, seconds: float, calibrated: float) -> SpeedVerdict:
+    """Tokens beyond three times the calibrated speed are not credited, and it is a strike."""
+    if calibrated <= 0:
+        return SpeedVerdict(tokens, strike=False)
+    most = int(FASTEST * calibrated * max(0.0, seconds))
+    return SpeedVerdict(min(tokens, most), strike=tokens > most)
+
+
+def largest(update: npt.NDArray[np.float32], count: int = LARGEST) -> npt.NDArray[np.int64]:
+    """Indices of the `count` largest absolute values, sorted."""
+    count = min(count, update.size)
+    return np.sort(np.argpartition(-np.abs(update), count - 1)[:count]).astype(np.int64)
+
+
+def is_copy(mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> bool:
+    """Whether two sets of `largest` indices overlap as only copies do. The later report is the copy."""
+    if not mine.size:
+        return False
+    return bool(np.intersect1d(mine, theirs).size > COPY_ABOVE * mine.size)
+
+
+def audit_strike(cosines: Sequence[float]) -> bool:
+    """Whether the newest repeated tasks disagree with their first run, twice in a row."""
+    return len(cosines) >= AUDIT_MISSES and all(c < AUDIT_COSINE for c in cosines[-AUDIT_MISSES:])
+
+
+def audit_rate(valid_streak: int) -> float:
+    """Share of a worker's tasks that is repeated: 1 / streak, at least 2 %."""
+    return max(0.02, 1.0 / max(1, valid_streak))

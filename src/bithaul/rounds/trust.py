@@ -1,0 +1,108 @@
+"""How much a worker's updates weigh: a number and a state named without blame (exchange.md section 9).
+
+Probation (weight 0.5) for the first three accepted reports and after a strike, then steady; resting until a
+stated time; set aside by the operator only. Each state says why and what leads out. Pure: events in, the
+next state out. The mean is normalised, so a fleet of newcomers is not slowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+FIRST_REPORTS = 3
+STRIKE = 0.25
+RETURN = 0.05
+PROBATION_WEIGHT = 0.5
+
+
+class Standing(StrEnum):
+    PROBATION = "probation"
+    STEADY = "steady"
+    RESTING = "resting"
+    SET_ASIDE = "set aside"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """`score` lies in [0, 1]; `to_go` accepted reports are left of the probation."""
+
+    standing: Standing = Standing.PROBATION
+    score: float = 1.0
+    to_go: int = FIRST_REPORTS
+    until: float = 0.0
+    reason: str = "new here"
+    pinned: bool = False  # by the operator, at 1
+
+    def weight(self, now: float) -> float:
+        """The factor on this worker's updates; 0: compared, not merged."""
+        if self.pinned:
+            return 1.0
+        match self.at(now).standing:
+            case Standing.STEADY:
+                return self.score
+            case Standing.PROBATION:
+                return PROBATION_WEIGHT * self.score
+            case _:
+                return 0.0
+
+    def at(self, now: float) -> Trust:
+        """A rest ends by itself, in probation."""
+        if self.standing is Standing.RESTING and now >= self.until:
+            return replace(self, standing=Standing.PROBATION, to_go=FIRST_REPORTS)
+        return self
+
+    @property
+    def way_out(self) -> str:
+        """What leads to full weight, for the worker's owner."""
+        match self.standing:
+            case Standing.PROBATION:
+                return f"{self.to_go} more accepted reports"
+            case Standing.RESTING:
+                return "waiting; the rest ends by itself"
+            case Standing.SET_ASIDE:
+                return "the operator"
+            case _:
+                return "" if self.score == 1.0 else "each accepted report returns a little"
+
+
+def accepted(trust: Trust, *, now: float) -> Trust:
+    """After an accepted report."""
+    trust = trust.at(now)
+    if trust.standing in (Standing.RESTING, Standing.SET_ASIDE):
+        return trust
+    score = min(1.0, trust.score + RETURN)
+    to_go = max(0, trust.to_go - 1)
+    if trust.standing is Standing.PROBATION and to_go == 0:
+        return replace(trust, standing=Standing.STEADY, score=score, to_go=0, reason="")
+    return replace(trust, score=score, to_go=to_go)
+
+
+def strike(trust: Trust, reason: str, *, now: float) -> Trust:
+    """After a gate found something: a quarter less, and probation again."""
+    trust = trust.at(now)
+    score = max(0.0, trust.score - STRIKE)
+    if trust.standing in (Standing.RESTING, Standing.SET_ASIDE):
+        return replace(trust, score=score)
+    return replace(trust, standing=Standing.PROBATION, score=score, to_go=FIRST_REPORTS, reason=reason)
+
+
+def rest(trust: Trust, reason: str, *, until: float) -> Trust:
+    if trust.standing is Standing.SET_ASIDE:
+        return trust
+    return replace(trust, standing=Standing.RESTING, until=until, reason=reason)
+
+
+def set_aside(trust: Trust, reason: str) -> Trust:
+    """By the operator only."""
+    return replace(trust, standing=Standing.SET_ASIDE, reason=reason, pinned=False)
+
+
+def restore(trust: Trust, reason: str) -> Trust:
+    """Back into probation: by the operator, or after a rollback."""
+    return replace(trust, standing=Standing.PROBATION, to_go=FIRST_REPORTS, reason=reason)
+
+
+def pin(trust: Trust) -> Trust:
+    """By the operator, for machines of one's own."""
+    return replace(trust, standing=Standing.STEADY, score=1.0, to_go=0, reason="pinned", pinned=True)

@@ -1,0 +1,178 @@
+"""The real coordinator on virtual time: opened, served by its own services, killed and started again.
+
+Use cases are called directly, the very ones behind the HTTP routes, on a real SQLite file and a real blob
+store. A crash at a named point closes everything at once; what was not committed is gone. While it is down,
+every call fails as a refused connection does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any, TypeVar
+
+from bithaul.coordinator.context import Coordinator, CrashPoints, open_coordinator
+from bithaul.coordinator.database.services import ServiceResult
+from bithaul.coordinator.services.runner import Service, ServiceRunner, standard_services
+from bithaul.coordinator.services.startup import check_run
+from bithaul.coordinator.settings import load_settings
+from bithaul.simulation.faults import Faults, Moment, Where
+from bithaul.simulation.virtual import Event, VirtualTime
+from bithaul.worker.link import Later
+
+MERGE_DELAY = 1.0  # seconds from a wake-up to the merger's next look: what comes together is seen together
+T = TypeVar("T")
+
+
+class Crash(BaseException):
+    """Sudden death of the coordinator; not an Exception, so that nothing may swallow it."""
+
+    def __init__(self, point: str, back_after: float) -> None:
+        super().__init__(point)
+        self.back_after = back_after
+
+
+class SeededIds:
+    """Identifiers that the same seed gives again; unique over restarts."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._count = 0
+
+    def fence(self) -> str:
+        return f"{self._random.getrandbits(128):032x}"
+
+    def nonce(self) -> str:
+        self._count += 1
+        return f"n{self._count}"
+
+
+class House:
+    """One run folder and whoever serves it. `opened` and `changed` let others look after each step."""
+
+    def __init__(
+        self,
+        directory: Path,
+        time: VirtualTime,
+        faults: Faults,
+        *,
+        random: Random,
+        settings: dict[str, Any],
+        changed: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.directory = directory
+        self.time = time
+        self._faults = faults
+        self._ids = SeededIds(random)
+        self._settings = settings
+        self.changed = changed
+        self.generation = 0
+        self.crashes: list[tuple[float, str]] = []
+        self.down_since: float | None = None
+        self._services: list[Event] = []
+        self._merge: Event | None = None
+        self.c = self._open()
+
+    @property
+    def up(self) -> bool:
+        return self.down_since is None
+
+    def call(self, use: Callable[[Coordinator], T]) -> T:
+        """One use case. Raises `Later` when nobody listens, or when it dies of it."""
+        if not self.up:
+            raise Later("connection refused")
+        try:
+            return use(self.c)
+        except Crash as crash:
+            self._fall(crash)
+            raise Later("connection reset") from None
+        finally:
+            if self.up:
+                self._hear()
+
+    def serve(self) -> None:
+        """Start the services, each for itself, as the service runner does with threads."""
+        runner = ServiceRunner(self.c, [])
+        for service in standard_services(self.c):
+            self._serve(runner, service, first=True)
+
+    def close(self) -> None:
+        self._stop_services()
+        self.c.close()
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _open(self) -> Coordinator:
+        settings = load_settings(self.directory, disk_reserve_bytes=0, **self._settings)
+        return open_coordinator(
+            settings, clock=self.time, ids=self._ids, crash_points=CrashPoints(self._point)
+        )
+
+    def _point(self, name: str) -> None:
+        for fault in self._faults.strike(Moment(Where.COORDINATOR_POINT, name=name)):
+            raise Crash(name, fault.back_after)
+
+    def _fall(self, crash: Crash) -> None:
+        self.crashes.append((self.time.now(), str(crash)))
+        self.down_since = self.time.now()
+        self.generation += 1
+        self.close()
+        self.time.after(crash.back_after, self._rise)
+
+    def _rise(self) -> None:
+        """As `bithaul coordinator` starts: judge the run, then serve."""
+        self.c = self._open()
+        check_run(self.c)
+        self.down_since = None
+        self.serve()
+        self.changed("rise")
+
+    def _serve(self, runner: ServiceRunner, service: Service, *, first: bool = False) -> None:
+        generation = self.generation
+        stored: ServiceResult | None = None
+
+        def work() -> None:
+            nonlocal stored
+            if generation != self.generation:
+                return
+            try:
+                stored = runner.run_once(service, before=stored)
+            except Crash as crash:
+                self._fall(crash)
+                return
+            self.changed(service.name)
+            self._services.append(self.time.after(service.interval, work))
+            self._services = [e for e in self._services if e.when > self.time.now()]
+
+        self._services.append(self.time.after(0.0 if first else service.interval, work))
+
+    def _hear(self) -> None:
+        """A wake-up of the merger: soon, and once for all that came meanwhile."""
+        if not self.c.events.merge.is_set() or self._merge is not None:
+            return
+        self.c.events.merge.clear()
+        merger = standard_services(self.c)[0]
+        runner, generation = ServiceRunner(self.c, []), self.generation
+
+        def merge() -> None:
+            self._merge = None
+            if generation != self.generation:
+                return
+            try:
+                runner.run_once(merger)
+            except Crash as crash:
+                self._fall(crash)
+                return
+            self.changed(merger.name)
+            self._hear()
+
+        self._merge = self.time.after(MERGE_DELAY, merge)
+
+    def _stop_services(self) -> None:
+        for event in self._services:
+            event.cancel()
+        self._services = []
+        if self._merge is not None:
+            self._merge.cancel()
+            self._merge = None

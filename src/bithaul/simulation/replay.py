@@ -1,0 +1,102 @@
+"""The weights again, from the ledger alone: whole vectors, version by version, compared bit for bit.
+
+A version follows from the one before, the payloads that name it and the numbers stored with it. What was
+applied twice, left out, weighed differently or stored differently shows here.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bithaul.coordinator.blobs.store import BlobStore
+from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.frame import read_header
+from bithaul.exchange.weights import open_weights
+from bithaul.model.config import ModelConfig
+from bithaul.model.layout import Layout, layout_of
+from bithaul.rounds.aggregate import Mix
+from bithaul.rounds.merging import Plan, step
+from bithaul.rounds.outer import OuterStep
+from bithaul.simulation.house import House
+
+FloatVector = npt.NDArray[np.float32]
+
+
+class Replay:
+    """`identical` until a version differs; `catch_up` looks at versions made since."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._layout: Layout | None = None
+        self._codec = ""
+        self._version = 0
+        self._theta: FloatVector | None = None
+        self._momentum: FloatVector | None = None
+        self.identical = True
+        self.differing: list[int] = []
+        self.versions = 0
+
+    def catch_up(self, db: sqlite3.Connection) -> None:
+        if self._layout is None:
+            model, self._codec = db.execute("SELECT model, codec FROM runs").fetchone()
+            self._layout = layout_of(ModelConfig.model_validate(json.loads(model)))
+        rows = db.execute(
+            "SELECT version, sha256, momentum_sha256, outer_step, retired_at FROM versions "
+            "WHERE version > ? ORDER BY version",
+            (self._version,),
+        ).fetchall()
+        for version, sha256, momentum, numbers, retired in rows:
+            self._one(db, version, sha256, momentum, numbers, retired is not None)
+
+    def _one(
+        self,
+        db: sqlite3.Connection,
+        version: int,
+        sha256: str,
+        momentum: str | None,
+        numbers: str | None,
+        retired: bool,
+    ) -> None:
+        blobs, layout = self._house.c.blobs, self._layout
+        assert layout is not None
+        if self._theta is None:
+            self._theta = _vector(blobs, sha256, layout)
+        else:
+            assert numbers is not None, "every version but the first has the numbers of its step"
+            payloads = db.execute(
+                "SELECT blob_sha256 FROM reports WHERE merged_in = ? ORDER BY seq", (version,)
+            ).fetchall()
+            updates = [self._update(blobs, sha, layout) for (sha,) in payloads]
+            plan = plan_from(json.loads(numbers))
+            self._theta, self._momentum = step(plan, self._theta, self._momentum, updates)
+            same = retired or np.array_equal(self._theta, _vector(blobs, sha256, layout))
+            if momentum is not None and self._momentum is not None:
+                same = same and np.array_equal(self._momentum, _vector(blobs, momentum, layout))
+            if not same:
+                self.identical = False
+                self.differing.append(version)
+                self._theta = _vector(blobs, sha256, layout)
+        self._version = version
+        self.versions += 1
+
+    def _update(self, blobs: BlobStore, sha256: str, layout: Layout) -> Any:
+        codec = codec_named(self._codec)
+        with blobs.verify(sha256).path.open("rb") as file:
+            read_header(file)
+            pieces = [values for _, values in codec.decode_chunks(file, layout, chunk_values=layout.size)]
+        return pieces[0]
+
+
+def plan_from(stored: dict[str, Any]) -> Plan:
+    """The numbers of a step as they stand beside its version."""
+    mix = stored["mix"]
+    return Plan(Mix(mix["aggregator"], tuple(mix["factors"]), mix["centre"]), OuterStep(**stored["outer"]))
+
+
+def _vector(blobs: BlobStore, sha256: str, layout: Layout) -> FloatVector:
+    return np.array(open_weights(blobs.verify(sha256).path, expected_count=layout.size).vector)

@@ -1,0 +1,337 @@
+"""A rehearsal from beginning to end: build run and fleet, let the storm pass and it get quiet, judge.
+
+`storm` is the one that the promises are measured by; `calm` is the same fleet without faults. Everything is
+drawn from the seed. The answer says what happened as well as what held, so that a storm in which nothing
+failed does not pass for a proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time as wall
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+from bithaul.coordinator.commands.create_run import CreateRun, create_run
+from bithaul.coordinator.commands.steer import pause_run
+from bithaul.coordinator.context import CrashPoints
+from bithaul.corpus.build import CorpusManifest
+from bithaul.corpus.shards import write_shard
+from bithaul.errors import UnknownName
+from bithaul.model.config import ModelConfig
+from bithaul.simulation.faults import Faults, Kind, Rates
+from bithaul.simulation.house import House
+from bithaul.simulation.invariants import Broken, Checker
+from bithaul.simulation.link import Line
+from bithaul.simulation.machine import Machine, Spec
+from bithaul.simulation.picture import Timeline
+from bithaul.simulation.record import Record
+from bithaul.simulation.virtual import VirtualTime
+from bithaul.training.recipe import TrainingRecipe
+
+EPOCH = 4_000_000_000.0  # later than any file's time stamp: old files are told from new ones by age
+HOUR = 3600.0
+MODEL = ModelConfig(
+    vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=64
+)
+EXAMPLES, EXAMPLE_TOKENS, BATCH = 4096, 32, 4
+STALL_ROUNDS = 12.0  # without a version while somebody could work: no progress
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """`spread`: how many times faster the fastest machine is; `crashes`: of the coordinator."""
+
+    name: str
+    workers: int = 200
+    hours: float = 10.0
+    seed: int = 0
+    rule: str = "sync"
+    aggregator: str | None = None
+    task_seconds: float = 600.0
+    spread: float = 3.0
+    slowest: float = 4.0  # tokens per second
+    crashes: int = 0
+    rates: Rates = field(default_factory=Rates)
+    quiet_hours: float = 12.0  # at most, until everything is delivered, merged or given up
+
+
+STORM = Rates(
+    request={Kind.DROP_REQUEST: 0.02, Kind.DROP_ACK: 0.02, Kind.DUPLICATE: 0.02, Kind.PARTITION: 0.002},
+    submit={
+        Kind.DROP_REQUEST: 0.03,
+        Kind.DROP_ACK: 0.08,
+        Kind.DUPLICATE: 0.08,
+        Kind.CORRUPT: 0.02,
+        Kind.NAN: 0.02,
+        Kind.SLOW: 0.05,
+        Kind.KILL_MID_UPLOAD: 0.05,
+    },
+    train={Kind.KILL: 0.20, Kind.SLEEP: 0.08, Kind.SIGN_FLIP: 0.03, Kind.SKEW: 0.02},
+    worker_point=0.01,
+)
+SCENARIOS = {
+    "calm": Scenario("calm"),
+    "storm": Scenario("storm", crashes=5, rates=STORM),
+}
+
+
+def scenario_named(name: str) -> Scenario:
+    """`UnknownName` lists the known ones."""
+    if name not in SCENARIOS:
+        raise UnknownName(f"There is no scenario {name!r}; the scenarios are {', '.join(SCENARIOS)}.")
+    return SCENARIOS[name]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What held (the first four must be 0, 0, 0 and True) and what happened. `broken`: the first promise that
+    was not kept, empty if none."""
+
+    double_applied: int
+    acknowledged_lost: int
+    slices_uncovered: int
+    replay_identical: bool
+    broken: str
+    scenario: str
+    seed: int
+    workers: int
+    rule: str
+    hours: float
+    simulated_hours: float
+    wall_seconds: float
+    events: int
+    audits: int
+    versions: int
+    accepted: int
+    acknowledged: int
+    verdicts: dict[str, int]
+    leases: dict[str, int]
+    given_up: int
+    faults: dict[str, int]
+    worker_deaths: int
+    coordinator_crashes: list[str]
+    longest_gap_rounds: float
+    loss_first: float
+    loss_last: float
+    digest: str
+
+    @property
+    def kept(self) -> bool:
+        counts = self.double_applied + self.acknowledged_lost + self.slices_uncovered
+        return counts == 0 and self.replay_identical and not self.broken
+
+
+class Rehearsal:
+    """One run in `folder`, which must be empty. `faults` may be scripted before `run`."""
+
+    def __init__(self, scenario: Scenario, folder: Path) -> None:
+        self.scenario = scenario
+        self.time = VirtualTime(EPOCH)
+        self.faults = Faults(self._random("faults"), rates=scenario.rates)
+        corpus = folder / "corpus"
+        write_corpus(corpus, seed=scenario.seed)
+        self.house = House(
+            folder / "run",
+            self.time,
+            self.faults,
+            random=self._random("ids"),
+            settings=_settings(scenario),
+            changed=self._changed,
+        )
+        options: dict[str, float | str] = {}
+        if scenario.aggregator is not None:
+            options["aggregator"] = scenario.aggregator
+        create_run(
+            self.house.c,
+            CreateRun(
+                run="rehearsal",
+                model=MODEL,
+                recipe=TrainingRecipe(batch_examples=BATCH).model_dump(mode="json"),
+                corpus_dir=corpus,
+                budget_tokens=1e12,
+                merge_rule=scenario.rule,
+                merge_options=options,
+                task_seconds=scenario.task_seconds,
+                seed=scenario.seed,
+                probe_every=4,
+            ),
+        )
+        self.checker = Checker(self.house)
+        self.record = Record(self.house, begin=EPOCH)
+        self.machines = [
+            Machine(
+                spec,
+                folder / "machines" / spec.name,
+                self.house,
+                self.time,
+                self.faults,
+                random=self._random(spec.name),
+                heard=self.checker.heard,
+            )
+            for spec in self._fleet()
+        ]
+        self._digest = hashlib.sha256()
+        self._broken = ""
+        self.timeline: Timeline | None = None
+        self._began = wall.perf_counter()
+
+    def run(self) -> Outcome:
+        """The storm, then the quiet. Never raises for a broken promise: the outcome says so."""
+        try:
+            self._storm()
+            self._quiet()
+            self.checker.final()
+        except Broken as broken:
+            self._broken = str(broken)
+        finally:
+            self.time.end()
+        outcome = self._outcome()
+        self.timeline = self.record.timeline(
+            f"{self.scenario.name}: {self.scenario.workers} machines, rule {self.scenario.rule}, "
+            f"seed {self.scenario.seed}",
+            names=[m.spec.name for m in self.machines],
+            now=self.time.now(),
+        )
+        self.checker.close()
+        self.house.close()
+        return outcome
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def _random(self, name: str) -> Random:
+        return Random(f"{self.scenario.seed}/{name}")  # noqa: S311 - a rehearsal, not a secret
+
+    def _fleet(self) -> list[Spec]:
+        random = self._random("fleet")
+        width = len(str(self.scenario.workers))
+        specs = []
+        for i in range(self.scenario.workers):
+            speed = self.scenario.slowest * self.scenario.spread ** random.random()
+            line = Line(
+                0.02 + 0.2 * random.random(), 2e5 * (1 + random.random()), 200.0 * (1 + 9 * random.random())
+            )
+            specs.append(Spec(f"w{i + 1:0{width}}", speed, line))
+        return specs
+
+    def _storm(self) -> None:
+        random = self._random("weather")
+        end = EPOCH + self.scenario.hours * HOUR
+        self.house.serve()
+        for machine in self.machines:
+            self.time.after(60.0 * random.random(), machine.start)
+        for i in range(self.scenario.crashes):
+            point = random.choice(CrashPoints.NAMES)
+            share = (i + 0.2 + 0.6 * random.random()) / self.scenario.crashes
+            self.time.at(EPOCH + share * (end - EPOCH), self._crash(point, 30.0 + 300.0 * random.random()))
+        self.time.run(end, after_each=self._after)
+
+    def _crash(self, point: str, back_after: float) -> Callable[[], None]:
+        return lambda: self.faults.crash_coordinator(point, back_after=back_after)
+
+    def _quiet(self) -> None:
+        """No more faults and no more leases; everybody delivers what they have."""
+        self.faults.calm = True
+        end = self.time.now() + self.scenario.quiet_hours * HOUR
+        paused = False
+        while self.time.now() < end:
+            if self.house.up and not paused:
+                self.house.call(pause_run)
+                paused = True
+            self.time.run(self.time.now() + 0.5 * self.scenario.task_seconds, after_each=self._after)
+            if paused and self.house.up and self.record.quiet():
+                return
+
+    def _after(self) -> None:
+        self.checker.step()
+
+    def _changed(self, what: str) -> None:
+        """The coordinator's services did something, or it came back."""
+        if what == "sweeper":
+            self.checker.deadlines()
+        if what == "rise" or (what == "merger" and self.record.new_version(self.time.now())):
+            self.checker.audit()
+            self._digest.update(f"{self.time.now():.6f} {what} {self.record.newest}\n".encode())
+
+    def _outcome(self) -> Outcome:
+        scenario, facts = self.scenario, self.record.facts()
+        self._digest.update(repr(sorted(facts.ledger)).encode())
+        gap = self.record.longest_gap / scenario.task_seconds
+        broken = self._broken
+        if not broken and gap > STALL_ROUNDS:
+            broken = f"no version for {gap:.1f} round lengths although machines were there"
+        return Outcome(
+            double_applied=self.checker.counts.double_applied,
+            acknowledged_lost=self.checker.counts.acknowledged_lost,
+            slices_uncovered=self.checker.counts.slices_uncovered,
+            replay_identical=self.checker.replay.identical,
+            broken=broken,
+            scenario=scenario.name,
+            seed=scenario.seed,
+            workers=scenario.workers,
+            rule=scenario.rule,
+            hours=scenario.hours,
+            simulated_hours=round((self.time.now() - EPOCH) / HOUR, 3),
+            wall_seconds=round(wall.perf_counter() - self._began, 2),
+            events=self.time.events,
+            audits=self.checker.audits,
+            versions=self.checker.replay.versions,
+            accepted=facts.verdicts.get("accepted", 0),
+            acknowledged=self.checker.acknowledged,
+            verdicts=facts.verdicts,
+            leases=facts.leases,
+            given_up=facts.given_up,
+            faults=dict(sorted(self.faults.counts.items())),
+            worker_deaths=sum(m.deaths for m in self.machines),
+            coordinator_crashes=[point for _, point in self.house.crashes],
+            longest_gap_rounds=round(gap, 2),
+            loss_first=round(self.record.losses[0][1], 4),
+            loss_last=round(self.record.losses[-1][1], 4),
+            digest=self._digest.hexdigest(),
+        )
+
+
+def rehearse(scenario: Scenario, folder: Path, **changes: object) -> Outcome:
+    """Run `scenario` with `changes` to its fields in the empty `folder`."""
+    return Rehearsal(replace(scenario, **changes), folder).run()  # type: ignore[arg-type]
+
+
+def _settings(scenario: Scenario) -> dict[str, float]:
+    """Intervals in the proportion to a task that the defaults have to the demo's; logs and rows are few."""
+    seconds = scenario.task_seconds
+    return {
+        "heartbeat_seconds": seconds,
+        "worker_gone_seconds": 3 * seconds,
+        "merge_interval": seconds / 8,
+        "sweep_interval": seconds / 8,
+        "retention_interval": seconds,
+        "disk_interval": 10 * seconds,
+        "prune_interval": 10 * seconds,
+    }
+
+
+def write_corpus(folder: Path, *, seed: int) -> None:
+    """One shard of equal examples and a probe: what they say does not matter to a toy."""
+    folder.mkdir(parents=True)
+    example = [(seed + i) % MODEL.vocab_size for i in range(EXAMPLE_TOKENS + 1)]
+    shard = write_shard(folder, "train-00000", [example] * EXAMPLES)
+    probe = write_shard(folder, "probe-00000", [example] * 4)
+    CorpusManifest(
+        kind="intents",
+        description="rehearsal",
+        generator_version=None,
+        seed=seed,
+        tokenizer_sha256="0" * 64,
+        vocab_size=MODEL.vocab_size,
+        max_tokens=EXAMPLE_TOKENS + 1,
+        shards=[shard],
+        heldout=[],
+        probe=probe,
+        train_tokens=shard.tokens,
+        heldout_tokens=0,
+        left_out=0,
+        unknown_share=0.0,
+        heldout_unknown_share=0.0,
+    ).save(folder)

@@ -1,0 +1,128 @@
+"""The checker sees what is wrong: somebody breaks each promise on purpose, and the rehearsal must say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from bithaul.coordinator.commands import merge_round as merging
+from bithaul.rounds.leases import Ending
+from bithaul.simulation.invariants import Broken
+from bithaul.simulation.scenario import EPOCH, Outcome, Rehearsal
+
+HALF = EPOCH + 1800.0
+
+
+def sabotaged(rehearsal: Rehearsal, sql: str) -> Outcome:
+    """Half an hour into it, a statement that no use case would run."""
+
+    def strike() -> None:
+        with rehearsal.house.c.database.write() as connection:
+            connection.execute(text("PRAGMA foreign_keys=OFF"))
+            assert connection.execute(text(sql)).rowcount != 0, "the sabotage found nothing to break"
+
+    rehearsal.time.at(HALF, strike)
+    return rehearsal.run()
+
+
+@pytest.mark.parametrize(
+    ("sql", "words", "count"),
+    [
+        (
+            "UPDATE reports SET merged_in = merged_in + 1 WHERE seq = 1",
+            "was merged in",
+            "double_applied",
+        ),
+        (
+            "UPDATE tasks SET positions = '[[0, 4]]', examples = 4 WHERE id = 2",
+            "",
+            "slices_uncovered",
+        ),
+        ("DELETE FROM reports WHERE seq = 2", "vanished", "acknowledged_lost"),
+        ("UPDATE reports SET merged_in = NULL WHERE seq = 2", "left their version", "acknowledged_lost"),
+        ("UPDATE runs SET position_cursor = position_cursor + 8", "positions were cut", "slices_uncovered"),
+        ("UPDATE reports SET verdict = 'rejected' WHERE seq = 2", "vanished", "acknowledged_lost"),
+    ],
+)
+def test_a_changed_row_is_seen(make: Any, sql: str, words: str, count: str) -> None:
+    outcome = sabotaged(make(workers=2, hours=0.8), sql)
+    assert words in outcome.broken
+    assert outcome.broken
+    assert not outcome.kept
+    assert getattr(outcome, count) > 0
+
+
+def test_two_tasks_with_the_same_examples_are_seen(make: Any) -> None:
+    """Conservation alone would not see it: as many positions, but some twice and others never."""
+    outcome = sabotaged(
+        make(workers=2, hours=0.8),
+        "UPDATE tasks SET positions = (SELECT positions FROM tasks WHERE id = 1), "
+        "examples = (SELECT examples FROM tasks WHERE id = 1) WHERE id = 2",
+    )
+    assert not outcome.kept
+    assert outcome.broken
+
+
+def patched(make: Any, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any]) -> Outcome:
+    monkeypatch.setattr(merging, name, change(getattr(merging, name)))
+    outcome: Outcome = make(workers=2, hours=0.8).run()
+    return outcome
+
+
+def test_an_update_applied_twice_is_seen_in_the_weights(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows look right and only theta is wrong: the replay must tell."""
+
+    def twice(flush: Any) -> Any:
+        def wrong(c: Any, *, updates: Any, **options: Any) -> Any:
+            return flush(c, updates=[updates[0], *updates[:-1]], **options)
+
+        return wrong
+
+    outcome = patched(make, monkeypatch, "flush", twice)
+    assert not outcome.replay_identical
+    assert not outcome.kept
+
+
+def test_a_report_forgotten_by_the_merger_is_seen(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches accepted updates that no version ever holds."""
+
+    def forgetful(read_round: Any) -> Any:
+        def wrong(connection: Any, run: Any, *, now: float) -> Any:
+            here = read_round(connection, run, now=now)
+            return replace(here, reports=[r for r in here.reports if r.seq != 3])
+
+        return wrong
+
+    outcome = patched(make, monkeypatch, "read_round", forgetful)
+    assert "although all is quiet" in outcome.broken
+    assert outcome.acknowledged_lost == 1
+
+
+def test_a_lease_taken_before_its_deadline_is_seen(make: Any) -> None:
+    from bithaul.coordinator.database import runs, work
+
+    rehearsal = make(workers=2, hours=0.8)
+
+    def take() -> None:
+        with rehearsal.house.c.database.write() as connection:
+            lease = work.open_leases(connection, runs.get_run(connection).id)[0]
+            work.end_lease(connection, lease, Ending.EXPIRED, now=rehearsal.time.now())
+
+    rehearsal.time.at(HALF, take)
+    assert "before their deadline" in rehearsal.run().broken
+
+
+def test_a_receipt_that_changes_is_seen(make: Any) -> None:
+    rehearsal = make()
+    seen: list[Any] = []
+    original = rehearsal.checker.heard
+    for machine in rehearsal.machines:
+        machine._heard = lambda worker, receipt: (seen.append((worker, receipt)), original(worker, receipt))
+    rehearsal.run()
+    worker, receipt = seen[0]
+    with pytest.raises(Broken, match="became"):
+        original(worker, receipt.model_copy(update={"tokens": receipt.tokens + 1}))

@@ -43,6 +43,7 @@ def decode_alone(model: LoadedModel, words: Sequence[int]) -> DecodedLabel:
     while not state.done:
         choices = state.choices()
         words_now = set(grammar.words) - (set() if choices.unknown else {tokenizer.unk})
+        words_now -= set() if choices.bare else grammar.bare
         allowed = set(choices.fixed) | (words_now if choices.words else set())
         scores = logits()
         sequence.append(max(allowed, key=lambda token: float(scores[token])))

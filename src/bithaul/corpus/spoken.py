@@ -1,0 +1,104 @@
+"""Which numbers a request can mean: "two hundred forty" is 240 and never 244.
+
+Reads English number words and digits, also mixed, and knows how people say ids, amounts, times and roads.
+It gives digits without units or marks, and decides nothing: a request with two numbers has readings of both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_SMALL = {word: n for n, word in enumerate((*_ONES, *_TEENS))}
+_SMALL |= {word: 20 + 10 * n for n, word in enumerate(_TENS)}
+_SIZES = {"hundred": 100, "thousand": 1000}
+NUMBER_WORDS = frozenset((*_SMALL, *_SIZES))
+_TOKEN = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|[^\W\d]+|[^\w\s]")
+_DIGITS = re.compile(r"\d+")
+LONGEST = 12  # digits of one number
+
+
+def runs(value: str) -> list[str]:
+    """The digits of a value, one string for each number in it: "6:30 pm" has 6 and 30."""
+    return _DIGITS.findall(value)
+
+
+def readings(text: str) -> frozenset[str]:
+    """Every number, as digits, that some words of a lower-case `text` that stand together can mean."""
+    words = _TOKEN.findall(text)
+    if not any(word in NUMBER_WORDS or word[0].isdigit() for word in words):
+        return frozenset()
+    found: set[str] = set()
+    for start in range(len(words)):
+        found.update(_from(words, start))
+    return frozenset(found)
+
+
+def are_said(value: str, said: frozenset[str]) -> bool:
+    """Whether every number of `value` is one of the readings of a request."""
+    return all(run in said for run in runs(value))
+
+
+def _from(words: Sequence[str], start: int) -> Iterator[str]:
+    """The readings that begin at one word: numbers said one after the other may be one number."""
+    digits, at = "", start
+    while (unit := _unit(words, at)) is not None and len(digits) < LONGEST:
+        digits, at = digits + unit[0], unit[1]
+        yield digits
+        at = at + 1 if words[at : at + 1] == ["-"] else at
+        if len(digits) == 1 and _unit(words, at) is None:
+            yield f"0{digits}"  # "and five cents"
+
+
+def _unit(words: Sequence[str], at: int) -> tuple[str, int] | None:
+    """The longest number of the words at one place, and where it ends."""
+    if at >= len(words):
+        return None
+    word, after = words[at], words[at + 1 : at + 2]
+    if word[0].isdigit():
+        digits = word.replace(",", "")
+        sized = int(digits) * _SIZES[after[0]] if after and after[0] in _SIZES and len(digits) < 4 else None
+        return (digits, at + 1) if sized is None else (str(sized), at + 2)
+    if word == "oh" or (word == "o" and after and (after[0] in _SMALL or after[0].isdigit())):
+        return "0", at + 1
+    number = _cardinal(words, at)
+    return None if number is None else (str(number[0]), number[1])
+
+
+def _cardinal(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    """ "two hundred and forty", "twelve hundred", "a hundred twenty", "one thousand two hundred"."""
+    found = _hundreds(words, at)
+    if found is None or words[found[1] : found[1] + 1] != ["thousand"]:
+        return found
+    rest = _hundreds(words, _behind_and(words, found[1] + 1))
+    return (found[0] * 1000, found[1] + 1) if rest is None else (found[0] * 1000 + rest[0], rest[1])
+
+
+def _hundreds(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    value, end = _below_100(words, at) or (0, at)
+    if words[end : end + 1] != ["hundred"]:
+        return (value, end) if end > at else None
+    if end == at and at and words[at - 1] in _SMALL:
+        return None  # the middle of a number
+    rest = _below_100(words, _behind_and(words, end + 1))
+    hundreds = 100 * (value if end > at else 1)
+    return (hundreds, end + 1) if rest is None else (hundreds + rest[0], rest[1])
+
+
+def _behind_and(words: Sequence[str], at: int) -> int:
+    return at + 1 if words[at : at + 1] == ["and"] else at
+
+
+def _below_100(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    value = _SMALL.get(words[at]) if at < len(words) else None
+    if value is None:
+        return None
+    ahead = at + 2 if words[at + 1 : at + 2] == ["-"] else at + 1
+    unit = _SMALL.get(words[ahead], 0) if value >= 20 and ahead < len(words) else 0
+    return (value + unit, ahead + 1) if 0 < unit < 10 else (value, at + 1)

@@ -27,7 +27,9 @@ from bithaul.model.products import (
 )
 from bithaul.model.wayback import blocks, way_back
 
-_ROUNDS = 5
+_ROUNDS = 3
+_FIRST: Shape = (32, 64, 32)  # small, to compile with
+_HOPELESS = 10.0  # times the fastest
 
 
 def choose_path(shapes: Sequence[Shape], *, forced: str | None = None) -> StepPath:
@@ -38,11 +40,13 @@ def choose_path(shapes: Sequence[Shape], *, forced: str | None = None) -> StepPa
     """
     if forced is not None:
         return _forced(forced)
+    forward_ways = [name for name in FORWARD if refusal(name) is None]
+    backward_ways = [name for name in BACKWARD if backward_refusal(name) is None]
     with _one_thread():
-        forwards = _times({n: [_forward(n, s) for s in shapes] for n in FORWARD if refusal(n) is None})
-        backwards = _times(
-            {n: [_backward(n, s) for s in shapes] for n in BACKWARD if backward_refusal(n) is None}
-        )
+        for name in backward_ways:  # compiled before it is timed; forward ways have been by `refusal`
+            _backward(name, _FIRST)()
+        forwards = _times({name: [_forward(name, shape) for shape in shapes] for name in forward_ways})
+        backwards = _times({name: [_backward(name, shape) for shape in shapes] for name in backward_ways})
     forward, backward = min(forwards, key=forwards.__getitem__), min(backwards, key=backwards.__getitem__)
     reason = (
         f"{forward} forward ({_instructions()}, exact, {forwards['fp32'] / forwards[forward]:.1f}x fp32), "
@@ -77,15 +81,24 @@ def _one_thread() -> Iterator[None]:
 
 
 def _times(runs: Mapping[str, Sequence[Callable[[], object]]]) -> dict[str, float]:
-    """Seconds of all runs of each candidate: the best of several rounds in which they take turns."""
-    best = {name: [float("inf")] * len(parts) for name, parts in runs.items()}
-    for _ in range(1 + _ROUNDS):  # the first round compiles and is never the best
+    """Seconds of all runs of each candidate: the best of several rounds in which they take turns.
+
+    Who takes many times as long as the fastest in the first round is not asked again: a loop for machines
+    without the instructions would cost seconds.
+    """
+    best = {name: [_seconds(run) for run in parts] for name, parts in runs.items()}
+    fastest = min(sum(seconds) for seconds in best.values())
+    for _ in range(_ROUNDS):
         for name, parts in runs.items():
-            for i, run in enumerate(parts):
-                started = time.perf_counter()
-                run()
-                best[name][i] = min(best[name][i], time.perf_counter() - started)
+            if sum(best[name]) <= _HOPELESS * fastest:
+                best[name] = [min(b, _seconds(run)) for b, run in zip(best[name], parts, strict=True)]
     return {name: sum(seconds) for name, seconds in best.items()}
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
 
 
 def _forward(name: str, shape: Shape) -> Callable[[], object]:

@@ -34,7 +34,7 @@ from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.schedule import rates
 from bithaul.training.team import Team
 
-_TIMING_ROWS = 1024
+_TIMING_ROWS = 512
 _EVALUATION_EXAMPLES = 128
 
 

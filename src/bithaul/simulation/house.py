@@ -49,7 +49,10 @@ class SeededIds:
 
 
 class House:
-    """One run folder and whoever serves it. `opened` and `changed` let others look after each step."""
+    """One run folder and whoever serves it.
+
+    `changed` hears which service has worked, and "rise" after a restart; `failed` what a service died of.
+    """
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class House:
         random: Random,
         settings: dict[str, Any],
         changed: Callable[[str], None] = lambda _: None,
+        failed: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.directory = directory
         self.time = time
@@ -67,6 +71,7 @@ class House:
         self._ids = SeededIds(random)
         self._settings = settings
         self.changed = changed
+        self.failed = failed
         self.generation = 0
         self.crashes: list[tuple[float, str]] = []
         self.down_since: float | None = None
@@ -136,16 +141,27 @@ class House:
             nonlocal stored
             if generation != self.generation:
                 return
-            try:
-                stored = runner.run_once(service, before=stored)
-            except Crash as crash:
-                self._fall(crash)
+            stored = self._pass(runner, service, before=stored)
+            if stored is None:
                 return
-            self.changed(service.name)
             self._services.append(self.time.after(service.interval, work))
             self._services = [e for e in self._services if e.when > self.time.now()]
 
         self._services.append(self.time.after(0.0 if first else service.interval, work))
+
+    def _pass(
+        self, runner: ServiceRunner, service: Service, *, before: ServiceResult | None = None
+    ) -> ServiceResult | None:
+        """One pass of a service; None when the coordinator died of it."""
+        try:
+            result = runner.run_once(service, before=before)
+        except Crash as crash:
+            self._fall(crash)
+            return None
+        if not result.ok:
+            self.failed(f"service {service.name} failed: {result.message}")
+        self.changed(service.name)
+        return result
 
     def _hear(self) -> None:
         """A wake-up of the merger: soon, and once for all that came meanwhile."""
@@ -159,13 +175,8 @@ class House:
             self._merge = None
             if generation != self.generation:
                 return
-            try:
-                runner.run_once(merger)
-            except Crash as crash:
-                self._fall(crash)
-                return
-            self.changed(merger.name)
-            self._hear()
+            if self._pass(runner, merger) is not None:
+                self._hear()
 
         self._merge = self.time.after(MERGE_DELAY, merge)
 

@@ -219,6 +219,9 @@ class Checker:
         if many:
             raise Broken(f"more than one open lease: {many}")
         self.deadlines()
+        defects = db.execute("SELECT count(*) FROM leases WHERE reason = 'internal_error'").fetchone()[0]
+        if defects:
+            raise Broken(f"{defects} tasks failed by a defect of the worker")
         stray = db.execute(
             "SELECT count(*) FROM tasks WHERE state = 'leased' AND id NOT IN "
             "(SELECT task_id FROM leases WHERE state = 'open')"

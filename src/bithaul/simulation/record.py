@@ -52,6 +52,10 @@ class Record:
         self.contributors.append((now - self._begin, row.contributors))
         return True
 
+    def storm_over(self, now: float) -> None:
+        """A run that stands still until the end has no next version to show it by."""
+        self.longest_gap = max(self.longest_gap, now - self._last)
+
     def quiet(self) -> bool:
         """Nothing is leased and nothing waits to be merged."""
         with self._house.c.database.read() as connection:

@@ -37,7 +37,7 @@ MODEL = ModelConfig(
     vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=64
 )
 EXAMPLES, EXAMPLE_TOKENS, BATCH = 4096, 32, 4
-STALL_ROUNDS = 12.0  # without a version while somebody could work: no progress
+STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,7 @@ class Rehearsal:
             random=self._random("ids"),
             settings=_settings(scenario),
             changed=self._changed,
+            failed=self._failed,
         )
         options: dict[str, float | str] = {}
         if scenario.aggregator is not None:
@@ -234,6 +235,7 @@ class Rehearsal:
     def _quiet(self) -> None:
         """No more faults and no more leases; everybody delivers what they have."""
         self.faults.calm = True
+        self.record.storm_over(self.time.now())
         end = self.time.now() + self.scenario.quiet_hours * HOUR
         paused = False
         while self.time.now() < end:
@@ -254,6 +256,10 @@ class Rehearsal:
         if what == "rise" or (what == "merger" and self.record.new_version(self.time.now())):
             self.checker.audit()
             self._digest.update(f"{self.time.now():.6f} {what} {self.record.newest}\n".encode())
+
+    def _failed(self, what: str) -> None:
+        """No fault of a rehearsal excuses it: there is room on the disk, and nothing is damaged there."""
+        raise Broken(what)
 
     def _outcome(self) -> Outcome:
         scenario, facts = self.scenario, self.record.facts()

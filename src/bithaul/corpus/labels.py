@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bithaul.corpus.example import Example
 from bithaul.corpus.files import write_bytes
-from bithaul.corpus.spoken import NUMBER_WORDS, are_said, readings
+from bithaul.corpus.spoken import NUMBER_WORDS, are_said, readings, shape
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import CorruptFile, NotFound
 
@@ -45,7 +45,8 @@ class LabelSet(BaseModel):
     spoken: list[str] = []
     """Slots whose numbers are always numbers of the request, said in whatever way."""
     evidence: dict[str, list[str]] = {}
-    """Patterns that were seen often, with words of which every request with such a value holds one."""
+    """Patterns that were seen often, a number of any length as one 0, with words of which every request with
+    such a value holds one."""
     bare: list[str] = []
     """Slots with values that hold neither a letter nor a digit."""
 
@@ -80,7 +81,7 @@ class LabelSet(BaseModel):
             canonical={key: best[key] for key in sorted(best) if best[key] != key},
             patterns=patterns,
             spoken=unsaid.spoken(),
-            evidence=unsaid.evidence({pattern for found in patterns.values() for pattern in found}),
+            evidence=unsaid.evidence({shape(pattern) for found in patterns.values() for pattern in found}),
             bare=sorted(bare),
         )
 
@@ -109,7 +110,7 @@ class _Unsaid:
         self._patterns: dict[str, Counter[str]] = {}
         self._numbers: dict[str, Counter[bool]] = {}  # by slot, whether its numbers are the request's
         self._heard: Counter[str] = Counter()  # requests that hold a word
-        self._requests: dict[str, list[frozenset[str]]] = {}  # the words of each request, by pattern
+        self._requests: dict[str, list[frozenset[str]]] = {}  # the words of each request, by shape
 
     def hear(self, words: Sequence[str]) -> None:
         self._heard.update(set(words))
@@ -124,7 +125,7 @@ class _Unsaid:
         if pattern != value:
             self._numbers.setdefault(slot, Counter())[are_said(value, readings(text))] += 1
         if any(map(str.isalpha, pattern)):
-            self._requests.setdefault(pattern, []).append(frozenset(words))
+            self._requests.setdefault(shape(value), []).append(frozenset(words))
 
     def patterns(self) -> dict[str, list[str]]:
         """Patterns by slot, of the slots in which another one is not to be expected."""
@@ -139,14 +140,14 @@ class _Unsaid:
             name for name, said in sorted(self._numbers.items()) if said[False] <= _NEW_SHARE * said.total()
         ]
 
-    def evidence(self, patterns: set[str]) -> dict[str, list[str]]:
-        """For each pattern that was seen often, a few words: every request with it holds one of them."""
+    def evidence(self, shapes: set[str]) -> dict[str, list[str]]:
+        """For each shape that was seen often, a few words: every request with it holds one of them."""
         found: dict[str, list[str]] = {}
-        for pattern in sorted(patterns & self._requests.keys()):
-            requests = self._requests[pattern]
+        for name in sorted(shapes & self._requests.keys()):
+            requests = self._requests[name]
             words = self._covering(requests) if len(requests) >= _SEEN_OFTEN else None
             if words is not None:
-                found[pattern] = sorted(words)
+                found[name] = sorted(words)
         return found
 
     def _covering(self, requests: Sequence[frozenset[str]]) -> list[str] | None:

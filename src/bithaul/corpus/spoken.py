@@ -29,31 +29,49 @@ def runs(value: str) -> list[str]:
     return _DIGITS.findall(value)
 
 
-def readings(text: str) -> frozenset[str]:
-    """Every number, as digits, that some words of a lower-case `text` that stand together can mean."""
+def shape(value: str) -> str:
+    """A value with 0 for each of its numbers: "6:30 pm" and "12:15 pm" are both "0:0 pm"."""
+    return _DIGITS.sub("0", value)
+
+
+Readings = dict[str, list[tuple[int, int]]]
+"""Numbers as digits, each with the words it may be: the place of the first and that behind the last."""
+
+
+def readings(text: str) -> Readings:
+    """Every number that some words of a lower-case `text` that stand together can mean."""
     words = _TOKEN.findall(text)
-    if not any(word in NUMBER_WORDS or word[0].isdigit() for word in words):
-        return frozenset()
-    found: set[str] = set()
-    for start in range(len(words)):
-        found.update(_from(words, start))
-    return frozenset(found)
+    found: Readings = {}
+    if any(word in NUMBER_WORDS or word[0].isdigit() for word in words):
+        for start in range(len(words)):
+            for digits, end in _from(words, start):
+                found.setdefault(digits, []).append((start, end))
+    return found
 
 
-def are_said(value: str, said: frozenset[str]) -> bool:
-    """Whether every number of `value` is one of the readings of a request."""
-    return all(run in said for run in runs(value))
+def end_of(number: str, said: Readings, start: int) -> int | None:
+    """Where a number ends that begins at word `start` or later, None where no words mean it."""
+    return min((end for first, end in said.get(number, ()) if first >= start), default=None)
 
 
-def _from(words: Sequence[str], start: int) -> Iterator[str]:
-    """The readings that begin at one word: numbers said one after the other may be one number."""
+def are_said(value: str, said: Readings) -> bool:
+    """Whether the numbers of `value` are numbers of a request, in the order in which they are said."""
+    at: int | None = 0
+    for number in runs(value):
+        at = end_of(number, said, at) if at is not None else None
+    return at is not None
+
+
+def _from(words: Sequence[str], start: int) -> Iterator[tuple[str, int]]:
+    """The numbers that begin at one word, and where they end: several in a row may be one."""
     digits, at = "", start
     while (unit := _unit(words, at)) is not None and len(digits) < LONGEST:
         digits, at = digits + unit[0], unit[1]
-        yield digits
-        at = at + 1 if words[at : at + 1] == ["-"] else at
-        if len(digits) == 1 and _unit(words, at) is None:
-            yield f"0{digits}"  # "and five cents"
+        yield digits, at
+        ahead = at + 1 if words[at : at + 1] == ["-"] else at
+        if len(digits) == 1 and _unit(words, ahead) is None:
+            yield f"0{digits}", at  # "and five cents"
+        at = ahead
 
 
 def _unit(words: Sequence[str], at: int) -> tuple[str, int] | None:

@@ -82,7 +82,9 @@ class LabelGrammar:
             bare=frozenset(i for i in words if i != tokenizer.unk and not _tells(spellings[i])),
             marks=frozenset(i for i in words if spellings[i].strip(pieces.SPACE) in _SENTENCE_MARKS),
             patterns={
-                _id(structure.slots, name, tokenizer): PatternTree.of(patterns, tokenizer, labels.evidence)
+                _id(structure.slots, name, tokenizer): PatternTree.of(
+                    patterns, tokenizer, labels.evidence, spoken=name in labels.spoken
+                )
                 for name, patterns in labels.patterns.items()
             },
             spoken=frozenset(_id(structure.slots, name, tokenizer) for name in labels.spoken),
@@ -149,7 +151,8 @@ class LabelState:
     _slots: list[tuple[int, bool, list[list[int]]]] = field(default_factory=list, init=False)
     _starts: list[int] = field(init=False)  # places in the request where a said value may begin
     _next: list[int] = field(default_factory=list, init=False)  # places where the current value may go on
-    _walk: PatternWalk | None = field(default=None, init=False)  # where in its patterns the value stands
+    _walks: list[PatternWalk] = field(default_factory=list, init=False)  # where in its patterns it stands
+    _roots: dict[int, PatternWalk] = field(default_factory=dict, init=False)
     _said: bool = field(default=False, init=False)  # the value so far is words of the request
 
     def __post_init__(self) -> None:
@@ -161,7 +164,7 @@ class LabelState:
         self._free = [
             slot
             for slot in self.grammar.slot_ids[self.intent]
-            if self._starts or slot not in trees or self._walk_of(slot, trees[slot]).choices
+            if self._starts or slot not in trees or self._root(slot).choices
         ]
         if not self._free or self.budget < 1 + _SHORTEST_SLOT:
             self._phase = _Phase.DONE  # only `close_no_slots` is left to say
@@ -204,11 +207,11 @@ class LabelState:
             unknown = more and value.count(self.grammar.unknown) < self.request.count(self.grammar.unknown)
             return Choices(ends, words=more, unknown=unknown, bare=bare)
         going_on = {self.request[i] for i in self._next} if more else set()
-        if more and self._walk is not None:
-            going_on |= self._walk.choices.keys()
+        if more:
+            going_on.update(*(walk.choices for walk in self._walks))
         if not bare:
             going_on = going_on - self.grammar.bare or going_on
-        whole = self._said or (self._walk is not None and self._walk.ends)
+        whole = self._said or any(walk.ends for walk in self._walks)
         if not going_on:
             ends = self._after_value(value, several)
         return Choices((*(ends if whole or not going_on else ()), *sorted(going_on)))
@@ -286,15 +289,20 @@ class LabelState:
         spellings = self.grammar.spellings
         return Numbers("".join(spellings[i] for i in self.request).replace(pieces.SPACE, " "))
 
-    def _walk_of(self, slot: int, tree: PatternTree) -> PatternWalk:
-        numbers = self._numbers if slot in self.grammar.spoken else None
-        return PatternWalk(tree, frozenset(self.request), numbers, self.grammar.spellings)
+    def _root(self, slot: int) -> PatternWalk:
+        """The beginning of all patterns of a restricted slot."""
+        if slot not in self._roots:
+            tree, numbers = (
+                self.grammar.patterns[slot],
+                self._numbers if slot in self.grammar.spoken else None,
+            )
+            self._roots[slot] = PatternWalk(tree, frozenset(self.request), numbers, self.grammar.spellings)
+        return self._roots[slot]
 
     def _begin_value(self) -> None:
         self._next, self._said = self._starts, False
         slot = self._slots[-1][0]
-        tree = self.grammar.patterns.get(slot)
-        self._walk = None if tree is None else self._walk_of(slot, tree)
+        self._walks = [self._root(slot)] if slot in self.grammar.patterns else []
 
     def _go_on(self, token: int) -> None:
         """Follow the value through the request, over small gaps to whole words, and down its patterns."""
@@ -309,4 +317,8 @@ class LabelState:
         self._next = sorted(
             i for i in after if i < len(self.request) and self.request[i] in self.grammar.words
         )
-        self._walk = self._walk.choices.get(token) if self._walk is not None else None
+        self._walks = [walk.choices[token] for walk in self._walks if token in walk.choices]
+        slot, _, values = self._slots[-1]
+        tree = self.grammar.patterns.get(slot)
+        if self._said and tree is not None and token in tree.joints and len(values[-1]) > 1:
+            self._walks.append(self._root(slot))  # "monday at" is said, "6:30 pm" is a pattern

@@ -7,56 +7,75 @@ of it: a value needs a word that says it ("okc" for "Oklahoma City"), and its nu
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from bithaul.corpus.pieces import SPACE
-from bithaul.corpus.spoken import readings
+from bithaul.corpus.spoken import end_of, readings, runs, shape
 from bithaul.corpus.tokenizer import Tokenizer
 
 Evidence = Mapping[str, Sequence[str]]
+_MANY_LENGTHS = 4  # a slot with numbers of so many lengths may have any
 
 
 @dataclass
 class PatternTree:
-    """Values as a tree of tokens; a branch under the token of 0 stands for every digit of the same form."""
+    """Values as a tree of tokens; a branch under the token of 0 stands for every digit of the same form.
+
+    Where numbers are checked against the request, those of ids may be of any length, and what is said may go
+    on with a pattern behind a joint: with "6 pm" and "monday at 6 pm" known, "friday at 6 pm" is known too.
+    """
 
     digits: dict[int, int]  # id of a digit to the id of the 0 written like it
+    inside: frozenset[int]  # digits that stand behind another piece of the same word
     branches: dict[int, PatternTree] = field(default_factory=dict)
     ends: bool = False
+    in_number: bool = False  # more digits may follow
     free: bool = False  # a value below needs no evidence
     needs: set[int] = field(default_factory=set)  # otherwise a request needs one of these ids to come here
-    end_needs: frozenset[int] | None = None  # the same to end here
+    end_needs: frozenset[int] | None = frozenset()  # the same to end here, None where nothing is needed
+    joints: set[int] = field(default_factory=set)  # of the root: tokens behind which all patterns may begin
 
     @classmethod
     def of(
-        cls, patterns: Iterable[str], tokenizer: Tokenizer, evidence: Evidence | None = None
+        cls,
+        patterns: Iterable[str],
+        tokenizer: Tokenizer,
+        evidence: Evidence | None = None,
+        *,
+        spoken: bool = False,
     ) -> PatternTree:
         """Patterns with words the vocabulary does not have are left out; those without evidence need none."""
-        root = cls(_digit_forms(tokenizer))
-        for pattern in patterns:
-            ids = [i for i, _ in tokenizer.encode_words(pattern)]
-            if not ids or tokenizer.unk in ids:
-                continue
-            words = (evidence or {}).get(pattern)
+        digits = _digit_forms(tokenizer)
+        inside = frozenset(i for i in digits if not tokenizer.token(i).startswith(SPACE))
+        root = cls(digits, inside)
+        known = {pattern: tuple(i for i, _ in tokenizer.encode_words(pattern)) for pattern in patterns}
+        known = {pattern: ids for pattern, ids in known.items() if ids and tokenizer.unk not in ids}
+        whole = set(known.values())
+        any_length = spoken and len({len(run) for pattern in known for run in runs(pattern)}) >= _MANY_LENGTHS
+        for pattern, ids in known.items():
+            if spoken:
+                root.joints.update(ids[n - 1] for n in range(2, len(ids)) if ids[n:] in whole)
+            words = (evidence or {}).get(shape(pattern))
             needs = None if words is None else frozenset(_first_ids(words, tokenizer))
             node = root
             for token in ids:
-                node = node.branches.setdefault(token, cls(root.digits))
+                if not (node.in_number and token in inside):
+                    node = node.branches.setdefault(token, cls(digits, inside))
+                node.in_number = any_length and token in digits
                 node.free = node.free or needs is None
                 node.needs |= needs or frozenset()
-            node.ends, node.end_needs = True, needs
+            node.ends = True
+            node.end_needs = None if needs is None or node.end_needs is None else node.end_needs | needs
         return root
-
-    def branch(self, token: int) -> PatternTree | None:
-        return self.branches.get(self.digits.get(token, token))
 
     @cached_property
     def tokens(self) -> dict[int, PatternTree]:
         """Every token that leads on, and where to."""
         zeros = self.branches.keys() & set(self.digits.values())
         found = {token: node for token, node in self.branches.items() if token not in zeros}
-        return found | {i: self.branches[zero] for i, zero in self.digits.items() if zero in zeros}
+        found |= {i: self.branches[zero] for i, zero in self.digits.items() if zero in zeros}
+        return found | (dict.fromkeys(self.inside, self) if self.in_number else {})
 
 
 def _digit_forms(tokenizer: Tokenizer) -> dict[int, int]:
@@ -74,11 +93,19 @@ def _first_ids(words: Iterable[str], tokenizer: Tokenizer) -> Iterable[int]:
 
 
 class Numbers:
-    """The numbers of one request, and how they begin."""
+    """The numbers of one request, and the last place where each beginning of one stands."""
 
     def __init__(self, text: str) -> None:
-        self.whole = readings(text)
-        self.begun = frozenset(number[:n] for number in self.whole for n in range(len(number) + 1))
+        self.said = readings(text)
+        self.begun: dict[str, int] = {}
+        for number, places in self.said.items():
+            last = max(start for start, _ in places)
+            for n in range(1, len(number) + 1):
+                self.begun[number[:n]] = max(last, self.begun.get(number[:n], 0))
+
+    def behind(self, number: str, start: int) -> int | None:
+        """Where what follows a number may begin, None where the request does not go on with that number."""
+        return end_of(number, self.said, start) if number else start
 
 
 @dataclass(frozen=True)
@@ -90,17 +117,16 @@ class PatternWalk:
     numbers: Numbers | None
     spellings: Sequence[str]
     run: str = ""  # the digits of the number that the value stands in
+    start: int = 0  # the place in the request behind the number before
 
     @cached_property
     def choices(self) -> dict[int, PatternWalk]:
         """The tokens that lead on to a value that this request can mean."""
         found = {}
         for token, node in self.node.tokens.items():
-            run = self._run_after(token) if node.free or not node.needs.isdisjoint(self.said) else None
-            if run is not None:
-                walk = PatternWalk(node, self.said, self.numbers, self.spellings, run)
-                if self.numbers is None or walk.ends or walk.choices:
-                    found[token] = walk
+            walk = self._step(token, node) if node.free or not node.needs.isdisjoint(self.said) else None
+            if walk is not None and (self.numbers is None or walk.ends or walk.choices):
+                found[token] = walk
         return found
 
     @property
@@ -108,19 +134,21 @@ class PatternWalk:
         """Whether the value may end here."""
         needs = self.node.end_needs
         told = needs is None or not needs.isdisjoint(self.said)
-        return self.node.ends and told and self._is_whole(self.run)
+        whole = self.numbers is None or self.numbers.behind(self.run, self.start) is not None
+        return self.node.ends and told and whole
 
-    def _run_after(self, token: int) -> str | None:
-        """The digits so far with this token, None where no number of the request goes on like that."""
+    def _step(self, token: int, node: PatternTree) -> PatternWalk | None:
+        """The walk with one more token, None where no number of the request goes on like that."""
         if self.numbers is None:
-            return ""
-        if token not in self.node.digits:
-            return "" if self._is_whole(self.run) else None
-        spelling = self.spellings[token]
-        if spelling.startswith(SPACE) and not self._is_whole(self.run):
-            return None
-        run = spelling.strip(SPACE) if spelling.startswith(SPACE) else self.run + spelling
-        return run if run in self.numbers.begun else None
-
-    def _is_whole(self, run: str) -> bool:
-        return not run or self.numbers is None or run in self.numbers.whole
+            return replace(self, node=node)
+        run, start = self.run, self.start
+        if token not in self.node.inside:
+            behind = self.numbers.behind(run, start)
+            if behind is None:
+                return None
+            run, start = "", behind
+        if token in self.node.digits:
+            run += self.spellings[token].strip(SPACE)
+            if self.numbers.begun.get(run, -1) < start:
+                return None
+        return replace(self, node=node, run=run, start=start)

@@ -84,7 +84,7 @@ def test_each_number_of_a_value_is_one_of_the_request(reader: Tokenizer) -> None
 
 def test_no_way_into_a_value_that_can_not_end(reader: Tokenizer) -> None:
     """ "i" is said and no number: "i-" must not be begun, because nothing could finish it."""
-    known = labels(patterns={"amount": ["i-00"], "place": []}, spoken=["amount"], evidence={"i-00": ["i"]})
+    known = labels(patterns={"amount": ["i-00"], "place": []}, spoken=["amount"], evidence={"i-0": ["i"]})
     assert (
         unsaid(values(reader, known, "i hundred for the loads", "amount"), "i hundred for the loads") == set()
     )
@@ -132,6 +132,26 @@ def test_a_said_number_is_a_whole_number(reader: Tokenizer) -> None:
     assert {value for value in found if value.startswith("4")} >= {"4821"}
     for value in found:
         assert value.split()[-1] not in ("4", "48", "482", "18", "18.", "18.7"), value
+
+
+def test_a_checked_number_has_any_length(reader: Tokenizer) -> None:
+    """Without it an id of six digits would have to wait until training has one of six."""
+    known = labels(patterns={"amount": ["0", "00", "000"], "place": []}, spoken=["amount"])
+    text = "two hundred forty six thirty tolls"
+    assert "24630" not in unsaid(values(reader, known, text, "amount", walks=3000), text)
+    many = known.model_copy(update={"patterns": {"amount": ["0", "00", "000", "0000"], "place": []}})
+    assert "24630" in unsaid(values(reader, many, text, "amount", walks=3000), text)
+
+
+def test_a_pattern_may_follow_what_is_said(reader: Tokenizer) -> None:
+    """ "loads at" is said, "6:30 pm" is not: training need not have every day with every form of a time."""
+    text = "loads at six thirty pm"
+    known = labels(patterns={"amount": ["0:00 pm", "tolls at 0:00 pm"], "place": []}, spoken=["amount"])
+    known = known.model_copy(update={"evidence": {"tolls at 0:0 pm": ["tolls"]}})
+    found = unsaid(values(reader, known, text, "amount", walks=3000), text)
+    assert found == {"6:30 pm", "loads at 6:30 pm"}
+    apart = labels(patterns={"amount": ["0:00 pm"], "place": []}, spoken=["amount"])
+    assert unsaid(values(reader, apart, text, "amount", walks=3000), text) == {"6:30 pm"}
 
 
 def test_a_walk_knows_its_choices(reader: Tokenizer) -> None:

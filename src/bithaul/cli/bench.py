@@ -46,7 +46,9 @@ def step(
         int | None, typer.Option("--longest", min=1, help="Targets of the longest; default the context.")
     ] = None,
     vocab: Vocab = 5174,
-    path: Annotated[str | None, typer.Option("--path", help="Force a path such as int_mm+bf16.")] = None,
+    path: Annotated[
+        str | None, typer.Option("--path", help="Force a path such as int_mm+bf16 or cuda.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Time whole training steps against fp32 fake quantisation and against the products alone."""
@@ -72,7 +74,7 @@ def step(
     print(f"{found.reference_tokens_per_second:12,.0f} tokens/s fp32 fake quantisation")
     print(f"{found.speedup:12.2f} times as fast")
     print(f"{found.roofline_fraction:12.0%} of the step is matrix products at full speed")
-    print(f"{found.peak_memory_mb:12,.0f} MB resident at most")
+    print(f"{found.peak_memory_mb:12,.0f} MB of memory at most")
 
 
 @app.command()

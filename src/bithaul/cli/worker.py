@@ -44,6 +44,12 @@ def worker(
     threads: int | None = typer.Option(
         None, "--threads", envvar="BITHAUL_THREADS", min=1, max=4096, help="Compute threads (all cores)."
     ),
+    path: str | None = typer.Option(
+        None,
+        "--path",
+        envvar="BITHAUL_COMPUTE_PATH",
+        help="Force a compute path such as int_mm+bf16 or cuda (the fastest).",
+    ),
     nice: int = typer.Option(0, "--nice", min=0, max=19, help="Give way to other programs: 0 no, 19 most."),
     name: str = typer.Option("", "--name", help="How this machine is called in its own log."),
     beacon: Path | None = typer.Option(None, "--beacon", help="Health file (STATE_DIR/health)."),
@@ -76,12 +82,17 @@ def worker(
             f"{url} is plain http: anyone on the way could read the secret. Use https, or add "
             "--allow-insecure-lan on a network you trust."
         )
+    if path is not None:  # before the first call: a machine that cannot run it need not ask for work
+        from bithaul.model.device import choose_path
+
+        choose_path([], forced=path)
     secret = _secret(secret_file)
     settings = WorkerSettings(
         url=url,
         client_id=client_id,
         state_dir=state_dir,
         threads=threads or default_threads(),
+        path=path,
         name=name,
         beacon=beacon or state_dir / "health",
         exit_when_finished=exit_when_finished,

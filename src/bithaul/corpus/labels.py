@@ -1,7 +1,8 @@
 """The labels a corpus knows: its intents, which slots each may have, and how values are really spelled.
 
 Saved as `labels.json` next to `tokenizer.json`. Training is in lower case; `canonical` brings back the
-spelling of the data ("Flying J"). It makes no statement about what a text means.
+spelling of the data ("Flying J"). What the training values have in common is kept too, so that a decoder can
+refuse what no request could mean. It makes no statement about what a text means.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bithaul.corpus.example import Example
 from bithaul.corpus.files import write_bytes
+from bithaul.corpus.spoken import NUMBER_WORDS, are_said, readings, shape
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import CorruptFile, NotFound
 
 LARGEST_GAP = 2  # words a speaker may put inside a value: "cedar um city"
 _NEW_SHARE = 0.01  # largest share of values outside all patterns, estimated by those seen once (Good-Turing)
+_SEEN_OFTEN = 20  # requests with an unsaid value from which its evidence is known
+_DOUBT = 10  # occurrences that a word must outweigh to be evidence
 _DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"[^\W\d]+|\d|[^\w\s]")
 
@@ -38,6 +42,13 @@ class LabelSet(BaseModel):
     patterns: dict[str, list[str]] = {}
     """Slots whose values are known to be words of the request or to fit one of these normalised patterns, in
     which 0 stands for any digit. A slot that is not listed may hold anything."""
+    spoken: list[str] = []
+    """Slots whose numbers are always numbers of the request, said in whatever way."""
+    evidence: dict[str, list[str]] = {}
+    """Patterns that were seen often, a number of any length as one 0, with words of which every request with
+    such a value holds one."""
+    bare: list[str] = []
+    """Slots with values that hold neither a letter nor a digit."""
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example], tokenizer: Tokenizer) -> LabelSet:
@@ -45,10 +56,12 @@ class LabelSet(BaseModel):
         slots: dict[str, set[str]] = {}
         spellings: dict[str, Counter[str]] = {}
         folded: dict[str, str] = {}
-        unsaid: dict[str, Counter[str]] = {}
-        total: Counter[str] = Counter()
+        bare: set[str] = set()
+        unsaid = _Unsaid()
         for example in examples:
-            words = _words(tokenizer.fold(example.text)) if example.slots else []
+            text = tokenizer.fold(example.text)
+            words = _words(text)
+            unsaid.hear(words)
             names = slots.setdefault(example.intent, set())
             for name, value in example.slots:
                 names.add(name)
@@ -57,20 +70,19 @@ class LabelSet(BaseModel):
                     if key is None:
                         key = folded[part] = tokenizer.fold(part)
                     spellings.setdefault(key, Counter())[part] += 1
-                    total[name] += 1
-                    patterns = unsaid.setdefault(name, Counter())
-                    if not is_said(_words(key), words):
-                        patterns[_DIGIT.sub("0", key)] += 1
+                    if not any(map(str.isalnum, key)):
+                        bare.add(name)
+                    unsaid.add(name, key, text, words)
         best = {key: min(found, key=lambda s: (-found[s], s)) for key, found in spellings.items()}
+        patterns = unsaid.patterns()
         return cls(
             intents=sorted(slots),
             slots={intent: sorted(slots[intent]) for intent in sorted(slots)},
             canonical={key: best[key] for key in sorted(best) if best[key] != key},
-            patterns={
-                name: sorted(unsaid[name])
-                for name in sorted(total)
-                if sum(count == 1 for count in unsaid[name].values()) <= _NEW_SHARE * total[name]
-            },
+            patterns=patterns,
+            spoken=unsaid.spoken(),
+            evidence=unsaid.evidence({shape(pattern) for found in patterns.values() for pattern in found}),
+            bare=sorted(bare),
         )
 
     def spell(self, normalised: str) -> str:
@@ -88,6 +100,73 @@ class LabelSet(BaseModel):
             raise NotFound(f"There are no labels at {path}; run `bithaul corpus tokenize` first.") from None
         except ValidationError as error:
             raise CorruptFile(f"{path} is not a label file: {error.errors()[0]['msg']}.") from None
+
+
+class _Unsaid:
+    """Values that are not words of their request, and what the requests with them have in common."""
+
+    def __init__(self) -> None:
+        self._values: Counter[str] = Counter()  # by slot, the said ones too
+        self._patterns: dict[str, Counter[str]] = {}
+        self._numbers: dict[str, Counter[bool]] = {}  # by slot, whether its numbers are the request's
+        self._heard: Counter[str] = Counter()  # requests that hold a word
+        self._requests: dict[str, list[frozenset[str]]] = {}  # the words of each request, by shape
+
+    def hear(self, words: Sequence[str]) -> None:
+        self._heard.update(set(words))
+
+    def add(self, slot: str, value: str, text: str, words: Sequence[str]) -> None:
+        self._values[slot] += 1
+        patterns = self._patterns.setdefault(slot, Counter())
+        if is_said(_words(value), words):
+            return
+        pattern = _DIGIT.sub("0", value)
+        patterns[pattern] += 1
+        if pattern != value:
+            self._numbers.setdefault(slot, Counter())[are_said(value, readings(text))] += 1
+        if any(map(str.isalpha, pattern)):
+            self._requests.setdefault(shape(value), []).append(frozenset(words))
+
+    def patterns(self) -> dict[str, list[str]]:
+        """Patterns by slot, of the slots in which another one is not to be expected."""
+        return {
+            name: sorted(self._patterns[name])
+            for name in sorted(self._values)
+            if sum(count == 1 for count in self._patterns[name].values()) <= _NEW_SHARE * self._values[name]
+        }
+
+    def spoken(self) -> list[str]:
+        return [
+            name for name, said in sorted(self._numbers.items()) if said[False] <= _NEW_SHARE * said.total()
+        ]
+
+    def evidence(self, shapes: set[str]) -> dict[str, list[str]]:
+        """For each shape that was seen often, a few words: every request with it holds one of them."""
+        found: dict[str, list[str]] = {}
+        for name in sorted(shapes & self._requests.keys()):
+            requests = self._requests[name]
+            words = self._covering(requests) if len(requests) >= _SEEN_OFTEN else None
+            if words is not None:
+                found[name] = sorted(words)
+        return found
+
+    def _covering(self, requests: Sequence[frozenset[str]]) -> list[str] | None:
+        """The word that tells most of the requests it is in, then that of the others, and so on."""
+        chosen: list[str] = []
+        left = list(requests)
+        while left:
+            count = Counter(word for words in left for word in words if _may_tell(word))
+            if not count:
+                return None
+            best = max(count, key=lambda word: (count[word] ** 2 / (self._heard[word] + _DOUBT), word))
+            chosen.append(best)
+            left = [words for words in left if best not in words]
+        return chosen
+
+
+def _may_tell(word: str) -> bool:
+    """Numbers tell nothing: another request says another one."""
+    return word.isalpha() and word not in NUMBER_WORDS
 
 
 def is_said(value: Sequence[str], request: Sequence[str]) -> bool:

@@ -174,6 +174,7 @@ class _Masks:
 
     def __init__(self, grammar: LabelGrammar, vocab_size: int) -> None:
         self._unknown = grammar.unknown
+        self._bare = torch.tensor(sorted(grammar.bare), dtype=torch.int64)
         self._words = torch.zeros(vocab_size, dtype=torch.bool)
         self._words[list(grammar.words)] = True
 
@@ -181,6 +182,9 @@ class _Masks:
         allowed = torch.zeros((len(choices), self._words.shape[0]), dtype=torch.bool)
         allowed[[i for i, choice in enumerate(choices) if choice.words]] = self._words
         allowed[[i for i, choice in enumerate(choices) if not choice.unknown], self._unknown] = False
+        telling = [i for i, choice in enumerate(choices) if choice.words and not choice.bare]
+        if telling:
+            allowed[torch.tensor(telling)[:, None], self._bare] = False
         pairs = [(i, token) for i, choice in enumerate(choices) for token in choice.fixed]
         if pairs:
             rows, tokens = zip(*pairs, strict=True)

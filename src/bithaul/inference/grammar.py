@@ -7,19 +7,22 @@ and nothing is opened that the budget cannot close. It does not score anything a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import cached_property
 
 from bithaul.corpus import pieces
 from bithaul.corpus.labels import LARGEST_GAP, LabelSet
 from bithaul.corpus.tokenizer import JsonStructure, Tokenizer
 from bithaul.errors import CorruptFile, InvalidInput
+from bithaul.inference.patterns import Numbers, PatternTree, PatternWalk
 
 MAX_VALUE_TOKENS = 32
 _SENTENCE_MARKS = frozenset(",.;:!?")
 _SHORTEST_SLOT = 4  # name, opener, one word, closer
 _SHORTEST_VALUE = 2  # one word, closer
+_MOST_BARE = 2  # pieces without a letter or digit at the beginning of a value
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,13 @@ class LabelGrammar:
     unknown: int
     inside: frozenset[int]  # ids of pieces that stand inside a written word
     letters: frozenset[int]  # ids of words and parts of words
-    marks: frozenset[int]  # ids of sentence marks, with which no value begins
+    digits: frozenset[int]
+    bare: frozenset[int]  # ids of pieces without a letter or digit
+    marks: frozenset[int]  # ids of sentence marks, with which no said value begins
     patterns: dict[int, PatternTree]  # per restricted slot: what a value may be besides words of the request
+    spoken: frozenset[int]  # slots whose numbers are the request's
+    bare_slots: frozenset[int]  # slots with values that hold neither letter nor digit
+    spellings: tuple[str, ...]
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, labels: LabelSet) -> LabelGrammar:
@@ -70,12 +78,24 @@ class LabelGrammar:
             unknown=tokenizer.unk,
             inside=frozenset(i for i in words if i != tokenizer.unk and not spellings[i].startswith("▁")),
             letters=frozenset(i for i in words if pieces.is_word(spellings[i])),
+            digits=frozenset(i for i in words if spellings[i].strip(pieces.SPACE).isdigit()),
+            bare=frozenset(i for i in words if i != tokenizer.unk and not _tells(spellings[i])),
             marks=frozenset(i for i in words if spellings[i].strip(pieces.SPACE) in _SENTENCE_MARKS),
             patterns={
-                _id(structure.slots, name, tokenizer): PatternTree.of(patterns, tokenizer)
+                _id(structure.slots, name, tokenizer): PatternTree.of(
+                    patterns, tokenizer, labels.evidence, spoken=name in labels.spoken
+                )
                 for name, patterns in labels.patterns.items()
             },
+            spoken=frozenset(_id(structure.slots, name, tokenizer) for name in labels.spoken),
+            bare_slots=frozenset(_id(structure.slots, name, tokenizer) for name in labels.bare),
+            spellings=tuple(spellings),
         )
+
+
+def _tells(spelling: str) -> bool:
+    """Whether a piece holds a letter or a digit."""
+    return any(map(str.isalnum, spelling.replace(pieces.SPACE, "")))
 
 
 def _id(known: dict[str, int], name: str, tokenizer: Tokenizer) -> int:
@@ -83,43 +103,6 @@ def _id(known: dict[str, int], name: str, tokenizer: Tokenizer) -> int:
     if found is None:
         raise CorruptFile(f"The tokenizer does not know the label {name!r}; copy the model folder again.")
     return found
-
-
-@dataclass
-class PatternTree:
-    """Values as a tree of tokens; a branch under the token of 0 stands for every digit of the same form."""
-
-    digits: dict[int, int]  # id of a digit to the id of the 0 written like it
-    branches: dict[int, PatternTree] = field(default_factory=dict)
-    ends: bool = False
-
-    @classmethod
-    def of(cls, patterns: Iterable[str], tokenizer: Tokenizer) -> PatternTree:
-        """Patterns with words the vocabulary does not have are left out."""
-        root = cls(_digit_forms(tokenizer))
-        for pattern in patterns:
-            ids = [i for i, _ in tokenizer.encode_words(pattern)]
-            if not ids or tokenizer.unk in ids:
-                continue
-            node = root
-            for token in ids:
-                node = node.branches.setdefault(token, cls(root.digits))
-            node.ends = True
-        return root
-
-    def branch(self, token: int) -> PatternTree | None:
-        return self.branches.get(self.digits.get(token, token))
-
-    def choices(self) -> set[int]:
-        """Every token that leads on."""
-        zeros = self.branches.keys() & set(self.digits.values())
-        return (self.branches.keys() - zeros) | {i for i, zero in self.digits.items() if zero in zeros}
-
-
-def _digit_forms(tokenizer: Tokenizer) -> dict[int, int]:
-    ids = {tokenizer.token(i): i for i in range(tokenizer.vocab_size)}
-    forms = [(f"{mark}{digit}", f"{mark}0") for mark in ("", "▁") for digit in range(10)]
-    return {ids[form]: ids[zero] for form, zero in forms if form in ids and zero in ids}
 
 
 @dataclass(frozen=True)
@@ -133,11 +116,12 @@ class DecodedSlot:
 
 @dataclass(frozen=True)
 class Choices:
-    """What may come next: these ids, and any word (`[UNK]` only when `unknown`)."""
+    """What may come next: these ids, and any word (`[UNK]` and bare pieces only when they are true)."""
 
     fixed: tuple[int, ...]
     words: bool = False
     unknown: bool = False
+    bare: bool = True
 
 
 class _Phase(Enum):
@@ -153,7 +137,8 @@ class LabelState:
     """One label after its intent. `budget` counts the tokens it may still have, at least 1.
 
     `request` are the ids of the request's pieces: a value holds at most as many `[UNK]` as it has, and the
-    value of a restricted slot is made of its words in order or fits a pattern.
+    value of a restricted slot is made of its words in order or fits a pattern. A value is never punctuation
+    alone, unless the slot had such values in training.
     """
 
     grammar: LabelGrammar
@@ -166,17 +151,20 @@ class LabelState:
     _slots: list[tuple[int, bool, list[list[int]]]] = field(default_factory=list, init=False)
     _starts: list[int] = field(init=False)  # places in the request where a said value may begin
     _next: list[int] = field(default_factory=list, init=False)  # places where the current value may go on
-    _tree: PatternTree | None = field(default=None, init=False)  # where in its patterns the value stands
+    _walks: list[PatternWalk] = field(default_factory=list, init=False)  # where in its patterns it stands
+    _roots: dict[int, PatternWalk] = field(default_factory=dict, init=False)
     _said: bool = field(default=False, init=False)  # the value so far is words of the request
 
     def __post_init__(self) -> None:
         words = self.grammar.words - self.grammar.inside - self.grammar.marks
-        self._starts = [i for i, token in enumerate(self.request) if token in words]
+        self._starts = [
+            i for i, token in enumerate(self.request) if token in words and self._leads_to_words(i)
+        ]
         trees = self.grammar.patterns
         self._free = [
             slot
             for slot in self.grammar.slot_ids[self.intent]
-            if self._starts or slot not in trees or trees[slot].branches
+            if self._starts or slot not in trees or self._root(slot).choices
         ]
         if not self._free or self.budget < 1 + _SHORTEST_SLOT:
             self._phase = _Phase.DONE  # only `close_no_slots` is left to say
@@ -212,15 +200,30 @@ class LabelState:
         slot, several, values = self._slots[-1]
         value = values[-1]
         more = not value or (self.budget >= _SHORTEST_VALUE and len(value) < self.max_value_tokens)
+        tells = slot in self.grammar.bare_slots or not self.grammar.bare.issuperset(value)
+        bare = tells or (len(value) < _MOST_BARE and self._room(value) > _SHORTEST_VALUE)
+        ends = self._after_value(value, several) if tells or not more else ()
         if slot not in self.grammar.patterns:
             unknown = more and value.count(self.grammar.unknown) < self.request.count(self.grammar.unknown)
-            return Choices(self._after_value(value, several), words=more, unknown=unknown)
+            return Choices(ends, words=more, unknown=unknown, bare=bare)
         going_on = {self.request[i] for i in self._next} if more else set()
-        if more and self._tree is not None:
-            going_on |= self._tree.choices()
-        whole = self._said or (self._tree is not None and self._tree.ends)
-        ends = self._after_value(value, several) if whole or not going_on else ()
-        return Choices((*ends, *sorted(going_on)))
+        if more:
+            going_on.update(*(walk.choices for walk in self._walks))
+        if not bare:
+            going_on = going_on - self.grammar.bare or going_on
+        whole = self._said or any(walk.ends for walk in self._walks)
+        if not going_on:
+            ends = self._after_value(value, several)
+        return Choices((*(ends if whole or not going_on else ()), *sorted(going_on)))
+
+    def _room(self, value: Sequence[int]) -> int:
+        """Tokens that are left for a value and what closes it."""
+        return min(self.budget, self.max_value_tokens - len(value) + 1)
+
+    def _leads_to_words(self, place: int) -> bool:
+        """Whether a value that begins there can reach a letter or a digit."""
+        reach = self.request[place : place + 2 + LARGEST_GAP]
+        return self.request[place] not in self.grammar.bare or not self.grammar.bare.issuperset(reach)
 
     def _after_value(self, value: Sequence[int], several: bool) -> tuple[int, ...]:
         """What may close a value that has at least one token."""
@@ -270,15 +273,36 @@ class LabelState:
             self._go_on(token)
 
     def _cuts_word(self, place: int) -> bool:
-        """Whether the next piece of the request goes on with the word at `place`."""
-        if place + 1 >= len(self.request):
+        """Whether the next piece of the request goes on with the word or the number at `place`."""
+        here, after = self.request[place], self.request[place + 1 : place + 3]
+        if not after or after[0] not in self.grammar.inside:
             return False
-        here, after = self.request[place], self.request[place + 1]
-        return here in self.grammar.letters and after in self.grammar.letters and after in self.grammar.inside
+        if here in self.grammar.letters:
+            return after[0] in self.grammar.letters
+        digits, marks = self.grammar.digits, self.grammar.marks
+        if after[0] in digits:
+            return here in digits or (here in marks and self.request[place - 1] in digits)
+        return here in digits and after[0] in marks and len(after) == 2 and after[1] in digits
+
+    @cached_property
+    def _numbers(self) -> Numbers:
+        spellings = self.grammar.spellings
+        return Numbers("".join(spellings[i] for i in self.request).replace(pieces.SPACE, " "))
+
+    def _root(self, slot: int) -> PatternWalk:
+        """The beginning of all patterns of a restricted slot."""
+        if slot not in self._roots:
+            tree, numbers = (
+                self.grammar.patterns[slot],
+                self._numbers if slot in self.grammar.spoken else None,
+            )
+            self._roots[slot] = PatternWalk(tree, frozenset(self.request), numbers, self.grammar.spellings)
+        return self._roots[slot]
 
     def _begin_value(self) -> None:
         self._next, self._said = self._starts, False
-        self._tree = self.grammar.patterns.get(self._slots[-1][0])
+        slot = self._slots[-1][0]
+        self._walks = [self._root(slot)] if slot in self.grammar.patterns else []
 
     def _go_on(self, token: int) -> None:
         """Follow the value through the request, over small gaps to whole words, and down its patterns."""
@@ -293,4 +317,8 @@ class LabelState:
         self._next = sorted(
             i for i in after if i < len(self.request) and self.request[i] in self.grammar.words
         )
-        self._tree = self._tree.branch(token) if self._tree is not None else None
+        self._walks = [walk.choices[token] for walk in self._walks if token in walk.choices]
+        slot, _, values = self._slots[-1]
+        tree = self.grammar.patterns.get(slot)
+        if self._said and tree is not None and token in tree.joints and len(values[-1]) > 1:
+            self._walks.append(self._root(slot))  # "monday at" is said, "6:30 pm" is a pattern

@@ -17,5 +17,6 @@ def differentiable(function: type[Function], *arguments: object) -> Tensor:
 
 def array_of(tensor: Tensor) -> Any:
     """The memory of a tensor as a numpy array; bf16 as its bits, uint16."""
-    tensor = tensor.detach()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
     return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()

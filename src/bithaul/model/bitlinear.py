@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bithaul.model import kernels
-from bithaul.model.products import EXACT_FP32, Kernel, StepPath, integer_product
+from bithaul.model.products import EXACT_FP32, StepPath, integer_product
 from bithaul.model.quantize import STATISTIC_FLOOR, quantize_activation, quantize_weight
 
 
@@ -46,9 +46,10 @@ class TernaryCodes:
     """Codes of one matrix or of several stacked along the outputs, as they were at `versions`."""
 
     versions: tuple[tuple[int, int], ...]
+    path: StepPath
     codes: Tensor  # int8 [sum of N, K]
-    operand: Tensor  # the codes as `kernel` wants them
-    kernel: Kernel
+    operand: Tensor  # the codes as the forward kernel of `path` wants them
+    words: Tensor | None  # as 16-bit products on the way back want them, where `path` has such
     scales: tuple[np.float32, ...]  # g of each matrix
     widths: tuple[int, ...]  # N of each matrix
 
@@ -67,15 +68,16 @@ class CodeCache:
 
     def codes(self, path: StepPath) -> TernaryCodes:
         versions = tuple((weight.data_ptr(), weight._version) for weight in self.weights)
-        kernel, current = path.kernel, self._current
-        if current is None or current.versions != versions or current.kernel is not kernel:
+        current = self._current
+        if current is None or current.versions != versions or current.path is not path:
             widths = tuple(weight.shape[0] for weight in self.weights)
             codes = torch.empty((sum(widths), self.weights[0].shape[1]), dtype=torch.int8)
             scales = tuple(
                 _quantize_into(weight, part)
                 for weight, part in zip(self.weights, torch.split(codes, list(widths)), strict=True)
             )
-            current = TernaryCodes(versions, codes, kernel.prepare(codes), kernel, scales, widths)
+            operand, words = path.kernel.prepare(codes), path.prepare_backward(codes)
+            current = TernaryCodes(versions, path, codes, operand, words, scales, widths)
             self._current = current
         return current
 

@@ -17,19 +17,27 @@ from bithaul.model.config import ModelConfig
 class KVCache:
     """Room for `capacity` tokens in each of `batch` rows.
 
-    `lengths` (int64 [batch]) counts the tokens each row holds; assign smaller values to rewind.
+    `lengths` (int64 [batch]) counts the tokens each row holds; assign smaller values to rewind. `device` is
+    that of the model (None: the CPU).
     """
 
-    def __init__(self, config: ModelConfig, *, batch: int, capacity: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        batch: int,
+        capacity: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         self.capacity = config.context_length if capacity is None else capacity
         if not 1 <= self.capacity <= config.context_length:
             raise InvalidInput(
                 f"A cache holds 1 to {config.context_length} tokens (the context), not {self.capacity}."
             )
         shape = (batch, config.num_heads, self.capacity, config.head_dim)
-        self.keys = [torch.zeros(shape) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape) for _ in range(config.num_layers)]
-        self.lengths = torch.zeros(batch, dtype=torch.int64)
+        self.keys = [torch.zeros(shape, device=device) for _ in range(config.num_layers)]
+        self.values = [torch.zeros(shape, device=device) for _ in range(config.num_layers)]
+        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
 
     @property
     def batch(self) -> int:
@@ -37,14 +45,14 @@ class KVCache:
 
     def positions(self, count: int) -> Tensor:
         """int64 [batch, count]: where the next `count` tokens of each row go."""
-        return self.lengths[:, None] + torch.arange(count)
+        return self.lengths[:, None] + torch.arange(count, device=self.lengths.device)
 
     def write(self, layer: int, positions: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Store [batch, heads, T, head_dim] at `positions` [batch, T]; returns keys and values so far.
 
         Positions beyond the capacity are an error, except padding, which the caller clamps.
         """
-        rows = torch.arange(self.batch)[:, None]
+        rows = torch.arange(self.batch, device=positions.device)[:, None]
         self.keys[layer][rows, :, positions] = key.transpose(1, 2)
         self.values[layer][rows, :, positions] = value.transpose(1, 2)
         seen = int(positions.max()) + 1

@@ -1,13 +1,10 @@
-"""The fast pieces of a block, each one autograd function: attention's input, its output, the feed-forward.
+"""The fast halves of a block, one autograd function each: attention and feed-forward, residual included.
 
-Between the matrix products stand the single passes of `kernels`; this module is the calculus: which products,
-in which order, and what is kept for the way back (activations as int8 codes). Every function computes what
-its plain counterpart in `transformer` does, and tests hold its hand-written backward against autograd
-through the definition.
-
-With y = (X T^t) f, f = g / s per row and matrix: one scaled copy of dy serves both products, dW =
-(f dy)^t X / g and p = (f dy) T, the gradient of the input over s. The factor s joins those of the norm in
-`norm_backward`.
+Between the matrix products stand the single passes of `kernels`; the two products of the way back are in
+`wayback`. This module is the calculus: what is computed in which order, on blocks of rows that the caches
+hold, and what is kept for the way back (activations as int8 codes). Every function computes what its plain
+counterpart in `transformer` does, and tests hold its hand-written backward against autograd through the
+definition.
 """
 
 from __future__ import annotations
@@ -23,9 +20,10 @@ from torch.autograd.function import Function, once_differentiable
 from bithaul.model import kernels
 from bithaul.model.autograd import array_of, differentiable
 from bithaul.model.bitlinear import TernaryCodes
-from bithaul.model.products import StepPath, product_rows
+from bithaul.model.products import product_rows
 from bithaul.model.scratch import scratch
 from bithaul.model.segments import Segments
+from bithaul.model.wayback import BLOCK_ROWS, WayBack, blocks, way_back
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -93,7 +91,7 @@ class _Input:
 
     def products(self, use: Callable[[slice, Any, Any], None]) -> None:
         """Calls `use(rows, sums, 1 / s)` for blocks of rows whose sums are still in the cache."""
-        inverse, kernel, outputs = array_of(self.inverse), self.ternary.kernel, len(self.ternary.codes)
+        inverse, kernel, outputs = array_of(self.inverse), self.ternary.path.kernel, len(self.ternary.codes)
         step = product_rows(outputs)
         memory = scratch("sums", (min(len(self.codes), step), outputs), kernel.sums)
         for start in range(0, len(self.codes), step):
@@ -102,38 +100,23 @@ class _Input:
             block = slice(start, start + len(rows))
             use(block, sums.numpy(), inverse[block])
 
-    def weight_gradients(self, scaled: Tensor) -> list[Tensor]:
-        """dW of each matrix, from the scaled gradient of all outputs [M, sum of N]."""
-        inputs = _converted("inputs", self.codes, scaled.dtype)
-        shape = (scaled.shape[1], inputs.shape[1])
-        product = torch.mm(scaled.t(), inputs, out=scratch("weights", shape, scaled.dtype))
-        gradients = []
-        for part, g in zip(torch.split(product, list(self.ternary.widths)), self.scales, strict=True):
-            gradient = torch.empty(part.shape)
-            kernels.widen_scaled(array_of(part), np.float32(1.0) / g, array_of(gradient))
-            gradients.append(gradient)
-        return gradients
-
-    def input_gradient(self, scaled: Tensor) -> Tensor:
-        """p = (f dy) T [M, K], in scratch memory."""
-        codes = _converted("codes", self.ternary.codes, scaled.dtype)
-        shape = (scaled.shape[0], codes.shape[1])
-        return torch.mm(scaled, codes, out=scratch("p", shape, scaled.dtype))
+    def way_back(self, name: str) -> WayBack:
+        return way_back(name, self.codes, self.ternary, self.ternary.path)
 
 
-def _converted(name: str, codes: Tensor, dtype: torch.dtype) -> Tensor:
-    return scratch(name, tuple(codes.shape), dtype).copy_(codes)
+class _Norm:
+    """The way back through the codes and the norm of `x`: fills `dx` and `d_gain`."""
 
+    def __init__(self, x: Tensor, gain: Tensor, source: _Input) -> None:
+        self._x, self._gain, self._source = x, gain, source
+        self.dx, self.d_gain = torch.empty_like(x), torch.zeros_like(gain)
 
-def _through_norm(
-    p: Tensor, x: Tensor, gain: Tensor, source: _Input, residual: Tensor
-) -> tuple[Tensor, Tensor]:
-    """dx (with the gradient of the residual stream added) and d_gain."""
-    dx, d_gain = torch.empty_like(x), torch.zeros_like(gain)
-    kernels.norm_backward(
-        *map(array_of, (p, x, gain, source.rstd, source.inverse, residual, dx, d_gain)),
-    )
-    return dx, d_gain
+    def backward(self, rows: slice, p: Tensor, residual: Tensor) -> Tensor:
+        """From p = (f dy) T [rows, K] and the gradient that comes along the residual stream to dx."""
+        source, dx = self._source, self.dx[rows]
+        parts = (p, self._x[rows], self._gain, source.rstd[rows], source.inverse[rows], residual, dx)
+        kernels.norm_backward(*map(array_of, parts), array_of(self.d_gain))
+        return dx
 
 
 def _heads_of(source: _Input, places: Places) -> tuple[Tensor, Tensor, Tensor]:
@@ -169,91 +152,81 @@ def heads_for_cache(
     return q, k, v
 
 
-class _Attend(Function):
-    """Norm, quantisation, stacked q k v product, rotary positions, causal attention: x [N, H] to [N, H]."""
+class _Attention(Function):
+    """`x + o(rms_norm(attention(rms_norm(x))))`, quantised, with rotary positions: x [N, H] to [N, H]."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         gain: Tensor,
+        sub_gain: Tensor,
         eps: float,
-        ternary: TernaryCodes,
-        dtype: torch.dtype,
+        qkv: TernaryCodes,
+        out: TernaryCodes,
         places: Places,
         *_weights: Tensor,
     ) -> Tensor:
-        source = _Input.of(x, gain, eps, ternary)
+        source = _Input.of(x, gain, eps, qkv)
         flat = _heads_of(source, places)
         mixed, weights = scratch("mixed", (places.total,)), []
         ctx.scale = np.float32(places.size**-0.5)
-        for q, k, v, out in zip(*map(places.split, (*flat, mixed)), strict=True):
+        for q, k, v, group in zip(*map(places.split, (*flat, mixed)), strict=True):
             scores = torch.bmm(q, k.transpose(1, 2))
             kernels.causal_softmax(array_of(scores), ctx.scale)
             weights.append(scores)
-            torch.bmm(scores, v, out=out)
-        ctx.source, ctx.places, ctx.dtype = source, places, dtype
-        ctx.save_for_backward(x, gain, *flat, *weights)
-        return places.rows_of(mixed)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain, *flat = ctx.saved_tensors
-        source: _Input = ctx.source
-        places: Places = ctx.places
-        d_mixed = places.scatter(d_out.contiguous(), scratch("mixed", (places.total,)))
-        gradients = [scratch(name, (places.total,)) for name in ("d_q", "d_k", "d_v")]
-        parts = map(places.split, (*flat[:3], d_mixed, *gradients))
-        for (q, k, v, d_out, dq, dk, dv), weights in zip(zip(*parts, strict=True), flat[3:], strict=True):
-            slopes = torch.bmm(d_out, v.transpose(1, 2), out=scratch("slopes", tuple(weights.shape)))
-            torch.bmm(weights.transpose(1, 2), d_out, out=dv)
-            kernels.softmax_backward(array_of(weights), array_of(slopes), ctx.scale)
-            torch.bmm(slopes, k, out=dq)
-            torch.bmm(slopes.transpose(1, 2), q, out=dk)
-        scaled = scratch("scaled", (len(x), 3 * x.shape[1]), ctx.dtype)
-        kernels.rotate_back(
-            *map(array_of, gradients),
-            array_of(source.inverse),
-            source.scales,
-            array_of(places.cos),
-            array_of(places.sin),
-            places.place,
-            places.stride,
-            array_of(scaled),
-        )
-        p = source.input_gradient(scaled)
-        dx, d_gain = _through_norm(p, x, gain, source, torch.zeros_like(x))
-        return dx, d_gain, None, None, None, None, *source.weight_gradients(scaled)
-
-
-class _Join(Function):
-    """`residual + BitLinear(rms_norm(x))`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        residual: Tensor,
-        x: Tensor,
-        gain: Tensor,
-        eps: float,
-        ternary: TernaryCodes,
-        dtype: torch.dtype,
-        *_weights: Tensor,
-    ) -> Tensor:
-        source = _Input.of(x, gain, eps, ternary)
-        ctx.source, ctx.dtype = source, dtype
-        ctx.save_for_backward(x, gain)
-        return _joined(source, residual)
+            torch.bmm(scores, v, out=group)
+        rows = places.rows_of(mixed)
+        inner = _Input.of(rows, sub_gain, eps, out)
+        ctx.source, ctx.inner, ctx.places = source, inner, places
+        ctx.save_for_backward(x, gain, sub_gain, rows, *flat, *weights)
+        return _joined(inner, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, gain = ctx.saved_tensors
+        x, gain, sub_gain, mixed, *flat = ctx.saved_tensors
         source: _Input = ctx.source
-        scaled = _scaled(source, dy.contiguous(), ctx.dtype)
-        dx, d_gain = _through_norm(source.input_gradient(scaled), x, gain, source, torch.zeros_like(x))
-        return dy, dx, d_gain, None, None, None, *source.weight_gradients(scaled)
+        inner: _Input = ctx.inner
+        places: Places = ctx.places
+        dy = dy.contiguous()
+        join, way = _Norm(mixed, sub_gain, inner), inner.way_back("join")
+        nothing = scratch("nothing", (min(len(x), BLOCK_ROWS), x.shape[1])).zero_()
+        for rows in blocks(len(x)):
+            _fill_scaled(way.block(rows), dy[rows], inner, rows)
+            join.backward(rows, way.input_gradient(rows), nothing[: rows.stop - rows.start])
+        gradients = _attention_backward(places, join.dx, flat, ctx.scale)
+        norm, heads_way = _Norm(x, gain, source), source.way_back("heads")
+        for rows in blocks(len(x)):
+            kernels.rotate_back(
+                *map(array_of, gradients),
+                array_of(source.inverse[rows]),
+                source.scales,
+                array_of(places.cos[rows]),
+                array_of(places.sin[rows]),
+                places.place[rows],
+                places.stride[rows],
+                array_of(heads_way.block(rows)),
+            )
+            norm.backward(rows, heads_way.input_gradient(rows), dy[rows])
+        d_weights = (*heads_way.weight_gradients(), *way.weight_gradients())
+        return norm.dx, norm.d_gain, join.d_gain, None, None, None, None, *d_weights
+
+
+def _attention_backward(
+    places: Places, d_rows: Tensor, kept: list[Tensor], scale: np.float32
+) -> list[Tensor]:
+    """Gradients of the rotated queries and keys and of the values, flat, in scratch memory."""
+    d_mixed = places.scatter(d_rows, scratch("mixed", (places.total,)))
+    gradients = [scratch(name, (places.total,)) for name in ("d_q", "d_k", "d_v")]
+    parts = map(places.split, (*kept[:3], d_mixed, *gradients))
+    for (q, k, v, d_out, dq, dk, dv), weights in zip(zip(*parts, strict=True), kept[3:], strict=True):
+        slopes = torch.bmm(d_out, v.transpose(1, 2), out=scratch("slopes", tuple(weights.shape)))
+        torch.bmm(weights.transpose(1, 2), d_out, out=dv)
+        kernels.softmax_backward(array_of(weights), array_of(slopes), scale)
+        torch.bmm(slopes, k, out=dq)
+        torch.bmm(slopes.transpose(1, 2), q, out=dk)
+    return gradients
 
 
 def _joined(source: _Input, residual: Tensor) -> Tensor:
@@ -267,10 +240,8 @@ def _joined(source: _Input, residual: Tensor) -> Tensor:
     return out
 
 
-def _scaled(source: _Input, dy: Tensor, dtype: torch.dtype) -> Tensor:
-    scaled = scratch("scaled", tuple(dy.shape), dtype)
-    kernels.scale_gradient(array_of(dy), array_of(source.inverse), source.scales[0], array_of(scaled))
-    return scaled
+def _fill_scaled(scaled: Tensor, dy: Tensor, source: _Input, rows: slice) -> None:
+    kernels.scale_gradient(array_of(dy), array_of(source.inverse[rows]), source.scales[0], array_of(scaled))
 
 
 class _FeedForward(Function):
@@ -286,11 +257,10 @@ class _FeedForward(Function):
         squared: bool,
         gate_up: TernaryCodes,
         down: TernaryCodes,
-        dtype: torch.dtype,
         *_weights: Tensor,
     ) -> Tensor:
         source = _Input.of(x, gain, eps, gate_up)
-        width = gate_up.widths[0]
+        width, dtype = gate_up.widths[0], gate_up.path.gradient_dtype
         kept, inner = torch.empty((len(x), 2 * width), dtype=dtype), _Input(len(x), width, down)
         kept_array, sub = array_of(kept), array_of(sub_gain)
 
@@ -307,7 +277,7 @@ class _FeedForward(Function):
             )
 
         source.products(use)
-        ctx.source, ctx.inner, ctx.squared, ctx.dtype = source, inner, squared, dtype
+        ctx.source, ctx.inner, ctx.squared = source, inner, squared
         ctx.save_for_backward(x, gain, sub_gain, kept)
         return _joined(inner, x)
 
@@ -318,53 +288,44 @@ class _FeedForward(Function):
         source: _Input = ctx.source
         inner: _Input = ctx.inner
         dy = dy.contiguous()
-        outer = _scaled(inner, dy, ctx.dtype)
-        p = inner.input_gradient(outer)
-        d_down = inner.weight_gradients(outer)
-        scaled, d_sub = scratch("scaled", tuple(kept.shape), ctx.dtype), torch.zeros_like(sub_gain)
-        kernels.gate_backward(
-            array_of(p),
-            array_of(kept),
-            ctx.squared,
-            array_of(sub_gain),
-            array_of(inner.rstd),
-            array_of(inner.inverse),
-            array_of(source.inverse),
-            source.scales,
-            array_of(scaled),
-            array_of(d_sub),
-        )
-        dx, d_gain = _through_norm(source.input_gradient(scaled), x, gain, source, dy)
-        d_weights = source.weight_gradients(scaled)
-        return dx, d_gain, d_sub, None, None, None, None, None, *d_weights, *d_down
+        down, gate_up = inner.way_back("down"), source.way_back("gate_up")
+        norm, d_sub = _Norm(x, gain, source), torch.zeros_like(sub_gain)
+        for rows in blocks(len(x)):
+            _fill_scaled(down.block(rows), dy[rows], inner, rows)
+            kernels.gate_backward(
+                array_of(down.input_gradient(rows)),
+                array_of(kept[rows]),
+                ctx.squared,
+                array_of(sub_gain),
+                array_of(inner.rstd[rows]),
+                array_of(inner.inverse[rows]),
+                array_of(source.inverse[rows]),
+                source.scales,
+                array_of(gate_up.block(rows)),
+                array_of(d_sub),
+            )
+            norm.backward(rows, gate_up.input_gradient(rows), dy[rows])
+        d_weights = (*gate_up.weight_gradients(), *down.weight_gradients())
+        return norm.dx, norm.d_gain, d_sub, None, None, None, None, *d_weights
 
 
-def attend(
+def attention(
     x: Tensor,
-    gain: Tensor,
+    gains: tuple[Tensor, Tensor],
     weights: tuple[Tensor, ...],
     *,
     eps: float,
-    path: StepPath,
-    ternary: TernaryCodes,
+    qkv: TernaryCodes,
+    out: TernaryCodes,
     places: Places,
 ) -> Tensor:
-    """Attention over `rms_norm(x)` before its output projection: x [N, H] to [N, H]."""
-    return differentiable(_Attend, x, gain, eps, ternary, path.gradient_dtype, places, *weights)
+    """The first half of a block, [N, H]; gains of both norms, weights q, k, v, o."""
+    return differentiable(_Attention, x, *gains, eps, qkv, out, places, *weights)
 
 
-def join(
-    residual: Tensor,
-    x: Tensor,
-    gain: Tensor,
-    weight: Tensor,
-    *,
-    eps: float,
-    path: StepPath,
-    ternary: TernaryCodes,
-) -> Tensor:
-    """`residual + BitLinear(rms_norm(x))`, [N, H]."""
-    return differentiable(_Join, residual, x, gain, eps, ternary, path.gradient_dtype, weight)
+def join(residual: Tensor, x: Tensor, gain: Tensor, *, eps: float, ternary: TernaryCodes) -> Tensor:
+    """`residual + BitLinear(rms_norm(x))`, [N, H], without gradients."""
+    return _joined(_Input.of(x.detach().contiguous(), gain, eps, ternary), residual)
 
 
 def feed_forward(
@@ -374,9 +335,8 @@ def feed_forward(
     *,
     eps: float,
     squared: bool,
-    path: StepPath,
     gate_up: TernaryCodes,
     down: TernaryCodes,
 ) -> Tensor:
     """The second half of a block, [N, H]; gains of both norms, weights gate, up, down."""
-    return differentiable(_FeedForward, x, *gains, eps, squared, gate_up, down, path.gradient_dtype, *weights)
+    return differentiable(_FeedForward, x, *gains, eps, squared, gate_up, down, *weights)

@@ -11,7 +11,7 @@ int32 or float32 integers from a product. "Gradient" arrays are float32, or uint
 
 Loops are kept small: the compiler handles many values at a time only where it can check quickly that no two
 arrays overlap, which it gives up for more than about four of them. Functions whose order of operations
-decides a rounding are compiled without reassociation (`_EXACT`); only plain sums are reordered.
+decides a rounding are compiled without reassociation (`EXACT`); only plain sums are reordered.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-_EXACT = {"contract", "nsz"}
-_SUMS = {"contract", "nsz", "reassoc"}
+EXACT = {"contract", "nsz"}
+SUMS = {"contract", "nsz", "reassoc"}
 _ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest even integer
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -33,7 +33,7 @@ _FAR = np.float32(-1e30)  # the score of a place that must not be seen
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
-def _compiled(flags: set[str]) -> Callable[[Any], Any]:
+def compiled(flags: set[str]) -> Callable[[Any], Any]:
     """numba's compiler, keeping machine code on disk where a folder can be written."""
 
     def wrap(function: Any) -> Any:
@@ -76,7 +76,7 @@ def _narrow(value, like):
     return lambda value, like: value
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def _exp(x):
     """e^x in fp32, relative error below 2e-7, for x held inside -60 to 88.
 
@@ -96,7 +96,7 @@ def _exp(x):
     return y * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@_compiled(_SUMS)
+@compiled(SUMS)
 def _sum_of_squares(x):
     total = _ZERO
     for j in range(x.shape[0]):
@@ -104,7 +104,7 @@ def _sum_of_squares(x):
     return total
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def _largest(x):
     """The largest value. Compared as integers in float order, which the compiler can do many at a time."""
     largest = np.int32(-(2**31))
@@ -114,8 +114,8 @@ def _largest(x):
     return np.int32(largest ^ ((largest >> np.int32(31)) & np.int32(0x7FFFFFFF))).view(np.float32)
 
 
-@_compiled(_EXACT)
-def _largest_size(x):
+@compiled(EXACT)
+def largest_size(x):
     """The largest absolute value; without their sign, floats compare like integers."""
     largest = np.int32(0)
     for j in range(x.shape[0]):
@@ -123,16 +123,16 @@ def _largest_size(x):
     return np.int32(largest).view(np.float32)
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def _quantize_row(normed, codes):
     """Codes of a row by its largest value; returns `1 / s`."""
-    scale = _MOST / max(_largest_size(normed), _FLOOR)
+    scale = _MOST / max(largest_size(normed), _FLOOR)
     for j in range(normed.shape[0]):
         codes[j] = np.int8(np.int32((normed[j] * scale + _ROUND) - _ROUND))
     return _ONE / scale
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def norm_quantize(x, gain, eps, codes, rstd, inverse):
     """RMSNorm and activation codes of x [M, K]: int8 codes [M, K], `1 / rms` [M] and `1 / s` [M]."""
     width = x.shape[1]
@@ -145,7 +145,7 @@ def norm_quantize(x, gain, eps, codes, rstd, inverse):
         rstd[i] = r
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def scale_add(sums, inverse, g, x, out):
     """`out = x + sums * (inverse * g)`: a branch joins the residual stream."""
     for i in range(sums.shape[0]):
@@ -154,56 +154,68 @@ def scale_add(sums, inverse, g, x, out):
             out[i, j] = x[i, j] + np.float32(sums[i, j]) * factor
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def scale_rotate(sums, inverse, scales, cos, sin, place, stride, queries, keys, values):
     """Sums [M, 3H] to rotated queries and keys and to values, each in a flat array of attention's layout.
 
     Head h of row i starts at `place[i] + h * stride[i]`; cos and sin of the rows are [M, head_dim / 2].
     """
-    hidden, half = sums.shape[1] // 3, cos.shape[1]
+    hidden, size = sums.shape[1] // 3, 2 * cos.shape[1]
+    scaled = np.empty(3 * hidden, np.float32)
     for i in range(sums.shape[0]):
-        query, key, value = inverse[i] * scales[0], inverse[i] * scales[1], inverse[i] * scales[2]
-        for head in range(hidden // (2 * half)):
-            at, to = head * 2 * half, place[i] + head * stride[i]
-            for j in range(half):
-                first = np.float32(sums[i, at + j]) * query
-                second = np.float32(sums[i, at + half + j]) * query
-                queries[to + j] = first * cos[i, j] - second * sin[i, j]
-                queries[to + half + j] = second * cos[i, j] + first * sin[i, j]
+        for part in range(3):
+            factor = inverse[i] * scales[part]
+            for j in range(part * hidden, (part + 1) * hidden):
+                scaled[j] = np.float32(sums[i, j]) * factor
+        for head in range(hidden // size):
+            at, to = head * size, place[i] + head * stride[i]
+            _rotate(scaled[at : at + size], cos[i], sin[i], queries[to : to + size])
             at += hidden
-            for j in range(half):
-                first = np.float32(sums[i, at + j]) * key
-                second = np.float32(sums[i, at + half + j]) * key
-                keys[to + j] = first * cos[i, j] - second * sin[i, j]
-                keys[to + half + j] = second * cos[i, j] + first * sin[i, j]
+            _rotate(scaled[at : at + size], cos[i], sin[i], keys[to : to + size])
             at += hidden
-            for j in range(2 * half):
-                values[to + j] = np.float32(sums[i, at + j]) * value
+            values[to : to + size] = scaled[at : at + size]
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
+def _rotate(x, cos, sin, out):
+    """The first half of a head against the second, by the angles of its place."""
+    half = cos.shape[0]
+    for j in range(half):
+        out[j] = x[j] * cos[j] - x[half + j] * sin[j]
+    for j in range(half):
+        out[half + j] = x[half + j] * cos[j] + x[j] * sin[j]
+
+
+@compiled(EXACT)
+def _rotate_back(x, cos, sin, out):
+    """The inverse of `_rotate`."""
+    half = cos.shape[0]
+    for j in range(half):
+        out[j] = x[j] * cos[j] + x[half + j] * sin[j]
+    for j in range(half):
+        out[half + j] = x[half + j] * cos[j] - x[j] * sin[j]
+
+
+@compiled(EXACT)
 def rotate_back(queries, keys, values, inverse, scales, cos, sin, place, stride, scaled):
     """Gradients in `scale_rotate`'s layout, rotated back and scaled for the two products [M, 3H]."""
-    hidden, half = scaled.shape[1] // 3, cos.shape[1]
+    hidden, size = scaled.shape[1] // 3, 2 * cos.shape[1]
+    rotated = np.empty(3 * hidden, np.float32)
     for i in range(scaled.shape[0]):
-        query, key, value = inverse[i] * scales[0], inverse[i] * scales[1], inverse[i] * scales[2]
-        for head in range(hidden // (2 * half)):
-            at, to = head * 2 * half, place[i] + head * stride[i]
-            for j in range(half):
-                first, second = queries[to + j] * query, queries[to + half + j] * query
-                scaled[i, at + j] = narrow(first * cos[i, j] + second * sin[i, j], scaled)
-                scaled[i, at + half + j] = narrow(second * cos[i, j] - first * sin[i, j], scaled)
+        for head in range(hidden // size):
+            at, to = head * size, place[i] + head * stride[i]
+            _rotate_back(queries[to : to + size], cos[i], sin[i], rotated[at : at + size])
             at += hidden
-            for j in range(half):
-                first, second = keys[to + j] * key, keys[to + half + j] * key
-                scaled[i, at + j] = narrow(first * cos[i, j] + second * sin[i, j], scaled)
-                scaled[i, at + half + j] = narrow(second * cos[i, j] - first * sin[i, j], scaled)
+            _rotate_back(keys[to : to + size], cos[i], sin[i], rotated[at : at + size])
             at += hidden
-            for j in range(2 * half):
-                scaled[i, at + j] = narrow(values[to + j] * value, scaled)
+            rotated[at : at + size] = values[to : to + size]
+        for part in range(3):
+            factor = inverse[i] * scales[part]
+            for j in range(part * hidden, (part + 1) * hidden):
+                scaled[i, j] = narrow(rotated[j] * factor, scaled)
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def gather_heads(mixed, size, place, stride, out):
     """Attention's flat layout, heads of `size` values, to the rows [M, H]."""
     for i in range(out.shape[0]):
@@ -213,7 +225,7 @@ def gather_heads(mixed, size, place, stride, out):
                 out[i, at + j] = mixed[source + j]
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def scatter_heads(rows, size, place, stride, mixed):
     """The way back of `gather_heads`; places without a row keep what they hold."""
     for i in range(rows.shape[0]):
@@ -223,7 +235,7 @@ def scatter_heads(rows, size, place, stride, mixed):
                 mixed[to + j] = rows[i, at + j]
 
 
-@_compiled(_SUMS)
+@compiled(SUMS)
 def causal_softmax(scores, scale):
     """Softmax of scores [B, T, T] times `scale`, in place: where `j > i` the weight is 0."""
     width = scores.shape[2]
@@ -243,7 +255,7 @@ def causal_softmax(scores, scale):
                 scores[b, i, j] = _ZERO
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def softmax_backward(weights, slopes, scale):
     """The gradient of the weights [B, T, T] becomes that of the scores before `scale`, in place."""
     for b in range(weights.shape[0]):
@@ -253,7 +265,7 @@ def softmax_backward(weights, slopes, scale):
                 slopes[b, i, j] = weights[b, i, j] * (slopes[b, i, j] - along) * scale
 
 
-@_compiled(_SUMS)
+@compiled(SUMS)
 def _dot(a, b):
     total = _ZERO
     for j in range(a.shape[0]):
@@ -261,7 +273,7 @@ def _dot(a, b):
     return total
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def scale_gradient(dy, inverse, g, scaled):
     """`scaled = dy * (inverse * g)` [M, N]."""
     for i in range(dy.shape[0]):
@@ -270,7 +282,7 @@ def scale_gradient(dy, inverse, g, scaled):
             scaled[i, j] = narrow(dy[i, j] * factor, scaled)
 
 
-@_compiled(_SUMS)
+@compiled(SUMS)
 def _norm_slope(p, x, gain):
     """`sum(p * gain * x)`."""
     total = _ZERO
@@ -279,7 +291,7 @@ def _norm_slope(p, x, gain):
     return total
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def norm_backward(p, x, gain, rstd, inverse, residual, dx, d_gain):
     """From p = (f dy) T [M, K] through the codes and the norm.
 
@@ -296,7 +308,7 @@ def norm_backward(p, x, gain, rstd, inverse, residual, dx, d_gain):
             dx[i, j] = residual[i, j] + (along * gain[j] - x[i, j] * shrink)
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def gate_quantize(sums, inverse, scales, squared, gain, eps, gate_up, codes, rstd, inverse_out):
     """sums [M, 2F] to `act(gate) * up`, its norm and its codes [M, F]; gate and up are kept in `gate_up`."""
     width = sums.shape[1] // 2
@@ -314,7 +326,7 @@ def gate_quantize(sums, inverse, scales, squared, gain, eps, gate_up, codes, rst
         rstd[i] = r
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def _gated(gate, up, squared):
     if squared:
         positive = max(gate, _ZERO)
@@ -322,7 +334,7 @@ def _gated(gate, up, squared):
     return gate / (_ONE + _exp(-gate)) * up
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def gate_backward(p, gate_up, squared, gain, rstd, inverse_out, inverse, scales, scaled, d_gain):
     """From p [M, F], the gradient at the codes of `gate_quantize`, to that at its sums, scaled [M, 2F]."""
     width = p.shape[1]
@@ -357,7 +369,7 @@ def gate_backward(p, gate_up, squared, gain, rstd, inverse_out, inverse, scales,
             scaled[i, width + j] = narrow(gated[j] * active[j] * up_factor, scaled)
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def widen_scaled(source, factor, out):
     """`out = source * factor` in float32, for gradient arrays [N, K]."""
     for i in range(source.shape[0]):
@@ -365,19 +377,18 @@ def widen_scaled(source, factor, out):
             out[i, j] = widen(source[i, j]) * factor
 
 
-@_compiled(_SUMS)
-def cross_entropy(logits, targets, share, smoothing, losses, uniform_losses, d_logits):
+@compiled(SUMS)
+def cross_entropy(logits, width, targets, share, smoothing, losses, uniform_losses, d_logits):
     """Rows of logits [M, V] to cross-entropy [M], the same against uniform targets [M], and gradient [M, V].
 
     `d_logits = (p - (1 - smoothing) onehot - smoothing / V) * share[i]`; logits are overwritten. Without
-    smoothing the uniform losses stay as they are.
+    smoothing the uniform losses stay as they are. Rows of both may be longer than V = `width`.
     """
-    width = logits.shape[1]
     even = smoothing / np.float32(width)
     for i in range(logits.shape[0]):
         at, total = targets[i], _ZERO
         wanted = logits[i, at]
-        largest = _largest(logits[i])
+        largest = _largest(logits[i, :width])
         if smoothing > _ZERO:
             mean = _ZERO
             for j in range(width):
@@ -397,7 +408,7 @@ def cross_entropy(logits, targets, share, smoothing, losses, uniform_losses, d_l
         d_logits[i, at] = narrow(logits[i, at] * weight - level - (_ONE - smoothing) * share[i], d_logits)
 
 
-@_compiled(_SUMS)
+@compiled(SUMS)
 def absolute_sum(values):
     """`sum |v|` of a flat float32 array, added up in float64."""
     total = 0.0
@@ -406,7 +417,7 @@ def absolute_sum(values):
     return total
 
 
-@_compiled(_EXACT)
+@compiled(EXACT)
 def ternary_codes(latent, inverse, codes):
     """`clip(round(w * inverse), -1, 1)` of flat arrays."""
     for j in range(latent.shape[0]):

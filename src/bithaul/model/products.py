@@ -1,21 +1,23 @@
-"""Which matrix product a step uses on this machine, and why.
+"""The matrix products of a training step: every way there is, and whether this machine can go it.
 
-The forward product is int8 times {-1, 0, 1}; every candidate here returns the exact integer sum, so the
-choice changes the speed and never a number. Backward products run in bf16 or fp32. A candidate is tried at
-a tiny shape against an integer reference before it may be used, then timed at the model's own shapes.
+The forward product is int8 times {-1, 0, 1}; every candidate here returns the exact integer sum, so which one
+is used changes the speed and never a number. Backward products run in bf16, fp32 or 16-bit integers. A
+candidate is tried at a tiny shape against an integer reference before it may be used; `choice` takes the
+fastest.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bithaul.errors import InvalidConfig, UnknownName
+from bithaul.model import tiles
 
 Shape = tuple[int, int, int]
 """(M, K, N): rows, inputs, outputs of one product."""
@@ -31,6 +33,9 @@ def product_rows(outputs: int) -> int:
 _PROBE: Shape = (32, 64, 32)
 _TIMING_REPEATS = 5
 _PROBE_SECONDS = 0.05  # a path slower than this at 32 x 64 x 32 is a reference loop, not a kernel
+_DEFAULT: Shape = (64, 256, 256)
+_PROBE_BACKWARD = 128  # rows, inputs and outputs; a loop for bf16 is ten times slower than fp32 there
+_PROBE_RATIO = 3.0
 
 
 @contextmanager
@@ -50,20 +55,20 @@ class Kernel:
     """One way to multiply int8 [M, K] by int8 codes [N, K] transposed, with exact sums.
 
     `prepare` turns the codes into the kernel's own operand, once per optimizer step; `product` takes rows,
-    that operand and, if there is one, memory for the result, and gives [M, N] of type `sums`.
+    that operand and memory for the result, and gives [M, N] of type `sums`, in that memory where it can.
     """
 
     prepare: Callable[[Tensor], Tensor]
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    product: Callable[[Tensor, Tensor, Tensor], Tensor]
     sums: torch.dtype
     thread_safe: bool = True  # False: it flips the process-wide precision, so one thread at a time
 
-    def multiply(self, x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
+    def multiply(self, x: Tensor, operand: Tensor, out: Tensor) -> Tensor:
         """int8 [M, K] times the prepared codes: [M, N], in `out` [M, N] where the kernel can."""
         return self.product(x, operand, out)
 
 
-def _int_mm(x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
+def _int_mm(x: Tensor, operand: Tensor, out: Tensor) -> Tensor:
     """oneDNN takes leading dimensions from strides, and silently computes nothing when that of a size-1
     dimension is not what it expects (pytorch #195066): one row gets plain strides, one column no oneDNN.
     """
@@ -71,7 +76,43 @@ def _int_mm(x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
         return x.int() * operand.int()
     if x.shape[0] == 1:
         x = x.reshape(-1).view(1, -1)
-    return torch._int_mm(x, operand) if out is None else torch._int_mm(x, operand, out=out)
+    return torch._int_mm(x, operand, out=out)
+
+
+def _packed_tiles(codes: Tensor) -> Tensor:
+    from bithaul.model import integer  # compiled for machines with AVX2 only
+
+    _require_tiles()
+    outputs, width = codes.shape
+    columns, steps = integer.panels(outputs, tiles.COLUMNS), integer.panels(width, 4)
+    packed = torch.empty((columns, steps, tiles.COLUMNS, 4), dtype=torch.uint8)
+    integer.pack_codes(codes.numpy(), packed.numpy())
+    return packed
+
+
+def _tiles(x: Tensor, packed: Tensor, out: Tensor) -> Tensor:
+    from bithaul.model import integer
+
+    integer.multiply_codes(x.contiguous().numpy(), packed.numpy(), out.numpy())
+    return out
+
+
+def _packed_words(codes: Tensor) -> Tensor:
+    """The codes [N, K] as right operand of d T: columns K, summed over N."""
+    from bithaul.model import integer
+
+    _require_tiles()
+    outputs, width = codes.shape
+    columns, steps = integer.panels(width, tiles.COLUMNS), integer.panels(outputs, 2)
+    packed = torch.empty((columns, steps, tiles.COLUMNS), dtype=torch.int32)
+    integer.pack_words(codes.numpy(), packed.numpy())
+    return packed
+
+
+def _require_tiles() -> None:
+    problem = tiles.missing()
+    if problem is not None:
+        raise NotImplementedError(problem)
 
 
 def _prepack(codes: Tensor) -> Tensor:
@@ -87,23 +128,23 @@ def _qlinear(x: Tensor, packed: Tensor, zero_point: int) -> Tensor:
     return product
 
 
-def _qlinear_signed(x: Tensor, packed: Tensor, _out: Tensor | None = None) -> Tensor:
+def _qlinear_signed(x: Tensor, packed: Tensor, _out: Tensor) -> Tensor:
     """Fast with AMX only; elsewhere a reference loop, which the probe finds out."""
     return _qlinear(x.contiguous(), packed, 0)
 
 
-def _qlinear_unsigned(x: Tensor, packed: Tensor, _out: Tensor | None = None) -> Tensor:
+def _qlinear_unsigned(x: Tensor, packed: Tensor, _out: Tensor) -> Tensor:
     """u8 activations with zero point 128: the form that is fast and exact on AVX2 too."""
     return _qlinear(x.to(torch.int16).add_(128).to(torch.uint8), packed, 128)
 
 
-def _bf16_sums(x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
+def _bf16_sums(x: Tensor, operand: Tensor, out: Tensor) -> Tensor:
     """Integers up to 256 are exact in bf16 and the sums leave in fp32, so rounding the inputs is free."""
     with matmul_precision("bf16"):
         return torch.mm(x.float(), operand, out=out)
 
 
-def _fp32(x: Tensor, operand: Tensor, out: Tensor | None = None) -> Tensor:
+def _fp32(x: Tensor, operand: Tensor, out: Tensor) -> Tensor:
     return torch.mm(x.float(), operand, out=out)  # the process-wide default is full precision
 
 
@@ -113,12 +154,18 @@ def _transposed_floats(codes: Tensor) -> Tensor:
 
 FORWARD: dict[str, Kernel] = {
     "int_mm": Kernel(lambda codes: codes.t(), _int_mm, torch.int32),
+    "tiles": Kernel(_packed_tiles, _tiles, torch.int32),
     "qlinear": Kernel(_prepack, _qlinear_signed, torch.float32),
     "qlinear_u8": Kernel(_prepack, _qlinear_unsigned, torch.float32),
     "bf16": Kernel(_transposed_floats, _bf16_sums, torch.float32, thread_safe=False),
     "fp32": Kernel(_transposed_floats, _fp32, torch.float32),
 }
-BACKWARD: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+WORDS = "int16"
+BACKWARD: dict[str, torch.dtype] = {
+    "bf16": torch.bfloat16,
+    "fp32": torch.float32,
+    WORDS: torch.float32,  # of the gradients; `wayback` rounds them to 16 bits block by block
+}
 
 
 @dataclass(frozen=True)
@@ -139,7 +186,12 @@ class StepPath:
 
     def product(self, x: Tensor, codes: Tensor) -> Tensor:
         """int8 [M, K] times int8 [N, K] transposed: the exact integer sums [M, N] as int32 or float32."""
-        return self.kernel.multiply(x, self.kernel.prepare(codes))
+        out = torch.empty((x.shape[0], codes.shape[0]), dtype=self.kernel.sums)
+        return self.kernel.multiply(x, self.kernel.prepare(codes), out)
+
+    def prepare_backward(self, codes: Tensor) -> Tensor | None:
+        """The codes as 16-bit products want them; None where the way back is in floating point."""
+        return _packed_words(codes) if self.backward == WORDS else None
 
     @property
     def gradient_dtype(self) -> torch.dtype:
@@ -162,10 +214,11 @@ def refusal(forward: str) -> str | None:
     codes = torch.randint(-1, 2, (n, k), generator=generator, dtype=torch.int8)
     x[0], x[1], codes[0] = 127, -128, 1
     kernel = FORWARD[forward]
+    out = torch.empty((m, n), dtype=kernel.sums)
     try:
         operand = kernel.prepare(codes)
-        result = kernel.multiply(x, operand)
-        seconds = _best_seconds(lambda: kernel.multiply(x, operand))
+        result = kernel.multiply(x, operand, out)
+        seconds = best_seconds(lambda: kernel.multiply(x, operand, out))
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         return f"not available ({str(error).splitlines()[0][:80]})"
     if not torch.equal(result.to(torch.int64), integer_product(x, codes)):
@@ -175,47 +228,43 @@ def refusal(forward: str) -> str | None:
     return None
 
 
-def choose_path(shapes: Sequence[Shape], *, forced: str | None = None) -> StepPath:
-    """The fastest exact path for products of these shapes on this machine, at the current thread count.
-
-    `forced` names a path such as `int_mm+bf16` and skips the timing. Raises `UnknownName` for a path that
-    does not exist and `InvalidConfig` for one that this machine cannot run exactly.
-    """
-    if forced is not None:
-        return _forced(forced)
-    usable = [name for name in FORWARD if refusal(name) is None]
-    forward_ms = {name: sum(_forward_seconds(name, shape) for shape in shapes) * 1e3 for name in usable}
-    backward_ms = {name: sum(_backward_seconds(name, shape) for shape in shapes) * 1e3 for name in BACKWARD}
-    forward = min(forward_ms, key=forward_ms.__getitem__)
-    backward = min(backward_ms, key=backward_ms.__getitem__)
-    reason = (
-        f"{forward} forward ({_instructions()}, exact, "
-        f"{forward_ms['fp32'] / forward_ms[forward]:.1f}x fp32), "
-        f"{backward} backward ({backward_ms['fp32'] / backward_ms[backward]:.1f}x fp32), eager"
-    )
-    return StepPath(forward, backward, reason)
+@functools.cache
+def backward_refusal(backward: str) -> str | None:
+    """Why gradients cannot be multiplied this way on this machine, or None. Asked once per process."""
+    if backward == WORDS:
+        problem = tiles.missing()
+        return None if problem is None else f"not available ({problem})"
+    if backward == "fp32":
+        return None  # there is always a way that works
+    seconds = {}
+    for name in (backward, "fp32"):
+        operand = torch.ones((_PROBE_BACKWARD, _PROBE_BACKWARD), dtype=BACKWARD[name])
+        seconds[name] = best_seconds(functools.partial(torch.mm, operand, operand))
+    ratio = seconds[backward] / seconds["fp32"]
+    return f"a slow loop ({ratio:.0f} times the time of fp32)" if ratio > _PROBE_RATIO else None
 
 
+@functools.cache
 def default_path() -> StepPath:
-    """The first exact forward path of this machine with fp32 backward, untimed: for inference and tests."""
-    forward = next(name for name in FORWARD if refusal(name) is None)
-    return StepPath(forward, "fp32", f"{forward} forward (the first exact path)")
+    """An exact forward path with fp32 backward, for inference and tests: the first that is not slow here.
+
+    Slow is more than twice the time of the fastest at the shape of a small layer, timed once per process: a
+    general library may hold an exact loop for machines it has no instructions for.
+    """
+    m, k, n = _DEFAULT
+    x, codes = torch.ones((m, k), dtype=torch.int8), torch.ones((n, k), dtype=torch.int8)
+    seconds = {}
+    for name, kernel in FORWARD.items():
+        if refusal(name) is None:
+            operand, out = kernel.prepare(codes), torch.empty((m, n), dtype=kernel.sums)
+            seconds[name] = best_seconds(functools.partial(kernel.multiply, x, operand, out))
+    fastest = min(seconds.values())
+    forward = next(name for name, taken in seconds.items() if taken <= 2 * fastest)
+    return StepPath(forward, "fp32", f"{forward} forward (the first exact path that is fast here)")
 
 
-def _forced(name: str) -> StepPath:
-    forward, _, backward = name.partition("+")
-    if forward not in FORWARD or backward not in BACKWARD:
-        known = ", ".join(f"{f}+{b}" for f in FORWARD for b in BACKWARD)
-        raise UnknownName(f"There is no compute path {name!r}; the paths are {known}.")
-    problem = refusal(forward)
-    if problem is not None:
-        raise InvalidConfig(
-            f"The compute path {name!r} cannot be forced on this machine: {forward} is {problem}."
-        )
-    return StepPath(forward, backward, f"{name} (forced)")
-
-
-def _best_seconds(run: Callable[[], object]) -> float:
+def best_seconds(run: Callable[[], object]) -> float:
+    """The shortest of a few runs after a first one."""
     run()
     best = float("inf")
     for _ in range(_TIMING_REPEATS):
@@ -223,40 +272,3 @@ def _best_seconds(run: Callable[[], object]) -> float:
         run()
         best = min(best, time.perf_counter() - started)
     return best
-
-
-def _forward_seconds(name: str, shape: Shape) -> float:
-    """As in a step: the operand prepared once, then blocks of rows."""
-    m, k, n = shape
-    x, codes = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
-    kernel = FORWARD[name]
-    step = product_rows(n)
-    sums = torch.empty((min(m, step), n), dtype=kernel.sums)
-
-    def run() -> None:
-        operand = kernel.prepare(codes)
-        for rows in torch.split(x, step):
-            kernel.multiply(rows, operand, sums[: len(rows)])
-
-    return _best_seconds(run)
-
-
-def _backward_seconds(name: str, shape: Shape) -> float:
-    m, k, n = shape
-    dtype = BACKWARD[name]
-    dy, x, codes = torch.ones(m, n, dtype=dtype), torch.ones(m, k, dtype=dtype), torch.ones(n, k, dtype=dtype)
-    return _best_seconds(lambda: (dy @ codes, dy.t() @ x))
-
-
-def _instructions() -> str:
-    """The CPU features behind the choice; torch's probes are private, so their absence is survived."""
-    probes = {
-        "AMX": "_is_amx_tile_supported",
-        "AVX-512 VNNI": "_is_vnni_supported",
-        "AVX2": "_is_avx2_supported",
-    }
-    for label, probe in probes.items():
-        supported = getattr(torch.cpu, probe, None)
-        if supported is not None and supported():
-            return label
-    return "no int8 instructions known"

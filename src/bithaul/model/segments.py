@@ -8,7 +8,7 @@ other mask exists.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ class Segments:
         positions = torch.arange(int(lengths.sum())) - starts.repeat_interleave(lengths)
         rows = torch.arange(count).repeat_interleave(lengths)
         return cls(count, longest, rows, positions, _grouped(lengths))
+
+    def to(self, device: torch.device) -> Segments:
+        """The same, with the tensors on `device`."""
+        return replace(self, rows=self.rows.to(device), positions=self.positions.to(device))
 
     def spread(self, x: Tensor) -> Tensor:
         """[N, ...] to [count, longest, ...], zero where there is no token."""

@@ -1,7 +1,7 @@
 """Between a model and its flat vector: what travels, is merged and is saved.
 
-Both directions are bit-exact and follow `layout_of(config)`. Loading copies into the parameters, which
-advances their version counters, so cached ternary codes are dropped.
+Both directions are bit-exact, follow `layout_of(config)` and cross to the device of the parameters. Loading
+copies into the parameters, which advances their version counters, so cached ternary codes are dropped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def flatten(model: BitNetForCausalLM) -> FloatVector:
     vector = np.empty(layout.size, dtype=np.float32)
     parameters = dict(model.named_parameters())
     for tensor, view in layout.views(vector):
-        view[...] = parameters[tensor.name].detach().numpy()
+        view[...] = parameters[tensor.name].detach().cpu().numpy()
     return vector
 
 

@@ -194,7 +194,12 @@ class Machine:
             made.lives = lambda: mine is self._process and self.alive and not self._asleep
             return made
 
-        def open_session(description: RunDescription, *, threads: int) -> Session:  # noqa: ARG001
+        def open_session(
+            description: RunDescription,
+            *,
+            threads: int,  # noqa: ARG001
+            path: str | None = None,  # noqa: ARG001
+        ) -> Session:
             return toy_session(description, self._trainer)
 
         def measure(session: Session, *, threads: int, seconds: float) -> Calibration:  # noqa: ARG001

@@ -3,13 +3,14 @@
 No truncation. Every token but an example's first is a target once. `tokens` counts targets, the unit in which
 budgets and speeds are stated. The end is padded by less than `GRANULE` inputs of weight 0, so that products
 come in few shapes: the CPU library compiles and keeps a kernel for each shape it meets, and with batches of
-any length the memory of a `small` trainer grew past 3 GB instead of staying below 1 (docs/lab/0001).
+any length the memory of a `small` trainer grew past 3 GB instead of staying below 1 (docs/lab/0001). Threads
+share a batch, so a share may be 250 tokens: a granule of 128 cost a quarter of that (docs/lab/0010).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from bithaul.model.segments import Segments
 
-GRANULE = 128
+GRANULE = 32
 Example = npt.NDArray[np.int32]
 
 
@@ -32,6 +33,16 @@ class Batch:
     segments: Segments
     examples: int
     tokens: int  # targets, without padding
+
+    def to(self, device: torch.device) -> Batch:
+        """The same, with the tensors on `device`."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            targets=self.targets.to(device),
+            weights=self.weights.to(device),
+            segments=self.segments.to(device),
+        )
 
 
 def pack(examples: Sequence[Example], *, label_token: int | None, text_loss_weight: float) -> Batch | None:

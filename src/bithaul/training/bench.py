@@ -1,15 +1,12 @@
 """How fast a training step is on this machine, against fp32 fake quantisation and against its own products.
 
-The roofline share is the time of the step's matrix products alone (every projection forward, dX and dW, the
-head three times, attention's products), each timed at its shape and thread count, divided by the time of the
-whole step from examples to updated weights. Attention is timed at one length, the mean weighted by tokens.
-The products are those of the best exact path of the machine, not of the path in use. Our step and the
-reference take turns, so that other load hits both alike.
+The roofline share is the time of the step's matrix products alone (`ceilings`), divided by the time of the
+whole step from examples to updated weights. Our step and the reference take turns, so that other load hits
+both alike.
 """
 
 from __future__ import annotations
 
-import functools
 import statistics
 import sys
 import time
@@ -21,13 +18,21 @@ import torch
 
 from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
-from bithaul.model.products import BACKWARD, FORWARD, Shape, StepPath, choose_path, refusal
+from bithaul.model.device import DevicePath, choose_path, peak_bytes
+from bithaul.model.products import Shape, StepPath
 from bithaul.training.batches import Example
+from bithaul.training.ceilings import Kind, Product, best_seconds, step_products
+from bithaul.training.devicebench import device_product, reference_path
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import Trainer, projection_shapes, random_examples
 
 WARM_UP_STEPS = 5
-_PRODUCT_REPEATS = 15
+_GEMMS: tuple[tuple[str, Kind, bool], ...] = (
+    ("int8", "forward", False),
+    ("dX", "input_gradient", False),
+    ("dW", "weight_gradient", False),
+    ("fp32", "forward", True),
+)
 _MEGABYTE = 1e6
 
 
@@ -43,8 +48,9 @@ class StepBench:
     speedup: float
     roofline_fraction: float
     products_seconds: float
+    products_by_kind: dict[str, float]  # seconds of all products of a kind in one step
     step_seconds: float
-    peak_memory_mb: float  # most resident memory of the process until our steps ended, before the reference
+    peak_memory_mb: float  # most memory until our steps ended: resident, or that of tensors on a GPU
     path: str
     reason: str
 
@@ -66,7 +72,7 @@ def bench_step(
     threads: int,
     examples: Sequence[Example],
     steps: int,
-    path: str | None = None,
+    path: str | StepPath | None = None,
     on_step: Callable[[int], None] | None = None,
 ) -> StepBench:
     """Steps of all `examples` at once, `steps` of each kind after a warm-up."""
@@ -75,8 +81,9 @@ def bench_step(
     recipe = recipe.model_copy(update={"batch_examples": len(examples)})
     ours = Trainer(config, recipe, label_token=None, threads=threads, path=path)
     _timed(ours, examples, WARM_UP_STEPS)
-    memory = _peak_memory()
-    plain = Trainer(config, recipe, label_token=None, threads=threads, path="fp32+fp32", plain=True)
+    memory = peak_bytes(ours.device) or _peak_memory()
+    reference_on = reference_path(ours.path)
+    plain = Trainer(config, recipe, label_token=None, threads=threads, path=reference_on, plain=True)
     _timed(plain, examples, 1)
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
     for step in range(steps):
@@ -86,7 +93,13 @@ def bench_step(
             on_step(step + 1)
     torch.set_num_threads(threads)
     tokens = sum(len(e) - 1 for e in examples)
-    products = sum(count * _best_product(name, shape) for name, shape, count in _products(config, examples))
+    products: dict[str, float] = {}
+    for product, count in step_products(config, examples):
+        if isinstance(ours.path, DevicePath):
+            alone = device_product(product, ours.path.device)
+        else:
+            alone = best_seconds(product, threads=threads)
+        products[product.kind] = products.get(product.kind, 0.0) + count * alone
     step_seconds = statistics.median(seconds["ours"])
     reference = statistics.median(seconds["reference"])
     speeds = [tokens / s for s in seconds["ours"]]
@@ -98,8 +111,9 @@ def bench_step(
         spread=(high - low) / 2,
         reference_tokens_per_second=tokens / reference,
         speedup=reference / step_seconds,
-        roofline_fraction=products / step_seconds,
-        products_seconds=products,
+        roofline_fraction=sum(products.values()) / step_seconds,
+        products_seconds=sum(products.values()),
+        products_by_kind=products,
         step_seconds=step_seconds,
         peak_memory_mb=memory / _MEGABYTE,
         path=ours.path.name,
@@ -109,13 +123,13 @@ def bench_step(
 
 def bench_gemm(config: ModelConfig, *, threads: int, rows: int) -> tuple[StepPath, list[Gemm]]:
     """Every kind of product at the shapes of the model's projections, and the path that would be chosen."""
-    torch.set_num_threads(threads)
     path = choose_path(projection_shapes(config, rows))
     found = []
     for m, k, n in projection_shapes(config, rows):
-        for name in ("int8", "bf16", "fp32"):
-            seconds = _best_product(name, (m, k, n))
-            found.append(Gemm(name, (m, k, n), seconds * 1e3, 2 * m * k * n / seconds / 1e9))
+        for name, kind, fp32 in _GEMMS:
+            product = Product(kind, m, k, n)
+            seconds = best_seconds(product, threads=threads, fp32=fp32)
+            found.append(Gemm(name, (m, k, n), seconds * 1e3, product.operations / seconds / 1e9))
     return path, found
 
 
@@ -147,46 +161,3 @@ def _timed(trainer: Trainer, examples: Sequence[Example], steps: int) -> list[fl
         trainer.train(examples, progress_start=0.1, progress_end=0.1, seed=step)
         found.append(time.perf_counter() - started)
     return found
-
-
-def _products(config: ModelConfig, examples: Sequence[Example]) -> list[tuple[str, Shape, int]]:
-    """(kind, (M, K, N), how often in one step) of all matrix products, attention's at real lengths."""
-    rows, layers = sum(len(e) - 1 for e in examples), config.num_layers
-    found: list[tuple[str, Shape, int]] = []
-    for m, k, n in projection_shapes(config, rows):
-        found += [("int8", (m, k, n), layers), ("bf16", (m, n, k), layers), ("bf16", (n, m, k), layers)]
-    v, h = config.vocab_size, config.hidden_size
-    found += [("bf16", (rows, h, v), 1), ("bf16", (rows, v, h), 1), ("bf16", (v, rows, h), 1)]
-    mean = max(1, round(sum((len(e) - 1) ** 2 for e in examples) / rows))
-    heads, d = config.num_heads * max(1, rows // mean), config.head_dim
-    found += [("attention", (heads, mean, d), 6 * layers)]
-    return found
-
-
-def _best_product(name: str, shape: Shape) -> float:
-    """Seconds of a product on the fastest exact way this machine has for its kind; median of several."""
-    m, k, n = shape
-    runs: list[Callable[[], object]] = []
-    if name == "attention":
-        a, b = torch.ones(m, k, n), torch.ones(m, n, k)
-        runs.append(functools.partial(torch.bmm, a, b))
-    elif name == "int8":
-        x, codes = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
-        for kernel in (FORWARD[f] for f in FORWARD if refusal(f) is None):
-            out = torch.empty((m, n), dtype=kernel.sums)
-            runs.append(functools.partial(kernel.multiply, x, kernel.prepare(codes), out))
-    else:
-        for dtype in list(BACKWARD.values()) if name == "bf16" else [torch.float32]:
-            left, right = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
-            runs.append(functools.partial(torch.mm, left, right, out=torch.empty((m, n), dtype=dtype)))
-    return min(_median_seconds(run) for run in runs)
-
-
-def _median_seconds(run: Callable[[], object]) -> float:
-    run()
-    times = []
-    for _ in range(_PRODUCT_REPEATS):
-        started = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import psutil
 
 from bithaul.model.config import ModelConfig
+from bithaul.model.device import peak_bytes
+from bithaul.model.products import StepPath
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import StepReport, Trainer, random_examples
 
@@ -27,7 +29,7 @@ class Calibration:
     spread: float  # half the distance between the quartiles, in tokens per second
     path: str
     reason: str
-    memory_bytes: int  # resident memory of this process after the steps
+    memory_bytes: int  # after the steps: resident memory, or the most that tensors took on a GPU
 
 
 def calibrate(
@@ -37,7 +39,7 @@ def calibrate(
     threads: int,
     seconds: float = 5.0,
     example_tokens: int = 32,
-    path: str | None = None,
+    path: str | StepPath | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Calibration:
     """Train a throw-away model for about `seconds` on examples of `example_tokens` tokens."""
@@ -61,5 +63,5 @@ def calibrate(
         spread=(quartiles[2] - quartiles[0]) / 2,
         path=trainer.path.name,
         reason=trainer.path.reason,
-        memory_bytes=psutil.Process().memory_info().rss,
+        memory_bytes=peak_bytes(trainer.device) or psutil.Process().memory_info().rss,
     )

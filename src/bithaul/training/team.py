@@ -33,6 +33,11 @@ class Team:
             return [run(part) for part in parts]
         return list(self._pool.map(run, parts))
 
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
     def shares(self, examples: Sequence[Example]) -> list[list[Example]]:
         """At most one share per thread, all of about the same number of tokens and of the same lengths."""
         ordered = sorted(examples, key=len)

@@ -1,8 +1,9 @@
 """The one training step of this code base, and the loop that runs a task's examples through it.
 
 A trainer owns a model and its AdamW moments. Loading weights keeps the moments; `reset_moments` drops them.
-With one thread, the same weights, moments, examples, progress and seed give the same bits. A step whose loss
-or gradient is not finite changes nothing and is counted. It knows no network and no files.
+With one thread on the CPU, the same weights, moments, examples, progress and seed give the same bits; a GPU
+may add in another order. A step whose loss or gradient is not finite changes nothing and is counted. It knows
+no network and no files.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ import torch
 
 from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
+from bithaul.model.device import DevicePath, choose_path, device_of, full_precision, synchronize
 from bithaul.model.layout import FloatVector
-from bithaul.model.products import Shape, StepPath, choose_path
+from bithaul.model.products import Shape, StepPath
 from bithaul.model.transformer import BitNetForCausalLM, Dropout
 from bithaul.model.vector import flatten, load_vector
 from bithaul.training.batches import Batch, Example, inner_batches, pack
+from bithaul.training.deviceloss import device_head_loss
 from bithaul.training.loss import LossSums, head_loss, head_precision
+from bithaul.training.optimizer import SharedAdamW
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.schedule import rates
 from bithaul.training.team import Team
 
-_TIMING_ROWS = 1024
+_TIMING_ROWS = 512
 _EVALUATION_EXAMPLES = 128
 
 
@@ -67,9 +71,10 @@ class EvalResult:
 
 
 class Trainer:
-    """Trains one model on `threads` threads (set for the whole process) along `path` (None: the fastest).
+    """Trains one model on `threads` threads (set for the whole process) along `path`.
 
-    Each thread takes its share of every batch, see `team`.
+    The path is a name, a path that was built already, or None for the fastest. Each thread takes its share of
+    every batch, see `team`; on a device batches stay whole.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class Trainer:
         *,
         label_token: int | None,
         threads: int,
-        path: str | None = None,
+        path: str | StepPath | None = None,
         plain: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -88,8 +93,13 @@ class Trainer:
         torch.set_num_threads(threads)
         self.config, self.recipe = config, recipe
         self._label_token, self._clock = label_token, clock
-        self.path: StepPath = choose_path(projection_shapes(config, _TIMING_ROWS), forced=path)
-        self._team = Team(threads if self.path.kernel.thread_safe else 1)
+        if not isinstance(path, StepPath):
+            path = choose_path(projection_shapes(config, _TIMING_ROWS), forced=path)
+        self.path: StepPath = path
+        self.device = device_of(path)
+        on_device = isinstance(path, DevicePath)
+        self._team = Team(threads if not on_device and path.kernel.thread_safe else 1)
+        self._head_loss = device_head_loss if on_device else head_loss
         self.model = BitNetForCausalLM(config, path=self.path, plain=plain)
         self.model.reset_parameters(seed=0)
         self._head_dtype = torch.float32 if plain else self.path.gradient_dtype
@@ -105,22 +115,7 @@ class Trainer:
 
     def reset_moments(self) -> None:
         """Start AdamW afresh; its next steps warm up over `recipe.optimizer_warmup_steps`."""
-        parameters = dict(self.model.named_parameters())
-        matrices = [p for name, p in parameters.items() if p.dim() == 2 and "embed" not in name]
-        gains = [p for p in parameters.values() if p.dim() != 2]
-        embedding = [p for name, p in parameters.items() if "embed" in name]
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": matrices, "decays": True, "share": 1.0},
-                {"params": gains, "decays": False, "share": 1.0},
-                {"params": embedding, "decays": False, "share": self.recipe.embedding_lr_share},
-            ],
-            lr=0.0,
-            betas=self.recipe.betas,
-            eps=self.recipe.eps,
-            weight_decay=0.0,
-            fused=True,
-        )
+        self._optimizer = SharedAdamW(self.model, self.recipe, self._team)
         self._warm_steps = 0
 
     def train(
@@ -140,7 +135,9 @@ class Trainer:
         when no step was taken.
         """
         dropouts = [
-            Dropout(self.recipe.dropout, seed=seed + thread) if self.recipe.dropout else None
+            Dropout(self.recipe.dropout, seed=seed + thread, device=self.device)
+            if self.recipe.dropout
+            else None
             for thread in range(self._team.threads)
         ]
         started = self._clock()
@@ -164,6 +161,7 @@ class Trainer:
             report = StepReport(steps, used, tokens, last, seconds)
             if (on_step is not None and not on_step(report)) or seconds >= soft_stop_seconds:
                 break
+        synchronize(self.device)  # the last update counts too
         mean = sums.mean if steps else math.nan
         return TrainResult(used, tokens, steps, self._clock() - started, first, last, mean, dropped)
 
@@ -174,21 +172,22 @@ class Trainer:
         for group in inner_batches(examples, _EVALUATION_EXAMPLES):
             batches = self._pack(group)
             if batches:
-                sums = sums + self._forward(batches, [None] * len(batches))[1]
+                with full_precision():
+                    sums = sums + self._forward(batches, [None] * len(batches))[1]
         if not sums.weight:
             raise InvalidInput("There is nothing to evaluate: no example has a counted target.")
         return EvalResult(sums.mean, sums.plain_mean, sums.tokens)
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments and the warm-up counter, for a stop and resume that equals no stop."""
-        return {"optimizer": self._optimizer.state_dict(), "warm_steps": self._warm_steps}
+        """Moments and the warm-up counter on the CPU, for a stop and resume that equals no stop."""
+        return {"moments": self._optimizer.state(), "warm_steps": self._warm_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load(state["moments"])
         self._warm_steps = int(state["warm_steps"])
 
     def _pack(self, group: Sequence[Example]) -> list[Batch]:
-        """The group as one batch per thread; none when no example has a counted target."""
+        """The group as one batch per thread, on the device; none when no example has a counted target."""
         batches = [
             pack(share, label_token=self._label_token, text_loss_weight=self.recipe.text_loss_weight)
             for share in self._team.shares(group)
@@ -196,7 +195,9 @@ class Trainer:
         found = [batch for batch in batches if batch is not None]
         for batch in found:
             self._require_known(batch)
-        return found if any(bool(batch.weights.any()) for batch in found) else []
+        if not any(bool(batch.weights.any()) for batch in found):
+            return []
+        return [batch.to(self.device) for batch in found]
 
     def _require_known(self, batch: Batch) -> None:
         """The compiled passes do not check their indices, so ids are checked before they see them."""
@@ -224,7 +225,7 @@ class Trainer:
         def loss_of(part: tuple[Batch, torch.Tensor]) -> tuple[torch.Tensor, LossSums]:
             batch, hidden = part
             with torch.set_grad_enabled(grad):
-                return head_loss(
+                return self._head_loss(
                     hidden,
                     embedding,
                     batch.targets,
@@ -234,50 +235,38 @@ class Trainer:
                     dtype=self._head_dtype,
                 )
 
-        self.model.prepare()
+        self._team.each(lambda prepare: prepare(), self.model.preparations())
         hidden = self._team.each(hidden_of, list(zip(batches, dropouts, strict=True)))
         with head_precision(self._head_dtype):
             parts = self._team.each(loss_of, list(zip(batches, hidden, strict=True)))
         return [loss for loss, _ in parts], functools.reduce(operator.add, (sums for _, sums in parts))
 
-    def _gradients(self, losses: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The gradient of the sum of the losses, in the order of the parameters."""
-        self._optimizer.zero_grad(set_to_none=True)  # before the new ones exist, not after
+    def _gradients(self, losses: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+        """For each loss its gradient, in the order of the parameters; the whole one is their sum."""
+        self._optimizer.forget_gradients()  # before the new ones exist, not after
         parameters = list(self.model.parameters())
-        first, *others = self._team.each(lambda loss: list(torch.autograd.grad(loss, parameters)), losses)
-        for other in others:
-            torch._foreach_add_(first, other)
-        return first
+        return self._team.each(lambda loss: list(torch.autograd.grad(loss, parameters)), losses)
 
     def _step(
         self, batches: Sequence[Batch], progress: float, dropouts: Sequence[Dropout | None]
     ) -> LossSums | None:
         """One AdamW step; None when it was dropped because something was not finite."""
-        losses, sums = self._forward(batches, dropouts)
-        gradients = self._gradients(losses)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        with full_precision():
+            losses, sums = self._forward(batches, dropouts)
+            gradients = self._gradients(losses)
+        norm = self._optimizer.take(gradients)
         if not (math.isfinite(norm) and math.isfinite(sums.weighted)):
             return None
-        if norm > self.recipe.clip:
-            torch._foreach_mul_(gradients, self.recipe.clip / norm)
-        parameters = list(self.model.parameters())
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        self._set_rates(progress)
-        self._optimizer.step()
-        # Fused optimizers do not advance version counters, on which cached ternary codes depend.
-        torch.autograd.graph.increment_version(parameters)
+        lr, decay = self._rates(progress)
+        self._optimizer.step(lr=lr, weight_decay=decay, shrink=min(1.0, self.recipe.clip / max(norm, 1e-30)))
         return sums
 
-    def _set_rates(self, progress: float) -> None:
+    def _rates(self, progress: float) -> tuple[float, float]:
+        """Learning rate and weight decay of the next step of these moments."""
         lr, decay = rates(progress, self.recipe)
         self._warm_steps += 1
         warmup = self.recipe.optimizer_warmup_steps
-        if self._warm_steps < warmup:
-            lr *= self._warm_steps / warmup
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["share"]
-            group["weight_decay"] = decay if group["decays"] else 0.0
+        return lr * min(1.0, self._warm_steps / warmup if warmup else 1.0), decay
 
 
 def projection_shapes(config: ModelConfig, rows: int) -> list[Shape]:

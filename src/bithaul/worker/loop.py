@@ -28,6 +28,7 @@ from bithaul.exchange.messages import (
     Verdict,
 )
 from bithaul.exchange.weights import WEIGHT_FORMAT
+from bithaul.model.device import hardware
 from bithaul.worker.health import Beacon
 from bithaul.worker.link import Link, Refused, Stopped
 from bithaul.worker.logship import LogBuffer
@@ -86,7 +87,9 @@ class Worker:
         self._failures = 0
 
     def run(self) -> None:
-        """Raises `Unauthorized`, `Forbidden`, `LayoutMismatch`, `UnknownName`; the rest it lives through."""
+        """Raises `Unauthorized`, `Forbidden`, `LayoutMismatch`, `UnknownName` and `InvalidConfig` (a path
+        that this machine cannot run); the rest it lives through.
+        """
         try:
             self._register()
             self._pulse.start()
@@ -212,7 +215,9 @@ class Worker:
         """Learn the run, build what it needs, agree on layout and formats; waits while there is no run."""
         description = self._announce(None, None)
         if self._current is None or not self._current.session.same_run(description):
-            session = self._tools.open_session(description, threads=self._settings.threads)
+            session = self._tools.open_session(
+                description, threads=self._settings.threads, path=self._settings.path
+            )
             self._current = _Current(session, self._runner(session))
             self._log.info(
                 "joined run",
@@ -261,10 +266,12 @@ class Worker:
             path=chosen.name,
             reason=chosen.reason,
         )
+        gpu = hardware(chosen)
+        name, memory = gpu or (platform.processor() or platform.machine() or "cpu", _main_memory())
         current.capabilities = Capabilities(
-            device=(platform.processor() or platform.machine() or "cpu")[:200],
+            device=name[:200],
             threads=self._settings.threads,
-            memory_bytes=psutil.virtual_memory().total,
+            memory_bytes=memory,
             tokens_per_second=measured.tokens_per_second,
             tokens_per_second_spread=measured.spread,
             path=f"{chosen.name}: {chosen.reason}"[:300],
@@ -316,3 +323,7 @@ class Worker:
         except BithaulError as error:
             self._log.debug("log not shipped", reason=error.message)
         self._beacon.clear()
+
+
+def _main_memory() -> int:
+    return int(psutil.virtual_memory().total)

@@ -70,11 +70,12 @@ class Session:
         return mine == other.model_dump(exclude={"state", "heartbeat_seconds"})
 
 
-def open_session(description: RunDescription, *, threads: int) -> Session:
-    """Build the trainer of a run.
+def open_session(description: RunDescription, *, threads: int, path: str | None = None) -> Session:
+    """Build the trainer of a run, along `path` (None: the fastest of this machine).
 
     Raises `LayoutMismatch` when this version of bithaul lays the model out differently or does not know
-    its fields, `UnknownName` for a codec or weight format it does not know.
+    its fields, `UnknownName` for a codec, weight format or path it does not know, `InvalidConfig` for a path
+    that this machine cannot run.
     """
     try:
         config = ModelConfig.model_validate(description.model)
@@ -95,5 +96,5 @@ def open_session(description: RunDescription, *, threads: int) -> Session:
             f"There is no weight format {description.weight_format!r}; known is {WEIGHT_FORMAT}."
         )
     codec = codec_named(description.codec)
-    trainer = Trainer(config, recipe, label_token=description.label_token, threads=threads)
+    trainer = Trainer(config, recipe, label_token=description.label_token, threads=threads, path=path)
     return Session(description, config, recipe, layout, codec, trainer)

@@ -10,12 +10,16 @@ import psutil
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """`threads` is how many compute threads training may use; `beacon` the health file (None: none)."""
+    """`threads` is how many compute threads training may use; `beacon` the health file (None: none).
+
+    `path` names the compute path of a step (None: the fastest one of this machine).
+    """
 
     url: str
     client_id: str
     state_dir: Path
     threads: int = 1
+    path: str | None = None
     name: str = ""
     beacon: Path | None = None
     exit_when_finished: bool = False

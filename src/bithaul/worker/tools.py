@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bithaul.model.products import StepPath
 from bithaul.training.calibrate import Calibration, calibrate
 from bithaul.worker.pulse import Pulse
 from bithaul.worker.session import Session, open_session
@@ -33,12 +34,13 @@ class CrashPoints:
 
 def measure(session: Session, *, threads: int, seconds: float) -> Calibration:
     """A real training step of the run's model on this machine."""
+    path = session.trainer.path
     return calibrate(
         session.config,
         session.recipe,
         threads=threads,
         seconds=seconds,
-        path=session.trainer.path.name,
+        path=path if isinstance(path, StepPath) else path.name,
     )
 
 

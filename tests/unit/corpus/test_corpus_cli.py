@@ -28,7 +28,7 @@ def test_generate_then_tokenize(tmp_path: Path) -> None:
     report = json.loads(call("tokenize", text, "--out", tokens, "--json"))
     manifest = CorpusManifest.load(tmp_path / "tokens")
     assert report == manifest.model_dump(mode="json")
-    assert (manifest.train_examples, manifest.heldout_examples, manifest.generator_version) == (300, 40, "4")
+    assert (manifest.train_examples, manifest.heldout_examples, manifest.generator_version) == (300, 40, "5")
     assert "300 training examples" in call("tokenize", text, "--out", tokens)
 
 

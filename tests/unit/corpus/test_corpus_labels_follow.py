@@ -20,6 +20,7 @@ from bithaul.corpus.truckmate.generator import Traced
 
 FILLERS = ("you know", "uh", "um", "er", "ah", "hmm", "like", "well", "uhh", "umm")
 CUES = ("no wait", "wait no", "i mean", "scratch that", "sorry", "correction", "no make that", "actually no")
+CUES += ("hang on", "no hold on", "make that", "or rather", "i meant")
 CUE_ENDS = {cue.split()[-1] for cue in CUES}
 SPANS = ["in an hour", "in half an hour", "in a couple of hours", "in a few minutes", "in a few hours"]
 SPANS += ["in a week"]
@@ -71,33 +72,34 @@ SLOTS: dict[str, dict[str, str]] = {
 EVIDENCE = {
     "start_trip": "start|begin|open|kick|roll|new|knew|set|next|leaving|depart|heading|head|pulling|taking"
     "|hit|wheels|let's|time|fire|crank|launch|activate|get|log|create|make|add|enter|punch|put|sign|clock"
-    "|mark|show|we are|we r|we moving|shoving|and we|another|an other",
+    "|mark|show|we are|we r|we're|were|we moving|shoving|and we|another|an other|off t|on the w|way|bound",
     "stop_trip": "stop|off|consider|end|finish|done|close|cancel|over|shut|that (i[sz] )?(it|all)|that's"
     "|thats|kill|scrub|quit|abort|terminate|wrap|pack|scratch|wind|call|pause|complete|through|threw|thru"
     "|dead|bust|history|mark|drop|no more|enough|can not|cannot|can't|never|forget|delete|undo|turn off"
-    "|stick|throw",
+    "|cant|stick|throw|power|knock|give up|that does|that will|that'll",
     "navigate": "take|get|go|navi|drive|head|direction|route|root|rout|bring|course|way|weigh|gps|change"
     "|roll|make|map|road|rode|exit|guide|steer|point|send|run|carry|lead|direct|nav|lost|where|wear|turn"
     "|step|walk|swing|program|punch|plug|enter|type|key|dial|show|set|tell|talk|bear|highway|high way"
-    "|what is|what's|whats|wut",
+    "|what is|what's|whats|wut|aim|shoot|cut|be home|b home|bee home|gotta get|turns|dispatch|what i",
     "hos_status": "hours|ours|log|clock|hos|legal|violation|duty|seventy|70|sixty|week|cycle|e l d|recap"
     "|reset|restart|compliant|on hours|line|status|stat us|stand|off duty|pass|thirty four|34|driv|run"
-    "|work|long|up on|showing|on the clock",
+    "|work|long|up on|show|on the clock|sleeper|have me",
     "hos_break_check": "break|brake|thirty|30|eight|8|sit|half hour",
     "hos_drive_remaining": "driv|run|roll|eleven|11|fourteen|14|hours|ours|clock|wheel|time|timing|legal"
-    "|left|legs|reach|have i got|another hour",
+    "|left|legs|reach|have i got|another hour|one more hour",
     "eta_query": "eta|e t a|arriv|a rive|when|long|far|will|can|many|much|time|late|early|reach|close|near"
     "|there|their|due|do you think|chance|doable|possible|realistic|in reach|mile|distance|what|wut|hour"
-    "|quick|soon|the .* slow|make|gonna|going|does|hours|ours|slow|fast",
+    "|quick|soon|the .* slow|make|gonna|going|does|hours|ours|slow|fast|off|minutes|anywhere|almost"
+    "|you think",
     "trip_status": "trip|run|haul|hall|load|lode|stat|update|progress|schedule|track|course|how|ahead"
     "|behind|running|on time|ok|halfway|everything|things|good shape|pace",
     "next_stop_query": "next|after|coming|stop|drop|up|follow|deliver|between|before|where|wear|pickup"
-    "|on deck",
+    "|on deck|unload|load|lode|back in|which|who|what",
     "reroute": "re ?rou?o?t|way|weigh|route|root|rout|around|arround|detour|recalculate|shut|closed|backed"
     "|another|an other|different|bypass|skirt|off|past|instead|on ?to|out of|clear|skip|dodge|beat|miss"
     "|avoid|a void|redo|recompute|replan|destination|track|how do i get back|what now|now what|wut now"
     "|now wut|wrong|plan|dispatch|find|drive|refuse|through|threw|thru|in to|into|rework|switch|other|back"
-    "|out|update|change|better|away|a way",
+    "|out|update|change|better|away|a way|think|work|draw|cook|new|trust|something else",
 }  # fmt: skip
 # Intents that cannot be without a value: one of these kinds is said.
 ESSENCE = {
@@ -121,10 +123,11 @@ def _forms() -> dict[str, dict[tuple[str, ...], str]]:
     """Kind -> spoken words -> value."""
     lists = {
         "city": lex.CITIES + lex.CITIES_HELDOUT, "chain": lex.CHAINS, "stop": lex.STOP_TYPES,
-        "purpose": lex.PURPOSES, "trip_purpose": lex.TRIP_PURPOSES, "facility": lex.PLACES,
+        "purpose": lex.PURPOSES + lex.BREAK_PURPOSES, "trip_purpose": lex.TRIP_PURPOSES,
+        "facility": lex.PLACES,
         "landmark": lex.LANDMARKS, "here": lex.HERE, "avoid": lex.AVOIDABLE, "preference": lex.PREFERENCES,
         "best": lex.BEST, "reason": lex.REASONS, "stop_state": lex.STOP_STATES,
-        "stop_cause": lex.STOP_CAUSES, "category": lex.CATEGORIES,
+        "stop_cause": lex.STOP_CAUSES + lex.MISHAPS, "category": lex.CATEGORIES + lex.PAYEES,
         "weather": lex.WEATHER + lex.WEATHER_HELDOUT, "action": lex.ACTIONS_DONE + lex.ACTIONS_BEING,
     }  # fmt: skip
     forms = {
@@ -144,14 +147,18 @@ def _forms() -> dict[str, dict[tuple[str, ...], str]]:
     owners += [f"{lead} {trade}" for lead in lex.FACILITY_LEADS for trade in lex.FACILITY_TRADES]
     for place in (f"{owner} {kind}" for owner in owners for kind in lex.FACILITY_KINDS):
         forms["facility"][tuple(place.split())] = forms["facility"][("the", *place.split())] = place
+    for item in lex.CATEGORIES:
+        forms["category"][tuple(item.value.split())] = item.value
+        forms["category"][("the", *item.value.split())] = item.value
     days = [f"{day} {part}" for day in (*lex.WEEKDAYS, "tomorrow") for part in lex.DAY_PARTS]
     days += [f"{lead}{day}" for day in lex.WEEKDAYS for lead in ("", "next ", "this ")]
     days += [*lex.MOMENTS, *SPANS, "morning", "afternoon", "evening"]
     forms["when"] = {tuple(day.split()): day for day in days}
+    forms["when"] |= {tuple(form.split()): point.value for point in lex.POINTS for form in point.forms}
     forms["event"] = {tuple(event.split()): event for event in lex.EVENTS}
     tasks = [
         f"{verb} {thing} {tail}".strip()
-        for verbs, things, tails in set(lex.TASKS)
+        for verbs, things, tails, _ in set(lex.TASKS)
         for verb in verbs
         for thing in things
         for tail in (*tails, "")
@@ -169,6 +176,9 @@ def _by_words() -> dict[tuple[str, ...], list[tuple[str, str]]]:
 
 
 FORMS = _by_words()
+NAMES_WITH_ENDING = {word for form in FORMS for word in form if word.endswith("'s")} | {"today's"}
+# Who says or wants something is no place to go to.
+SPEAKS = {"wants", "needs", "keeps"}
 LENGTHS: dict[str, set[int]] = defaultdict(set)
 for form in FORMS:
     LENGTHS[form[0]].add(len(form))
@@ -264,7 +274,7 @@ def amounts(words: list[str], at: int) -> Iterator[Mention]:
     if whole is None:
         return
     value, end = whole[0], whole[1] + at if hundred else whole[1]
-    if words[end : end + 1] in (["dollars"], ["bucks"]):
+    if words[end : end + 1] in (["dollars"], ["bucks"], ["dollar"], ["buck"]):
         yield Mention(at, end + 1, "amount", str(value))
         cents = number(words, end + 2) if words[end + 1 : end + 2] == ["and"] else None
         if cents and words[cents[1] : cents[1] + 1] == ["cents"]:
@@ -360,6 +370,7 @@ def mentions(words: list[str], kinds: dict[str, str]) -> list[Mention]:
             for m in reader(words, at)
             if (m.kind in kinds or (m.kind == "interstate" and "road" in kinds))
             and (m.kind != "landmark" or is_near(once(words[:at])) or words[at - 1] in CUE_ENDS)
+            and (m.kind != "facility" or not SPEAKS & set(words[m.stop : m.stop + 1]))
         ]
         best = max(here, key=lambda m: m.stop, default=None)
         if best:
@@ -426,7 +437,13 @@ def said_words(text: str) -> list[str]:
     for filler in FILLERS:
         while f" {filler} " in plain:
             plain = plain.replace(f" {filler} ", " ")
-    return plain.split()
+    return [word for said in plain.split() for word in apart(said)]
+
+
+def apart(word: str) -> list[str]:
+    """ "traffic's" is "traffic is", where 's is no part of a name."""
+    ends = word.endswith("'s") and word not in NAMES_WITH_ENDING
+    return [word.removesuffix("'s"), "is"] if ends else [word]
 
 
 def derive(text: str, intent: str) -> list[tuple[str, SlotValue]]:

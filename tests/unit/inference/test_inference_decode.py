@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from bithaul.corpus.example import Example
 from bithaul.errors import InvalidInput
 from bithaul.inference import decode
 from bithaul.inference.decode import DecodedLabel, decode_labels, longest_request
-from bithaul.inference.grammar import MAX_VALUE_TOKENS, LabelState
+from bithaul.inference.grammar import MAX_VALUE_TOKENS, Choices, LabelState
 from bithaul.inference.loader import LoadedModel
 from bithaul.model.config import PRESETS, load_config
 
@@ -43,6 +44,7 @@ def decode_alone(model: LoadedModel, words: Sequence[int]) -> DecodedLabel:
     while not state.done:
         choices = state.choices()
         words_now = set(grammar.words) - (set() if choices.unknown else {tokenizer.unk})
+        words_now -= set() if choices.bare else grammar.bare
         allowed = set(choices.fixed) | (words_now if choices.words else set())
         scores = logits()
         sequence.append(max(allowed, key=lambda token: float(scores[token])))
@@ -152,6 +154,17 @@ def test_unknown_words_come_only_from_the_request(random_model: LoadedModel) -> 
     values = [value for label in labels for slot in label.slots for value in slot.values]
     assert values
     assert all(random_model.tokenizer.unk not in value for value in values)
+
+
+def test_the_mask_keeps_bare_pieces_out_where_a_word_must_come(random_model: LoadedModel) -> None:
+    """The grammar may say so as often as it likes; the mask is what the decoder sees."""
+    grammar = random_model.grammar
+    marked = replace(grammar, bare=frozenset(sorted(grammar.words - {grammar.unknown})[:3]))
+    masks = decode._Masks(marked, random_model.config.vocab_size)
+    some, none = masks.of([Choices((), words=True), Choices((), words=True, bare=False)])
+    assert some[sorted(marked.bare)].all()
+    assert not none[sorted(marked.bare)].any()
+    assert int(some.sum()) == int(none.sum()) + 3
 
 
 def test_weights_that_are_not_numbers_still_give_labels(random_model: LoadedModel) -> None:

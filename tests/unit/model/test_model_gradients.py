@@ -123,7 +123,7 @@ def problem() -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tens
     return weights, ids, direction, output, truth
 
 
-@pytest.mark.parametrize("path", ["plain", "fp32+fp32", "int_mm+fp32", "int_mm+bf16"])
+@pytest.mark.parametrize("path", ["plain", "fp32+fp32", "int_mm+fp32", "int_mm+bf16", "tiles+int16"])
 def test_gradients_of_every_block(
     problem: tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor]], path: str
 ) -> None:

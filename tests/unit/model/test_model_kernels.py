@@ -93,15 +93,16 @@ def test_causal_softmax_and_its_gradient(width: int) -> None:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("scale", [1.0, 40.0])
 def test_cross_entropy_and_its_gradient(smoothing: float, scale: float) -> None:
-    """Confident logits as well: the exponentials of all others nearly vanish."""
+    """Confident logits as well: the exponentials of all others nearly vanish. Rows end in foreign values."""
     logits = noise(9, 77, scale=scale).requires_grad_()
     targets = torch.randint(0, 77, (9,), generator=torch.Generator().manual_seed(1))
     share = torch.linspace(0.0, 1.0, 9)
     expected = F.cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
     (expected * share).sum().backward()
-    losses, uniform, gradient = torch.empty(9), torch.zeros(9), torch.empty(9, 77)
+    losses, uniform, gradient = torch.empty(9), torch.zeros(9), torch.full((9, 80), 7.0)
     kernels.cross_entropy(
-        logits.detach().clone().numpy(),
+        F.pad(logits.detach(), (0, 3), value=100.0).numpy(),
+        77,
         targets.numpy(),
         share.numpy(),
         np.float32(smoothing),
@@ -112,7 +113,8 @@ def test_cross_entropy_and_its_gradient(smoothing: float, scale: float) -> None:
     found = (1 - smoothing) * losses + smoothing * uniform
     torch.testing.assert_close(found, expected.detach(), rtol=1e-5, atol=1e-5)
     assert logits.grad is not None
-    torch.testing.assert_close(gradient, logits.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(gradient[:, :77], logits.grad, rtol=1e-4, atol=1e-6)
+    assert gradient[:, 77:].eq(7.0).all()
 
 
 def test_not_finite_logits_give_a_loss_that_is_not_finite() -> None:
@@ -122,7 +124,7 @@ def test_not_finite_logits_give_a_loss_that_is_not_finite() -> None:
         logits[0, 7] = bad
         losses, gradient = np.zeros(1, np.float32), np.zeros((1, 40), np.float32)
         kernels.cross_entropy(
-            logits, np.array([3]), np.ones(1, np.float32), np.float32(0), losses, losses.copy(), gradient
+            logits, 40, np.array([3]), np.ones(1, np.float32), np.float32(0), losses, losses.copy(), gradient
         )
         assert not np.isfinite(losses[0])
 

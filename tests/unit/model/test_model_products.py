@@ -10,12 +10,12 @@ import torch
 from bithaul.errors import InvalidConfig, UnknownName
 from bithaul.model import products
 from bithaul.model.bitlinear import BitLinear, fake_quantized_linear, integer_linear
+from bithaul.model.choice import choose_path
 from bithaul.model.products import (
     BACKWARD,
     FORWARD,
     Kernel,
     StepPath,
-    choose_path,
     integer_product,
     matmul_precision,
 )

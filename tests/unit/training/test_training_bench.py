@@ -8,8 +8,9 @@ import pytest
 
 from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
-from bithaul.training import bench
-from bithaul.training.bench import _products, bench_gemm, bench_step, examples_of
+from bithaul.training import bench, ceilings
+from bithaul.training.bench import bench_gemm, bench_step, examples_of
+from bithaul.training.ceilings import Kind, Product, best_seconds, step_products
 from bithaul.training.recipe import TrainingRecipe
 
 CONFIG = ModelConfig(
@@ -51,15 +52,24 @@ def test_the_products_of_a_step_are_six_for_each_weight_and_token() -> None:
     """Two operations a multiply-add, three products a matrix: forgetting one would flatter the roofline."""
     batch = [np.zeros(33, np.int32)] * 8
     tokens = 8 * 32
-    operations = sum(
-        2 * m * k * n * count for name, (m, k, n), count in _products(CONFIG, batch) if name != "attention"
-    )
+    products = step_products(CONFIG, batch)
+    operations = sum(product.operations * count for product, count in products if product.kind != "attention")
     h, f = 64, 128
     weights = 2 * (4 * h * h + 3 * h * f) + 97 * h
     assert operations == 6 * tokens * weights
-    [(_, shape, count)] = [p for p in _products(CONFIG, batch) if p[0] == "attention"]
-    assert shape == (4 * 8, 32, 16)  # heads and examples, length, head dimension
+    [(product, count)] = [p for p in products if p[0].kind == "attention"]
+    assert product == Product("attention", 4 * 8, 32, 16)  # heads and examples, length, head dimension
     assert count == 2 * 6  # two products forward and four backward, in each layer
+
+
+@pytest.mark.parametrize("kind", ["forward", "input_gradient", "weight_gradient", "head", "attention"])
+def test_threads_share_the_rows_of_a_product(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a ceiling for two threads that times the whole product on each, or half of it in all."""
+    seen: list[int] = []
+    ways = ceilings._ways
+    monkeypatch.setattr(ceilings, "_ways", lambda p, fp32: (seen.append(p.rows), *ways(p, fp32))[1:])
+    assert best_seconds(Product(kind, 64, 32, 16), threads=2) > 0
+    assert seen == [32, 32]
 
 
 def test_ceilings_name_every_product() -> None:
@@ -67,7 +77,7 @@ def test_ceilings_name_every_product() -> None:
     assert path.reason
     assert {(g.name, g.shape) for g in found} == {
         (name, shape)
-        for name in ("int8", "bf16", "fp32")
+        for name in ("int8", "dX", "dW", "fp32")
         for shape in ((64, 64, 192), (64, 64, 64), (64, 64, 256), (64, 128, 64))
     }
     assert all(g.gops > 0 for g in found)

@@ -125,7 +125,7 @@ def test_padding_has_no_weight_and_does_not_widen_attention() -> None:
     examples = [np.arange(1, 11, dtype=np.int32) for _ in range(20)]
     batch = pack(examples, label_token=None, text_loss_weight=1.0)
     assert batch is not None
-    assert (batch.tokens, len(batch.input_ids)) == (180, 2 * GRANULE)
+    assert (batch.tokens, len(batch.input_ids)) == (180, 180 + GRANULE - 180 % GRANULE)
     assert batch.weights.sum().item() == 180
     assert not batch.weights[180:].any()
     assert batch.segments.longest == 9

@@ -320,7 +320,7 @@ def test_clipping_bounds_the_gradient_and_not_the_direction() -> None:
     """AdamW is scale free, so clip shows in the second moment: one huge batch must not swamp it."""
     subject = trainer(recipe=RECIPE.model_copy(update={"clip": 1e-3}))
     train(subject, examples(4))
-    state = subject.state_dict()["optimizer"]["state"]
+    state = subject.state_dict()["moments"]
     total = sum(float(s["exp_avg"].pow(2).sum()) for s in state.values())
     assert math.sqrt(total) == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
@@ -338,13 +338,16 @@ def test_calibration_measures_the_real_step() -> None:
     assert found.spread >= 0
 
 
-def test_short_training_agrees_between_fast_path_and_reference() -> None:
+@pytest.mark.parametrize("fast", ["int_mm+bf16", "tiles+int16"])
+def test_short_training_agrees_between_fast_path_and_reference(fast: str) -> None:
     """Sixty steps on learnable data: the fast path must not be worse than the definition."""
+    if (reason := refusal(fast.partition("+")[0])) is not None:
+        pytest.skip(f"{fast} is {reason} here")
     random = np.random.default_rng(0)
     starts = random.integers(0, 97, 240)
     items = [((start + np.arange(14) * 3) % 97).astype(np.int32) for start in starts]
     losses = {}
-    for name, path, plain in (("fast", "int_mm+bf16", False), ("plain", PATH, True)):
+    for name, path, plain in (("fast", fast, False), ("plain", PATH, True)):
         subject = Trainer(CONFIG, RECIPE, label_token=None, threads=1, path=path, plain=plain)
         subject.load(initial_vector(CONFIG, seed=2))
         train(subject, items)
@@ -365,11 +368,15 @@ def gradients(path: str, granule: int, monkeypatch: pytest.MonkeyPatch, *, plain
     return torch.cat([p.grad.flatten() for p in subject.model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize(("path", "granule"), [("fp32+fp32", 1), ("fp32+fp32", 128), ("int_mm+bf16", 128)])
+@pytest.mark.parametrize(
+    ("path", "granule"), [("fp32+fp32", 1), ("fp32+fp32", 32), ("int_mm+bf16", 32), ("tiles+int16", 32)]
+)
 def test_many_rows_and_padding_change_no_gradient(
     path: str, granule: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches a row block that is dropped or used twice, and padding that is learned from."""
+    if (reason := refusal(path.partition("+")[0])) is not None:
+        pytest.skip(f"{path} is {reason} here")
     expected = gradients("fp32+fp32", 1, monkeypatch, plain=True)
     found = gradients(path, granule, monkeypatch, plain=False)
     assert torch.cosine_similarity(found, expected, dim=0).item() > 0.999

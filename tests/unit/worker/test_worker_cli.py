@@ -111,6 +111,24 @@ def test_bad_addresses(
     assert words in said
 
 
+@pytest.mark.parametrize(
+    ("path", "words"), [("cuda", "no CUDA device"), ("int_mm", "There is no compute path 'int_mm'")]
+)
+def test_a_path_that_cannot_be_is_refused_before_anything_is_sent(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    words: str,
+) -> None:
+    """Nothing listens at this address: a worker that dialled first would wait instead of ending."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("BITHAUL_COMPUTE_PATH", path)
+    code, said = refuse(common(tmp_path, "http://127.0.0.1:9"), capsys)
+    assert (code, said.count("\n")) == (2, 0)
+    assert words in said
+
+
 def test_missing_secret(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

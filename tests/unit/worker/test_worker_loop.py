@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from bithaul.corpus.shards import Shard
-from bithaul.errors import LayoutMismatch, Unauthorized, UnknownName
+from bithaul.errors import InvalidConfig, LayoutMismatch, Unauthorized, UnknownName
 from bithaul.exchange.codecs import codec_named, decode
 from bithaul.exchange.frame import read_header
 from bithaul.exchange.messages import HeartbeatRequest, LeaseOutcome, Verdict
 from bithaul.exchange.weights import open_weights
 from bithaul.model.config import ModelConfig
+from bithaul.model.device import DevicePath
+from bithaul.training import trainer as trainer_module
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import Trainer
+from bithaul.worker import loop as loop_module
 from bithaul.worker import task as task_module
 from bithaul.worker.loop import Worker
 from bithaul.worker.settings import WorkerSettings, default_threads
@@ -128,6 +131,42 @@ def test_registration_order_and_capabilities(bench: Any, tmp_path: Path) -> None
     assert third.capabilities.tokens_per_second > 0
     assert "fp32" in third.capabilities.path or "int" in third.capabilities.path
     assert "calibrated" in bench.output.getvalue()
+
+
+def test_a_forced_path_is_used_measured_and_reported(bench: Any, tmp_path: Path) -> None:
+    """Catches an option that is read and forgotten, and a calibration along another path."""
+    bench.fake.tasks = 1
+    make(bench, tmp_path, path="fp32+fp32").run()
+    capabilities = bench.fake.registrations[-1].capabilities
+    assert capabilities.path == "fp32+fp32: fp32+fp32 (forced)"
+    assert bench.fake.version == 2
+
+
+def test_a_path_without_its_device_ends_the_worker(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot pass by itself, so it must not be tried for ever."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidConfig, match="no CUDA device"):
+        make(bench, tmp_path, path="cuda").run()
+
+
+def test_a_worker_on_a_device_is_the_same_worker(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole task on a device's path (the CPU as device); name and memory are those of the GPU."""
+    path = DevicePath.of(torch.device("cpu"), "bf16", reason="bf16 forward on a test")
+    monkeypatch.setattr(trainer_module, "choose_path", lambda shapes, forced=None: path)
+    monkeypatch.setattr(
+        loop_module, "hardware", lambda chosen: ("NVIDIA Test", 80) if chosen is path else None
+    )
+    bench.fake.tasks = 1
+    make(bench, tmp_path).run()
+    capabilities = bench.fake.registrations[-1].capabilities
+    assert (capabilities.device, capabilities.memory_bytes) == ("NVIDIA Test", 80)
+    assert capabilities.path == "cpu: bf16 forward on a test"
+    assert bench.fake.version == 2
+    assert bench.fake.updates[0].tokens == 16 * 9
 
 
 def test_soft_stop_returns_the_unused_tail(bench: Any, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from bithaul.corpus.truckmate.noise import add_noise, punctuate
 from bithaul.corpus.truckmate.talk import around
 from bithaul.errors import InvalidInput
 
-GENERATOR_VERSION = "4"
+GENERATOR_VERSION = "5"
 RESERVED_PAIRS = 10  # one pair of values in so many never meets in training
 DIALOGUE_SHARE = 0.07
 ATTEMPTS = 8  # draws before a repeated line is let through

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bithaul.corpus.truckmate.data import lines, sections, terms
+from bithaul.corpus.truckmate.data import Term, lines, sections, terms
 
 _FILE = "lexicon.terms"
 
 
 class TaskGroup(NamedTuple):
-    """Tasks are a verb, an object and sometimes a tail: "call" "the broker" "about the rate"."""
+    """Tasks are a verb, an object and sometimes a tail: "call" "the broker" "about the rate".
+
+    Objects of things to buy are also composed, and `listed` tells how many are not.
+    """
 
     verbs: tuple[str, ...]
     objects: tuple[str, ...]
     tails: tuple[str, ...]
+    listed: int
 
 
 def _numbers(title: str) -> tuple[int, ...]:
@@ -26,15 +30,23 @@ def _numbers(title: str) -> tuple[int, ...]:
 
 
 def _tasks() -> tuple[TaskGroup, ...]:
-    """Verbs, the objects that go with them, and what may follow; once for each object."""
+    """Verbs, the objects that go with them, and what may follow; once for each listed object."""
     found: list[TaskGroup] = []
     for title, body in sections(_FILE):
         name, _, tail = title.partition(" ")
         if name == "tasks":
             tails = lines(_FILE, f"task tails {tail}") if tail else ()
             verbs = tuple(verb.strip() for verb in body[0].split(","))
-            found += [TaskGroup(verbs, body[1:], tails)] * len(body[1:])
+            listed = len(body) - 1
+            composed = _composed("task leads", "task things") if tail == "for" else ()
+            often = listed * 3 // 2 if composed else listed
+            found += [TaskGroup(verbs, (*body[1:], *composed), tails, listed)] * often
     return tuple(found)
+
+
+def _composed(first: str, second: str) -> tuple[str, ...]:
+    """Every line of one section in front of every line of another."""
+    return tuple(f"{a} {b}" for a in lines(_FILE, first) for b in lines(_FILE, second))
 
 
 def _words(title: str) -> tuple[str, ...]:
@@ -49,6 +61,7 @@ TOWN_TAILS = _words("town tails")
 CHAINS = terms(_FILE, "chains")
 STOP_TYPES = terms(_FILE, "stop types")
 PURPOSES = terms(_FILE, "purposes")
+BREAK_PURPOSES = terms(_FILE, "break purposes")
 TRIP_PURPOSES = terms(_FILE, "trip purposes")
 PLACES = terms(_FILE, "places")
 FACILITY_OWNERS = lines(_FILE, "facility owners")
@@ -63,9 +76,14 @@ BEST = terms(_FILE, "best")
 REASONS = terms(_FILE, "reasons")
 STOP_STATES = terms(_FILE, "stop states")
 STOP_CAUSES = terms(_FILE, "stop causes")
+MISHAPS = (
+    *terms(_FILE, "mishaps"),
+    *(Term(thing, (thing,)) for thing in _composed("mishap parts", "mishap kinds")),
+)
 WEATHER = terms(_FILE, "weather")
 WEATHER_HELDOUT = terms(_FILE, "weather heldout")
 CATEGORIES = terms(_FILE, "categories")
+PAYEES = terms(_FILE, "payees")
 ACTIONS_DONE = terms(_FILE, "actions done")
 ACTIONS_BEING = terms(_FILE, "actions being")
 INTERSTATES = _numbers("interstates")
@@ -73,6 +91,7 @@ INTERSTATES_HELDOUT = _numbers("interstates heldout")
 US_ROUTES = _numbers("us routes")
 US_ROUTES_HELDOUT = _numbers("us routes heldout")
 MOMENTS = lines(_FILE, "moments")
+POINTS = terms(_FILE, "points")
 EVENTS = lines(_FILE, "events")
 TASKS = _tasks()
 

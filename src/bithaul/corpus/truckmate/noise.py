@@ -35,6 +35,7 @@ CLOSINGS = _phrases("closings")
 HOMOPHONES = _table("homophones")  # what a recogniser hears instead; never next to a number
 LOST = frozenset(word.strip() for line in lines(_FILE, "lost") for word in line.split(","))
 SHORT = {tuple(pair.split()): forms[0] for pair, forms in _table("short").items()}
+SLURRED = {tuple(pair.split()): forms[0] for pair, forms in _table("slurred").items()}
 NUMBERS = frozenset((*numbers.ONES, *numbers.TEENS, *numbers.TENS))
 CORRECTED_KINDS = frozenset(("city", "place", "chain", "interstate", "load", "amount", "facility", "near"))
 
@@ -125,12 +126,24 @@ def _contract(parts: list[Part], dice: Dice) -> list[Part]:
     out: list[Part] = []
     for part in parts:
         last = out[-1] if out else None
-        pair = SHORT.get((last.words[-1], part.words[0])) if last and _free(last) and _free(part) else None
-        if pair and len(part.words) == 1 and last and len(last.words) == 1 and dice.chance(0.6):
-            out[-1] = Part((pair if dice.chance(0.8) else pair.replace("'", ""),))
+        if last is None or not _free(part):
+            out.append(part)
+            continue
+        pair = (last.words[-1], part.words[0])
+        if _free(last) and pair in SHORT and dice.chance(0.6):
+            out[-1] = Part((SHORT[pair] if dice.chance(0.8) else SHORT[pair].replace("'", ""),))
+        elif _free(last) and pair in SLURRED and dice.chance(0.25):
+            out[-1] = Part((SLURRED[pair],))
+        elif part.words == ("is",) and _takes_ending(last) and dice.chance(0.3):
+            out[-1] = replace(last, words=(*last.words[:-1], f"{last.words[-1]}'s"))
         else:
             out.append(part)
     return out
+
+
+def _takes_ending(part: Part) -> bool:
+    """A value that "is" may melt into: "traffic's backed up"."""
+    return part.slot is not None and not part.numeric and not part.words[-1].endswith("s")
 
 
 def _mishear(parts: list[Part], dice: Dice, most: int) -> list[Part]:

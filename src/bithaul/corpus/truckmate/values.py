@@ -98,7 +98,9 @@ def _city(dice: Dice, held: bool) -> Spoken:
 def _task(dice: Dice, held: bool) -> Spoken:
     def draw(dice: Dice) -> str:
         group = dice.pick(lex.TASKS)
-        task = f"{dice.pick(group.verbs)} {dice.pick(group.objects)}"
+        composed = len(group.objects) > group.listed and dice.chance(0.5)
+        objects = group.objects[group.listed :] if composed else group.objects[: group.listed]
+        task = f"{dice.pick(group.verbs)} {dice.pick(objects)}"
         return f"{task} {dice.pick(group.tails)}" if group.tails and dice.chance(0.25) else task
 
     value = _until(draw, "task", dice, held)
@@ -220,6 +222,15 @@ def _amount(dice: Dice, held: bool) -> Spoken:
     return Spoken(dice.pick(said), value, numeric=True)
 
 
+def _price(dice: Dice, held: bool) -> Spoken:
+    """An amount in front of a thing: "a nine dollar toll"."""
+    value = _until(
+        lambda d: str(d.between(3, 99) if d.chance(0.7) else d.between(100, 899)), "amount", dice, held
+    )
+    said = numbers.words(int(value)) if dice.chance(0.5) else value
+    return Spoken(f"{said} {dice.usual(('dollar', 'buck'))}", value, numeric=True)
+
+
 def _clock(dice: Dice) -> str:
     minutes = dice.pick(("", "", "", ":15", ":30", ":45"))
     return f"{dice.between(1, 12)}{minutes} {dice.pick(('am', 'pm'))}"
@@ -322,7 +333,8 @@ KINDS: dict[str, Kind] = {
     "via": _via,
     "chain": _closed(lex.CHAINS),
     "stop": _closed(lex.STOP_TYPES),
-    "purpose": _closed(lex.PURPOSES),
+    "purpose": _closed((*lex.PURPOSES, *lex.BREAK_PURPOSES)),
+    "need": _closed(lex.PURPOSES),
     "trip_purpose": _closed(lex.TRIP_PURPOSES),
     "avoidable": _closed(lex.AVOIDABLE),
     "preference": _closed(lex.PREFERENCES),
@@ -330,18 +342,23 @@ KINDS: dict[str, Kind] = {
     "reason": _closed(lex.REASONS),
     "stop_state": _closed(lex.STOP_STATES),
     "stop_cause": _closed(lex.STOP_CAUSES),
+    "mishap": _closed(lex.MISHAPS),
     "weather": _pools(lex.WEATHER, lex.WEATHER_HELDOUT),
     "category": _closed(lex.CATEGORIES),
+    "item": _closed([Term(term.value, (term.value,)) for term in lex.CATEGORIES]),
+    "payee": _closed(lex.PAYEES),
     "done": _closed(lex.ACTIONS_DONE),
     "being": _closed(lex.ACTIONS_BEING),
     "action": _closed((*lex.ACTIONS_DONE, *lex.ACTIONS_BEING)),
     "task": _task,
     "load": _load_id,
     "amount": _amount,
+    "price": _price,
     "time": _time,
     "when": _when,
     "day": _day,
     "weekday": _weekday_alone,
+    "point": _closed(lex.POINTS),
     "part": _closed([Term(part, (part,)) for part in lex.DAY_PARTS[:3]]),
     "event": _closed([Term(event, (event,)) for event in lex.EVENTS]),
     "number": _number,
@@ -359,6 +376,7 @@ OPEN_KINDS = frozenset(
         "task",
         "load",
         "amount",
+        "price",
         "time",
         "when",
         "day",

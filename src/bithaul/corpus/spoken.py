@@ -1,0 +1,122 @@
+"""Which numbers a request can mean: "two hundred forty" is 240 and never 244.
+
+Reads English number words and digits, also mixed, and knows how people say ids, amounts, times and roads.
+It gives digits without units or marks, and decides nothing: a request with two numbers has readings of both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+_ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS = (
+    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen"),
+    "nineteen",
+)
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_SMALL = {word: n for n, word in enumerate((*_ONES, *_TEENS))}
+_SMALL |= {word: 20 + 10 * n for n, word in enumerate(_TENS)}
+_SIZES = {"hundred": 100, "thousand": 1000}
+NUMBER_WORDS = frozenset((*_SMALL, *_SIZES))
+_TOKEN = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|[^\W\d]+|[^\w\s]")
+_DIGITS = re.compile(r"\d+")
+LONGEST = 12  # digits of one number
+
+
+def runs(value: str) -> list[str]:
+    """The digits of a value, one string for each number in it: "6:30 pm" has 6 and 30."""
+    return _DIGITS.findall(value)
+
+
+def shape(value: str) -> str:
+    """A value with 0 for each of its numbers: "6:30 pm" and "12:15 pm" are both "0:0 pm"."""
+    return _DIGITS.sub("0", value)
+
+
+Readings = dict[str, list[tuple[int, int]]]
+"""Numbers as digits, each with the words it may be: the place of the first and that behind the last."""
+
+
+def readings(text: str) -> Readings:
+    """Every number that some words of a lower-case `text` that stand together can mean."""
+    words = _TOKEN.findall(text)
+    found: Readings = {}
+    if any(word in NUMBER_WORDS or word[0].isdigit() for word in words):
+        for start in range(len(words)):
+            for digits, end in _from(words, start):
+                found.setdefault(digits, []).append((start, end))
+    return found
+
+
+def end_of(number: str, said: Readings, start: int) -> int | None:
+    """Where a number ends that begins at word `start` or later, None where no words mean it."""
+    return min((end for first, end in said.get(number, ()) if first >= start), default=None)
+
+
+def are_said(value: str, said: Readings) -> bool:
+    """Whether the numbers of `value` are numbers of a request, in the order in which they are said."""
+    at: int | None = 0
+    for number in runs(value):
+        at = end_of(number, said, at) if at is not None else None
+    return at is not None
+
+
+def _from(words: Sequence[str], start: int) -> Iterator[tuple[str, int]]:
+    """The numbers that begin at one word, and where they end: several in a row may be one."""
+    digits, at = "", start
+    while (unit := _unit(words, at)) is not None and len(digits) < LONGEST:
+        digits, at = digits + unit[0], unit[1]
+        yield digits, at
+        ahead = at + 1 if words[at : at + 1] == ["-"] else at
+        if len(digits) == 1 and _unit(words, ahead) is None:
+            yield f"0{digits}", at  # "and five cents"
+        at = ahead
+
+
+def _unit(words: Sequence[str], at: int) -> tuple[str, int] | None:
+    """The longest number of the words at one place, and where it ends."""
+    if at >= len(words):
+        return None
+    word, after = words[at], words[at + 1 : at + 2]
+    if word[0].isdigit():
+        digits = word.replace(",", "")
+        sized = int(digits) * _SIZES[after[0]] if after and after[0] in _SIZES and len(digits) < 4 else None
+        return (digits, at + 1) if sized is None else (str(sized), at + 2)
+    if word == "oh" or (word == "o" and after and (after[0] in _SMALL or after[0].isdigit())):
+        return "0", at + 1
+    number = _cardinal(words, at)
+    return None if number is None else (str(number[0]), number[1])
+
+
+def _cardinal(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    """ "two hundred and forty", "twelve hundred", "a hundred twenty", "one thousand two hundred"."""
+    found = _hundreds(words, at)
+    if found is None or words[found[1] : found[1] + 1] != ["thousand"]:
+        return found
+    rest = _hundreds(words, _behind_and(words, found[1] + 1))
+    return (found[0] * 1000, found[1] + 1) if rest is None else (found[0] * 1000 + rest[0], rest[1])
+
+
+def _hundreds(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    value, end = _below_100(words, at) or (0, at)
+    if words[end : end + 1] != ["hundred"]:
+        return (value, end) if end > at else None
+    if end == at and at and words[at - 1] in _SMALL:
+        return None  # the middle of a number
+    rest = _below_100(words, _behind_and(words, end + 1))
+    hundreds = 100 * (value if end > at else 1)
+    return (hundreds, end + 1) if rest is None else (hundreds + rest[0], rest[1])
+
+
+def _behind_and(words: Sequence[str], at: int) -> int:
+    return at + 1 if words[at : at + 1] == ["and"] else at
+
+
+def _below_100(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    value = _SMALL.get(words[at]) if at < len(words) else None
+    if value is None:
+        return None
+    ahead = at + 2 if words[at + 1 : at + 2] == ["-"] else at + 1
+    unit = _SMALL.get(words[ahead], 0) if value >= 20 and ahead < len(words) else 0
+    return (value + unit, ahead + 1) if 0 < unit < 10 else (value, at + 1)

@@ -1,0 +1,123 @@
+"""The two products on the way back through one stacked ternary product, a block of rows at a time.
+
+Forward was y = (X T^t) f with f = g / s per row and matrix. One scaled copy of dy, d = f dy, serves both: the
+gradient of the input over s is p = d T, that of a latent matrix dW = d^t X / g. The caller fills `block` with
+d for some rows, `input_gradient` gives p while both are still in the cache, and after the last block
+`weight_gradients` has every matrix. `FloatWay` multiplies in bf16 or fp32, `WordWay` in 16-bit integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bithaul.model import kernels, tiles
+from bithaul.model.autograd import array_of
+from bithaul.model.bitlinear import TernaryCodes
+from bithaul.model.products import WORDS, StepPath
+from bithaul.model.scratch import scratch
+
+BLOCK_ROWS = 256
+
+
+def blocks(rows: int) -> Iterator[slice]:
+    """Rows in groups that the caches hold."""
+    for start in range(0, rows, BLOCK_ROWS):
+        yield slice(start, min(start + BLOCK_ROWS, rows))
+
+
+class WayBack(Protocol):
+    def block(self, rows: slice) -> Tensor:
+        """Memory for d of these rows, [rows, sum of N]."""
+        ...
+
+    def input_gradient(self, rows: slice) -> Tensor:
+        """p [rows, K] of the block just filled, valid until the next call."""
+        ...
+
+    def weight_gradients(self) -> list[Tensor]:
+        """dW of each matrix, float32 [N, K], once every row has been given."""
+        ...
+
+
+def way_back(name: str, codes: Tensor, ternary: TernaryCodes, path: StepPath) -> WayBack:
+    """For activations int8 [M, K]; `name` keeps the memory of ways that are open together apart."""
+    if path.backward == WORDS:
+        return WordWay(name, codes, ternary)
+    return FloatWay(name, codes, ternary, path.gradient_dtype)
+
+
+class FloatWay:
+    def __init__(self, name: str, codes: Tensor, ternary: TernaryCodes, dtype: torch.dtype) -> None:
+        self._name, self._codes, self._ternary, self._dtype = name, codes, ternary, dtype
+        self._scaled = scratch(f"{name} scaled", (len(codes), len(ternary.codes)), dtype)
+        self._weights = _converted(f"{name} codes", ternary.codes, dtype)
+
+    def block(self, rows: slice) -> Tensor:
+        return self._scaled[rows]
+
+    def input_gradient(self, rows: slice) -> Tensor:
+        shape = (rows.stop - rows.start, self._codes.shape[1])
+        return torch.mm(self._scaled[rows], self._weights, out=scratch(f"{self._name} p", shape, self._dtype))
+
+    def weight_gradients(self) -> list[Tensor]:
+        inputs = _converted("inputs", self._codes, self._dtype)
+        shape = (self._scaled.shape[1], inputs.shape[1])
+        product = torch.mm(self._scaled.t(), inputs, out=scratch("weights", shape, self._dtype))
+        gradients = []
+        widths, scales = list(self._ternary.widths), self._ternary.scales
+        for part, g in zip(torch.split(product, widths), scales, strict=True):
+            gradient = torch.empty(part.shape)
+            kernels.widen_scaled(array_of(part), np.float32(1.0) / g, array_of(gradient))
+            gradients.append(gradient)
+        return gradients
+
+
+class WordWay:
+    """A block of d becomes 16-bit integers with one scale; both products are then exact."""
+
+    def __init__(self, name: str, codes: Tensor, ternary: TernaryCodes) -> None:
+        if ternary.words is None:
+            raise ValueError("the codes were prepared for another path")
+        self._name, self._codes, self._ternary = name, codes, ternary
+        self._words = ternary.words.numpy()
+        self._outputs, self._width = len(ternary.codes), codes.shape[1]
+        inverse = [
+            np.full(n, np.float32(1.0) / g) for n, g in zip(ternary.widths, ternary.scales, strict=True)
+        ]
+        self._inverse: npt.NDArray[np.float32] = np.concatenate(inverse)
+        self._sum = torch.empty((self._outputs, self._width))
+
+    def block(self, rows: slice) -> Tensor:
+        return scratch(f"{self._name} scaled", (rows.stop - rows.start, self._outputs))
+
+    def input_gradient(self, rows: slice) -> Tensor:
+        from bithaul.model import integer  # compiled for machines with AVX2 only
+
+        count, n, k = rows.stop - rows.start, self._outputs, self._width
+        along = _words("along", (integer.panels(count, integer.ROWS), integer.panels(n, 2), integer.ROWS))
+        across = _words("across", (integer.panels(n, integer.ROWS), integer.panels(count, 2), integer.ROWS))
+        inputs = _words("inputs", (integer.panels(k, tiles.COLUMNS), across.shape[1], tiles.COLUMNS))
+        scale = np.float32(integer.fixed_point(array_of(self.block(rows)), along, across))
+        integer.pack_words(array_of(self._codes[rows]), inputs)
+        integer.add_words(across, inputs, self._inverse * scale, rows.start == 0, array_of(self._sum))
+        p = scratch(f"{self._name} p", (count, k))
+        integer.multiply_words(along, self._words, scale, array_of(p))
+        return p
+
+    def weight_gradients(self) -> list[Tensor]:
+        return list(torch.split(self._sum, list(self._ternary.widths)))
+
+
+def _words(name: str, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+    found: npt.NDArray[np.int32] = scratch(name, shape, torch.int32).numpy()
+    return found
+
+
+def _converted(name: str, codes: Tensor, dtype: torch.dtype) -> Tensor:
+    return scratch(name, tuple(codes.shape), dtype).copy_(codes)

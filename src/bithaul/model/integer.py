@@ -21,7 +21,7 @@ ROWS = 6
 """Rows of a left panel."""
 
 MOST_ROWS = 512
-"""Rows of a block of gradients: 512 * 127 * 32,767 fits into 32 bits."""
+"""Rows of a block of gradients, kept by the caller: 512 * 128 * 32,767 fits into 32 bits, 513 do not."""
 
 _LARGEST = np.float32(32767.0)
 _FLOOR, _MOST_FINITE = np.float32(1e-30), np.float32(3.4e38)

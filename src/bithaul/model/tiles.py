@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
 from typing import Any, Literal
 
 import llvmlite.binding
@@ -148,6 +147,3 @@ def _long(value: int) -> Any:
 
 def _times(builder: Any, value: Any, factor: int) -> Any:
     return builder.mul(value, _long(factor))
-
-
-Tile = Callable[..., None]

@@ -100,6 +100,8 @@ class WordWay:
         from bithaul.model import integer  # compiled for machines with AVX2 only
 
         count, n, k = rows.stop - rows.start, self._outputs, self._width
+        if count > integer.MOST_ROWS:
+            raise ValueError(f"a block of {count} rows would overflow; at most {integer.MOST_ROWS}")
         along = _words("along", (integer.panels(count, integer.ROWS), integer.panels(n, 2), integer.ROWS))
         across = _words("across", (integer.panels(n, integer.ROWS), integer.panels(count, 2), integer.ROWS))
         inputs = _words("inputs", (integer.panels(k, tiles.COLUMNS), across.shape[1], tiles.COLUMNS))

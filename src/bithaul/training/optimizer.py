@@ -91,7 +91,7 @@ class SharedAdamW:
     def state(self) -> Moments:
         """Moments and counter of each parameter by name, on the CPU."""
         return {
-            name: {key: value.cpu() for key, value in share.adamw.state[parameter].items()}
+            name: {key: value.to("cpu", copy=True) for key, value in share.adamw.state[parameter].items()}
             for share in self._shares
             for _, name, parameter in share.named
             if parameter in share.adamw.state

@@ -70,6 +70,7 @@ def test_paths_of_lesser_machines(cap: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["refused"]["fp32"] is None
+    assert "inexact" not in found["refused"].values()
     if cap == "nothing":
         assert "no AVX2" in found["refused"]["tiles"]
         assert "no AVX2" in found["backward"]["int16"]

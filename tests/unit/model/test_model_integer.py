@@ -11,7 +11,7 @@ from bithaul.model import tiles
 if (problem := tiles.missing()) is not None:
     pytest.skip(f"register blocks: {problem}", allow_module_level=True)
 
-from bithaul.model import integer
+from bithaul.model import integer, wayback
 
 SHAPES = [(1, 1, 1), (5, 3, 7), (6, 16, 16), (7, 30, 17), (13, 260, 33), (256, 256, 64)]
 
@@ -59,13 +59,15 @@ def test_gradient_products_are_those_of_the_rounded_gradient(m: int, k: int, n: 
 
 
 def test_the_largest_block_does_not_overflow() -> None:
-    """512 rows of the largest gradient by the largest activation is just below 2^31: one more is too much."""
-    d = np.full((integer.MOST_ROWS, 6), 1.0, np.float32)
-    x = np.full((integer.MOST_ROWS, 16), 127, np.int8)
+    """512 rows of the largest gradient by the largest activation is just below 2^31: 513 are too much."""
+    assert integer.MOST_ROWS * 128 * 32767 < 2**31 <= (integer.MOST_ROWS + 1) * 128 * 32767
+    assert wayback.BLOCK_ROWS <= integer.MOST_ROWS
+    d = np.full((integer.MOST_ROWS, 6), -1.0, np.float32)
+    x = np.full((integer.MOST_ROWS, 16), -128, np.int8)
     _, across, scale = words_left(d)
     dw = np.empty((6, 16), np.float32)
     integer.add_words(across, words_right(x), np.full(6, scale, np.float32), True, dw)
-    np.testing.assert_allclose(dw, 127 * integer.MOST_ROWS, rtol=1e-6)
+    np.testing.assert_allclose(dw, 128 * integer.MOST_ROWS, rtol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -63,10 +63,10 @@ def step(
         examples=batch,
         steps=steps,
         path=path,
-        on_step=functools.partial(_show_step, steps) if sys.stderr.isatty() else None,
+        on_step=(lambda done: _show("step", done, steps)) if sys.stderr.isatty() else None,
     )
     if as_json:
-        print(json.dumps({"preset": config.name, **_rounded(asdict(found)), **machine(threads)}), flush=True)
+        print(json.dumps(_rounded({"preset": config.name, **asdict(found), **machine(threads)})), flush=True)
         return
     print(f"step: {found.reason}")
     print(f"{config.name}, {found.parameters:,} parameters, {found.tokens_per_step:,} tokens a step")
@@ -88,11 +88,12 @@ def gemm(
     """Time single matrix products at a model's shapes: the ceilings of this machine."""
     threads = threads or default_threads()
     config = load_config(preset, vocab_size=vocab)
-    path, found = bench_gemm(config, threads=threads, rows=rows)
+    show = functools.partial(_show, "product") if sys.stderr.isatty() else None
+    path, found = bench_gemm(config, threads=threads, rows=rows, on_product=show)
     if as_json:
-        products = [_rounded(asdict(product)) for product in found]
+        products = [asdict(product) for product in found]
         record = {"preset": config.name, "path": path.name, "reason": path.reason, "products": products}
-        print(json.dumps(record | machine(threads)), flush=True)
+        print(json.dumps(_rounded(record | machine(threads))), flush=True)
         return
     print(f"step: {path.reason}")
     for product in found:
@@ -101,8 +102,8 @@ def gemm(
         print(f"{product.milliseconds:10.3f} ms {product.gops:10,.0f} GOP/s")
 
 
-def _show_step(steps: int, done: int) -> None:
-    print(f"\rstep {done} of {steps}", end="\n" if done == steps else "", file=sys.stderr, flush=True)
+def _show(what: str, done: int, total: int) -> None:
+    print(f"\r{what} {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def machine(threads: int) -> dict[str, object]:
@@ -119,5 +120,14 @@ def machine(threads: int) -> dict[str, object]:
     }
 
 
-def _rounded(record: dict[str, object]) -> dict[str, object]:
-    return {k: round(v, 4) if isinstance(v, float) else v for k, v in record.items()}
+def _rounded(value: object) -> object:
+    """Floats with six significant digits, however deep."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case dict():
+            return {key: _rounded(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [_rounded(inner) for inner in value]
+        case _:
+            return value

@@ -18,41 +18,54 @@ from bithaul.model.bitlinear import TernaryCodes
 from bithaul.model.products import (
     BACKWARD,
     FORWARD,
-    WORDS,
     Shape,
     StepPath,
     backward_refusal,
+    backward_unusable,
     product_rows,
     refusal,
+    unusable,
 )
+from bithaul.model.scratch import release
 from bithaul.model.wayback import blocks, way_back
 
 _ROUNDS = 3
 _FIRST: Shape = (32, 64, 32)  # small, to compile with
 _HOPELESS = 10.0  # times the fastest
+_TIE = 1.05  # times the fastest: as fast
 
 
 def choose_path(shapes: Sequence[Shape], *, forced: str | None = None) -> StepPath:
     """The fastest exact path for products of these shapes on one thread of this machine.
 
-    `forced` names a path such as `int_mm+bf16` and skips the timing. Raises `UnknownName` for a path that
-    does not exist and `InvalidConfig` for one that this machine cannot run exactly.
+    `forced` names a path such as `int_mm+bf16`, which may be a slow one, and skips the timing. Raises
+    `UnknownName` for a path that does not exist, `InvalidConfig` for one that is not exact on this machine.
     """
     if forced is not None:
         return _forced(forced)
-    forward_ways = [name for name in FORWARD if refusal(name) is None]
-    backward_ways = [name for name in BACKWARD if backward_refusal(name) is None]
+    refused = {name: refusal(name) for name in FORWARD}
+    refused |= {f"{name} backward": backward_refusal(name) for name in BACKWARD}
+    forward_ways = [name for name in FORWARD if refused[name] is None]
+    backward_ways = [name for name in BACKWARD if refused[f"{name} backward"] is None]
     with _one_thread():
         for name in backward_ways:  # compiled before it is timed; forward ways have been by `refusal`
             _backward(name, _FIRST)()
         forwards = _times({name: [_forward(name, shape) for shape in shapes] for name in forward_ways})
         backwards = _times({name: [_backward(name, shape) for shape in shapes] for name in backward_ways})
-    forward, backward = min(forwards, key=forwards.__getitem__), min(backwards, key=backwards.__getitem__)
+    release()
+    forward, backward = _best(forwards), _best(backwards)
     reason = (
         f"{forward} forward ({_instructions()}, exact, {forwards['fp32'] / forwards[forward]:.1f}x fp32), "
         f"{backward} backward ({backwards['fp32'] / backwards[backward]:.1f}x fp32), eager"
     )
-    return StepPath(forward, backward, reason)
+    left_out = "; ".join(f"{name} is {why}" for name, why in refused.items() if why is not None)
+    return StepPath(forward, backward, f"{reason}. Not used: {left_out}" if left_out else reason)
+
+
+def _best(seconds: Mapping[str, float]) -> str:
+    """The first in the table of those that are as fast as the fastest, so that noise seldom decides."""
+    fastest = min(seconds.values())
+    return next(name for name, taken in seconds.items() if taken <= _TIE * fastest)
 
 
 def _forced(name: str) -> StepPath:
@@ -61,8 +74,7 @@ def _forced(name: str) -> StepPath:
         known = ", ".join(f"{f}+{b}" for f in FORWARD for b in BACKWARD)
         on_gpu = "on a GPU cuda, cuda-int8, cuda-fp32"
         raise UnknownName(f"There is no compute path {name!r}; the paths are {known}, and {on_gpu}.")
-    unavailable = backward_refusal(backward) if backward == WORDS else None  # a slow way may be forced
-    for part, problem in ((forward, refusal(forward)), (backward, unavailable)):
+    for part, problem in ((forward, unusable(forward)), (backward, backward_unusable(backward))):
         if problem is not None:
             raise InvalidConfig(
                 f"The compute path {name!r} cannot be forced on this machine: {part} is {problem}."
@@ -129,7 +141,7 @@ def _backward(name: str, shape: Shape) -> Callable[[], object]:
         way = way_back("timing", x, ternary, path)
         for rows in blocks(m):
             way.block(rows).fill_(1.0)
-            way.input_gradient(rows)
+            way.multiply(rows)
         way.weight_gradients()
 
     return run

@@ -194,7 +194,7 @@ class _Attention(Function):
         nothing = scratch("nothing", (min(len(x), BLOCK_ROWS), x.shape[1])).zero_()
         for rows in blocks(len(x)):
             _fill_scaled(way.block(rows), dy[rows], inner, rows)
-            join.backward(rows, way.input_gradient(rows), nothing[: rows.stop - rows.start])
+            join.backward(rows, way.multiply(rows), nothing[: rows.stop - rows.start])
         gradients = _attention_backward(places, join.dx, flat, ctx.scale)
         norm, heads_way = _Norm(x, gain, source), source.way_back("heads")
         for rows in blocks(len(x)):
@@ -208,7 +208,7 @@ class _Attention(Function):
                 places.stride[rows],
                 array_of(heads_way.block(rows)),
             )
-            norm.backward(rows, heads_way.input_gradient(rows), dy[rows])
+            norm.backward(rows, heads_way.multiply(rows), dy[rows])
         d_weights = (*heads_way.weight_gradients(), *way.weight_gradients())
         return norm.dx, norm.d_gain, join.d_gain, None, None, None, None, *d_weights
 
@@ -293,7 +293,7 @@ class _FeedForward(Function):
         for rows in blocks(len(x)):
             _fill_scaled(down.block(rows), dy[rows], inner, rows)
             kernels.gate_backward(
-                array_of(down.input_gradient(rows)),
+                array_of(down.multiply(rows)),
                 array_of(kept[rows]),
                 ctx.squared,
                 array_of(sub_gain),
@@ -304,7 +304,7 @@ class _FeedForward(Function):
                 array_of(gate_up.block(rows)),
                 array_of(d_sub),
             )
-            norm.backward(rows, gate_up.input_gradient(rows), dy[rows])
+            norm.backward(rows, gate_up.multiply(rows), dy[rows])
         d_weights = (*gate_up.weight_gradients(), *down.weight_gradients())
         return norm.dx, norm.d_gain, d_sub, None, None, None, None, *d_weights
 

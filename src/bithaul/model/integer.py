@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bithaul.model.kernels import EXACT, compiled, largest_size
+from bithaul.model.kernels import EXACT, ROUND, compiled, largest_size
 from bithaul.model.tiles import BYTE_STEPS, COLUMNS, tile
 
 ROWS = 6
@@ -25,7 +25,6 @@ MOST_ROWS = 512
 
 _LARGEST = np.float32(32767.0)
 _FLOOR, _MOST_FINITE = np.float32(1e-30), np.float32(3.4e38)
-_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest even integer
 _CACHED_STEPS = 128  # of 256 columns: 128 KiB, a quarter of a second-level cache
 
 _bytes, _bytes_of_row = tile(ROWS, "bytes"), tile(1, "bytes")
@@ -62,9 +61,7 @@ def multiply_codes(x, packed, out):
         less[i] = total
     whole = rows - rows % ROWS
     for panel in range(packed.shape[0]):
-        for start in range(0, rows, 1 if whole == 0 else ROWS):
-            if start >= whole:
-                break
+        for start in range(0, whole, ROWS):
             sums[:] = 0
             for step in range(0, steps, BYTE_STEPS):
                 at, count = panel * panel_bytes + step * COLUMNS * 4, min(BYTE_STEPS, steps - step)
@@ -105,14 +102,14 @@ def pack_words(values, packed):
         first, columns = panel * COLUMNS, min(COLUMNS, values.shape[1] - panel * COLUMNS)
         for pair in range(packed.shape[1]):
             p, out = 2 * pair, packed[panel, pair]
-            upper = values[p, first : first + columns]
+            row = values[p, first : first + columns]
             if p + 1 < length:
-                lower = values[p + 1, first : first + columns]
+                following = values[p + 1, first : first + columns]
                 for j in range(columns):
-                    out[j] = _pair(upper[j], lower[j])
+                    out[j] = _pair(row[j], following[j])
             else:
                 for j in range(columns):
-                    out[j] = _pair(upper[j], 0)
+                    out[j] = _pair(row[j], 0)
             for j in range(columns, COLUMNS):
                 out[j] = 0
 
@@ -133,19 +130,19 @@ def fixed_point(values, along, across):
         top = max(top, size)
     inverse = _LARGEST / top
     padded = max(2 * along.shape[1], across.shape[0] * ROWS)
-    upper, lower = np.zeros(padded, np.int32), np.zeros(padded, np.int32)
+    row, following = np.zeros(padded, np.int32), np.zeros(padded, np.int32)
     both = np.zeros(padded, np.int32)
     for pair in range(across.shape[1]):
         i = 2 * pair
-        _round_row(values[i], inverse, upper)
-        _spread_along(upper, i, along)
+        _round_row(values[i], inverse, row)
+        _spread_along(row, i, along)
         if i + 1 < rows:
-            _round_row(values[i + 1], inverse, lower)
-            _spread_along(lower, i + 1, along)
+            _round_row(values[i + 1], inverse, following)
+            _spread_along(following, i + 1, along)
         else:
-            lower[:] = 0
+            following[:] = 0
         for j in range(width):
-            both[j] = _pair(upper[j], lower[j])
+            both[j] = _pair(row[j], following[j])
         for panel in range(across.shape[0]):
             out = across[panel, pair]
             for r in range(ROWS):
@@ -158,7 +155,7 @@ def fixed_point(values, along, across):
 @compiled(EXACT)
 def _round_row(values, inverse, row):
     for j in range(values.shape[0]):
-        row[j] = np.int32((values[j] * inverse + _ROUND) - _ROUND)
+        row[j] = np.int32((values[j] * inverse + ROUND) - ROUND)
 
 
 @compiled(EXACT)

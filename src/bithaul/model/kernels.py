@@ -16,7 +16,11 @@ decides a rounding are compiled without reassociation (`EXACT`); only plain sums
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -25,7 +29,8 @@ from numba.extending import overload
 
 EXACT = {"contract", "nsz"}
 SUMS = {"contract", "nsz", "reassoc"}
-_ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest even integer
+_SOURCES = ("kernels.py", "integer.py", "tiles.py")
+ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest even integer
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _FLOOR, _MOST = np.float32(1e-5), np.float32(127.0)
@@ -39,11 +44,34 @@ def compiled(flags: set[str]) -> Callable[[Any], Any]:
     def wrap(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "fastmath": flags, "error_model": "numpy"}
         try:
-            return numba.njit(cache=True, **options)(function)
+            with _folder_of_these_sources():
+                return numba.njit(cache=True, **options)(function)
         except RuntimeError:  # no writable folder: compiled anew in every process
             return numba.njit(**options)(function)
 
     return wrap
+
+
+@contextmanager
+def _folder_of_these_sources() -> Iterator[None]:
+    """Machine code is kept by the text of all compiled files: numba looks at a function's own file only.
+
+    Its functions call those of the others, which would go on being used after they were changed.
+    """
+    config = vars(numba.config)
+    before = config["CACHE_DIR"]
+    folder = Path(before) if before else Path(__file__).parent / "__pycache__"
+    config["CACHE_DIR"] = str(folder / f"kernels-{_sources_digest()}")
+    try:
+        yield
+    finally:
+        config["CACHE_DIR"] = before
+
+
+@functools.cache
+def _sources_digest() -> str:
+    texts = (Path(__file__).with_name(name).read_bytes() for name in _SOURCES)
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:12]
 
 
 def widen(element):
@@ -84,7 +112,7 @@ def _exp(x):
     with it stay clear of denormal numbers, which cost a hundred times as much.
     """
     x = min(max(x, np.float32(-60.0)), np.float32(88.0))
-    n = (x * _LOG2_E + _ROUND) - _ROUND
+    n = (x * _LOG2_E + ROUND) - ROUND
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     y = np.float32(1.9875691500e-4)
     y = y * r + np.float32(1.3981999507e-3)
@@ -128,7 +156,7 @@ def _quantize_row(normed, codes):
     """Codes of a row by its largest value; returns `1 / s`."""
     scale = _MOST / max(largest_size(normed), _FLOOR)
     for j in range(normed.shape[0]):
-        codes[j] = np.int8(np.int32((normed[j] * scale + _ROUND) - _ROUND))
+        codes[j] = np.int8(np.int32((normed[j] * scale + ROUND) - ROUND))
     return _ONE / scale
 
 
@@ -421,5 +449,5 @@ def absolute_sum(values):
 def ternary_codes(latent, inverse, codes):
     """`clip(round(w * inverse), -1, 1)` of flat arrays."""
     for j in range(latent.shape[0]):
-        value = (latent[j] * inverse + _ROUND) - _ROUND
+        value = (latent[j] * inverse + ROUND) - ROUND
         codes[j] = np.int8(min(max(value, np.float32(-1.0)), _ONE))

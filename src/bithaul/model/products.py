@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -161,10 +162,10 @@ FORWARD: dict[str, Kernel] = {
     "fp32": Kernel(_transposed_floats, _fp32, torch.float32),
 }
 WORDS = "int16"
-BACKWARD: dict[str, torch.dtype] = {
-    "bf16": torch.bfloat16,
+BACKWARD: dict[str, torch.dtype] = {  # the most precise first
     "fp32": torch.float32,
     WORDS: torch.float32,  # of the gradients; `wayback` rounds them to 16 bits block by block
+    "bf16": torch.bfloat16,
 }
 
 
@@ -208,6 +209,21 @@ def integer_product(x: Tensor, codes: Tensor) -> Tensor:
 
 def refusal(forward: str) -> str | None:
     """Why the forward path cannot be used on this machine, or None when it is exact and not a slow loop."""
+    problem = unusable(forward)
+    if problem is not None or forward == "fp32":  # there is always a way that works
+        return problem
+    m, k, n = _PROBE
+    kernel, x = FORWARD[forward], torch.ones((m, k), dtype=torch.int8)
+    operand = kernel.prepare(torch.ones((n, k), dtype=torch.int8))
+    out = torch.empty((m, n), dtype=kernel.sums)
+    seconds = best_seconds(lambda: kernel.multiply(x, operand, out))
+    if seconds > _PROBE_SECONDS:
+        return f"a slow reference loop ({seconds * 1e3:.0f} ms at {m} x {k} x {n})"
+    return None
+
+
+def unusable(forward: str) -> str | None:
+    """Why the forward path gives no result or a wrong one on this machine, or None."""
     m, k, n = _PROBE
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-128, 128, (m, k), generator=generator, dtype=torch.int8)
@@ -216,32 +232,69 @@ def refusal(forward: str) -> str | None:
     kernel = FORWARD[forward]
     out = torch.empty((m, n), dtype=kernel.sums)
     try:
-        operand = kernel.prepare(codes)
-        result = kernel.multiply(x, operand, out)
-        seconds = best_seconds(lambda: kernel.multiply(x, operand, out))
+        result = kernel.multiply(x, kernel.prepare(codes), out)
     except (RuntimeError, NotImplementedError, AttributeError) as error:
         return f"not available ({str(error).splitlines()[0][:80]})"
     if not torch.equal(result.to(torch.int64), integer_product(x, codes)):
         return "inexact"
-    if seconds > _PROBE_SECONDS and forward != "fp32":  # there is always a way that works
-        return f"a slow reference loop ({seconds * 1e3:.0f} ms at {m} x {k} x {n})"
     return None
 
 
-@functools.cache
 def backward_refusal(backward: str) -> str | None:
-    """Why gradients cannot be multiplied this way on this machine, or None. Asked once per process."""
-    if backward == WORDS:
-        problem = tiles.missing()
-        return None if problem is None else f"not available ({problem})"
-    if backward == "fp32":
-        return None  # there is always a way that works
+    """Why gradients cannot be multiplied this way on this machine, or None."""
+    return backward_unusable(backward) or _slow_backward(backward)
+
+
+@functools.cache
+def backward_unusable(backward: str) -> str | None:
+    """Why this way gives no gradients or wrong ones on this machine, or None. Asked once per process."""
+    if backward != WORDS:
+        return None
+    problem = tiles.missing()
+    if problem is not None:
+        return f"not available ({problem})"
+    return None if _words_are_exact() else "inexact"
+
+
+@functools.cache
+def _slow_backward(backward: str) -> str | None:
+    if backward in ("fp32", WORDS):
+        return None
     seconds = {}
     for name in (backward, "fp32"):
         operand = torch.ones((_PROBE_BACKWARD, _PROBE_BACKWARD), dtype=BACKWARD[name])
         seconds[name] = best_seconds(functools.partial(torch.mm, operand, operand))
     ratio = seconds[backward] / seconds["fp32"]
     return f"a slow loop ({ratio:.0f} times the time of fp32)" if ratio > _PROBE_RATIO else None
+
+
+def _words_are_exact() -> bool:
+    """Both products of 16-bit integers, at a tiny shape, against an integer reference.
+
+    The largest gradient is 2^15 - 1, so the scale is 1 and nothing is rounded.
+    """
+    from bithaul.model import integer
+
+    m, k, n = _PROBE
+    random = np.random.default_rng(0)
+    d = random.integers(-32767, 32768, (m, n)).astype(np.float32)
+    d[0, 0], d[1, 1] = 32767.0, -32767.0
+    codes = random.integers(-1, 2, (n, k)).astype(np.int8)
+    x = random.integers(-128, 128, (m, k)).astype(np.int8)
+    along = np.empty((integer.panels(m, integer.ROWS), integer.panels(n, 2), integer.ROWS), np.int32)
+    across = np.empty((integer.panels(n, integer.ROWS), integer.panels(m, 2), integer.ROWS), np.int32)
+    packed = np.empty((integer.panels(k, tiles.COLUMNS), integer.panels(m, 2), tiles.COLUMNS), np.int32)
+    scale = np.float32(integer.fixed_point(d, along, across))
+    integer.pack_words(x, packed)
+    p, dw = np.empty((m, k), np.float32), np.empty((n, k), np.float32)
+    integer.multiply_words(along, _packed_words(torch.from_numpy(codes)).numpy(), scale, p)
+    integer.add_words(across, packed, np.full(n, scale), True, dw)
+    wide = d.astype(np.int64)
+    return bool(
+        scale == 1.0
+        and np.array_equal(p, (wide @ codes).astype(np.float32))
+        and np.array_equal(dw, (wide.T @ x).astype(np.float32))
+    )
 
 
 @functools.cache

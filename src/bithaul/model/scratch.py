@@ -1,7 +1,8 @@
 """Memory that a step uses again and again.
 
 Writing to memory that has left the caches costs more than most of the arithmetic of a small model, and fresh
-memory has. Whatever does not outlive one function of `fused` is therefore taken from here.
+memory has. Whatever does not outlive one function of `fused` is therefore taken from here. `release` gives it
+back to the system.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float3
     size = math.prod(shape)
     flat = _buffers.flat.get((name, dtype))
     if flat is None or flat.numel() < size:
-        flat = torch.empty(size, dtype=dtype)
+        with torch.inference_mode(False):  # memory made in that mode could not be written after it
+            flat = torch.empty(size, dtype=dtype)
         _buffers.flat[name, dtype] = flat
         for key in [key for key in _buffers.views if key[:2] == (name, dtype)]:
             del _buffers.views[key]
@@ -41,3 +43,9 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float3
     view = flat[:size].view(shape)
     _buffers.views[name, dtype, shape] = view
     return view
+
+
+def release() -> None:
+    """Forget all memory of this thread; views that are still held stay valid."""
+    _buffers.flat.clear()
+    _buffers.views.clear()

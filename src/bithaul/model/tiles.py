@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from typing import Any, Literal
 
-import llvmlite.binding
 import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 COLUMNS = 16
@@ -34,12 +35,13 @@ _VECTOR_BYTES = 32
 
 @functools.cache
 def missing() -> str | None:
-    """Why blocks cannot run on this machine, or None. Honours numba's cap of the instruction set."""
+    """Why blocks cannot run on this machine, or None. Honours numba's caps of the instruction set."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return f"written for x86-64, this is {platform.machine()}"
     capped: str | None = vars(numba.config)["CPU_FEATURES"]
-    host = llvmlite.binding.get_host_cpu_features().flatten() if capped is None else capped
-    return None if "+avx2" in host.split(",") else "there is no AVX2"
+    host: Callable[[], str] = get_host_cpu_features
+    features = host() if capped is None else capped
+    return None if "+avx2" in features.split(",") else "there is no AVX2"
 
 
 def tile(rows: int, kind: Literal["bytes", "words"]) -> Any:
@@ -48,7 +50,7 @@ def tile(rows: int, kind: Literal["bytes", "words"]) -> Any:
     The function made takes `(a, a_at, a_stride, a_step, b, b_at, steps, c)`, positions in bytes: row r of
     step s reads the 4 bytes at `a_at + r * a_stride + s * a_step`, and the panel the 64 at `b_at + s * 64`.
     `bytes`: a int8, b the unsigned codes, at most `BYTE_STEPS` steps a call, added to `c`. `words`: pairs of
-    int16 on both sides, `c` is overwritten. Nothing is checked.
+    int16 on both sides, `c` is overwritten. `steps` is at least 1. Nothing is checked.
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -2,7 +2,7 @@
 
 Forward was y = (X T^t) f with f = g / s per row and matrix. One scaled copy of dy, d = f dy, serves both: the
 gradient of the input over s is p = d T, that of a latent matrix dW = d^t X / g. The caller fills `block` with
-d for some rows, `input_gradient` gives p while both are still in the cache, and after the last block
+d for some rows, `multiply` gives p while both are still in the cache, and after the last block
 `weight_gradients` has every matrix. `FloatWay` multiplies in bf16 or fp32, `WordWay` in 16-bit integers.
 """
 
@@ -36,8 +36,8 @@ class WayBack(Protocol):
         """Memory for d of these rows, [rows, sum of N]."""
         ...
 
-    def input_gradient(self, rows: slice) -> Tensor:
-        """p [rows, K] of the block just filled, valid until the next call."""
+    def multiply(self, rows: slice) -> Tensor:
+        """p [rows, K] of the block just filled, valid until the next call. Each row is given once."""
         ...
 
     def weight_gradients(self) -> list[Tensor]:
@@ -61,7 +61,7 @@ class FloatWay:
     def block(self, rows: slice) -> Tensor:
         return self._scaled[rows]
 
-    def input_gradient(self, rows: slice) -> Tensor:
+    def multiply(self, rows: slice) -> Tensor:
         shape = (rows.stop - rows.start, self._codes.shape[1])
         return torch.mm(self._scaled[rows], self._weights, out=scratch(f"{self._name} p", shape, self._dtype))
 
@@ -92,27 +92,35 @@ class WordWay:
         ]
         self._inverse: npt.NDArray[np.float32] = np.concatenate(inverse)
         self._sum = torch.empty((self._outputs, self._width))
+        self._fresh = True  # nothing is in the sum yet
+        self._block: Tensor | None = None
 
     def block(self, rows: slice) -> Tensor:
-        return scratch(f"{self._name} scaled", (rows.stop - rows.start, self._outputs))
+        self._block = scratch(f"{self._name} scaled", (rows.stop - rows.start, self._outputs))
+        return self._block
 
-    def input_gradient(self, rows: slice) -> Tensor:
+    def multiply(self, rows: slice) -> Tensor:
         from bithaul.model import integer  # compiled for machines with AVX2 only
 
         count, n, k = rows.stop - rows.start, self._outputs, self._width
+        if self._block is None or len(self._block) != count:
+            raise ValueError("fill the block of these rows first")
         if count > integer.MOST_ROWS:
             raise ValueError(f"a block of {count} rows would overflow; at most {integer.MOST_ROWS}")
         along = _words("along", (integer.panels(count, integer.ROWS), integer.panels(n, 2), integer.ROWS))
         across = _words("across", (integer.panels(n, integer.ROWS), integer.panels(count, 2), integer.ROWS))
         inputs = _words("inputs", (integer.panels(k, tiles.COLUMNS), across.shape[1], tiles.COLUMNS))
-        scale = np.float32(integer.fixed_point(array_of(self.block(rows)), along, across))
+        scale = np.float32(integer.fixed_point(array_of(self._block), along, across))
         integer.pack_words(array_of(self._codes[rows]), inputs)
-        integer.add_words(across, inputs, self._inverse * scale, rows.start == 0, array_of(self._sum))
+        integer.add_words(across, inputs, self._inverse * scale, self._fresh, array_of(self._sum))
+        self._fresh, self._block = False, None
         p = scratch(f"{self._name} p", (count, k))
         integer.multiply_words(along, self._words, scale, array_of(p))
         return p
 
     def weight_gradients(self) -> list[Tensor]:
+        if self._fresh:  # there were no rows
+            self._sum.zero_()
         return list(torch.split(self._sum, list(self._ternary.widths)))
 
 

@@ -21,7 +21,7 @@ from bithaul.model.config import ModelConfig
 from bithaul.model.device import DevicePath, choose_path, peak_bytes
 from bithaul.model.products import Shape, StepPath
 from bithaul.training.batches import Example
-from bithaul.training.ceilings import Kind, Product, best_seconds, step_products
+from bithaul.training.ceilings import Kind, Product, product_seconds, step_products
 from bithaul.training.devicebench import device_product, reference_path
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import Trainer, projection_shapes, random_examples
@@ -98,7 +98,7 @@ def bench_step(
         if isinstance(ours.path, DevicePath):
             alone = device_product(product, ours.path.device)
         else:
-            alone = best_seconds(product, threads=threads)
+            alone = product_seconds(product, threads=threads)
         products[product.kind] = products.get(product.kind, 0.0) + count * alone
     step_seconds = statistics.median(seconds["ours"])
     reference = statistics.median(seconds["reference"])
@@ -121,15 +121,27 @@ def bench_step(
     )
 
 
-def bench_gemm(config: ModelConfig, *, threads: int, rows: int) -> tuple[StepPath, list[Gemm]]:
-    """Every kind of product at the shapes of the model's projections, and the path that would be chosen."""
-    path = choose_path(projection_shapes(config, rows))
-    found = []
-    for m, k, n in projection_shapes(config, rows):
+def bench_gemm(
+    config: ModelConfig,
+    *,
+    threads: int,
+    rows: int,
+    on_product: Callable[[int, int], None] | None = None,
+) -> tuple[StepPath, list[Gemm]]:
+    """Every kind of product at the shapes of the model's projections, and the path that would be chosen.
+
+    `on_product` hears how many are done, of how many.
+    """
+    shapes = projection_shapes(config, rows)
+    path = choose_path(shapes)
+    found: list[Gemm] = []
+    for m, k, n in shapes:
         for name, kind, fp32 in _GEMMS:
             product = Product(kind, m, k, n)
-            seconds = best_seconds(product, threads=threads, fp32=fp32)
+            seconds = product_seconds(product, threads=threads, fp32=fp32)
             found.append(Gemm(name, (m, k, n), seconds * 1e3, product.operations / seconds / 1e9))
+            if on_product is not None:
+                on_product(len(found), len(shapes) * len(_GEMMS))
     return path, found
 
 

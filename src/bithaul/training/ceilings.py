@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bithaul.model.config import ModelConfig
 from bithaul.model.products import BACKWARD, FORWARD, WORDS, StepPath, backward_refusal, refusal
+from bithaul.model.wayback import blocks
 from bithaul.training.batches import Example
 from bithaul.training.team import Team
 from bithaul.training.trainer import projection_shapes
@@ -59,7 +61,7 @@ def step_products(config: ModelConfig, examples: Sequence[Example]) -> list[tupl
     return found
 
 
-def best_seconds(product: Product, *, threads: int, fp32: bool = False) -> float:
+def product_seconds(product: Product, *, threads: int, fp32: bool = False) -> float:
     """Seconds of a product on the fastest exact way (`fp32`: in fp32), the median of several."""
     team = Team(threads)
     before = torch.get_num_threads()
@@ -101,7 +103,7 @@ def _ways(product: Product, fp32: bool) -> Iterator[Run]:
         if product.kind == "input_gradient":
             yield _words(m, n, k)
         elif product.kind == "weight_gradient":
-            yield _words(n, m, k)
+            yield _added_words(n, m, k)
 
 
 def _forward(name: str, m: int, k: int, n: int) -> Run:
@@ -120,8 +122,31 @@ def _float(m: int, k: int, n: int, dtype: torch.dtype) -> Run:
 def _words(m: int, k: int, n: int) -> Run:
     from bithaul.model import integer  # compiled for machines with AVX2 only
 
+    left, right, out = _word_operands(m, k, n)
+    return lambda: integer.multiply_words(left, right, np.float32(1.0), out)
+
+
+def _added_words(m: int, k: int, n: int) -> Run:
+    """In blocks of rows as a step has them, each added to the sum of those before."""
+    from bithaul.model import integer
+
+    parts = [_word_operands(m, rows.stop - rows.start, n) for rows in blocks(k)]
+    scales, out = np.ones(m, np.float32), parts[0][2]
+
+    def run() -> None:
+        for i, (left, right, _) in enumerate(parts):
+            integer.add_words(left, right, scales, i == 0, out)
+
+    return run
+
+
+Words = npt.NDArray[np.int32]
+
+
+def _word_operands(m: int, k: int, n: int) -> tuple[Words, Words, npt.NDArray[np.float32]]:
+    from bithaul.model import integer
+
     right = StepPath("fp32", WORDS, "").prepare_backward(torch.ones((k, n), dtype=torch.int8))
     assert right is not None
     left = np.ones((integer.panels(m, integer.ROWS), integer.panels(k, 2), integer.ROWS), np.int32)
-    out, packed = np.empty((m, n), np.float32), right.numpy()
-    return lambda: integer.multiply_words(left, packed, np.float32(1.0), out)
+    return left, right.numpy(), np.empty((m, n), np.float32)

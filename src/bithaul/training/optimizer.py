@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from bithaul.errors import InvalidInput
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.team import Team
 
@@ -98,6 +99,21 @@ class SharedAdamW:
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over moments made by `state`, of any number of threads; parameters without any start afresh.
+
+        Raises `InvalidInput`, and changes nothing, when they are those of another model.
+        """
+        shapes = {name: parameter.shape for share in self._shares for _, name, parameter in share.named}
+        for name, moments in state.items():
+            if name not in shapes:
+                raise InvalidInput(f"The moments are of another model: it has {name!r}, this one has not.")
+            for key in ("exp_avg", "exp_avg_sq"):
+                found = tuple(moments[key].shape) if key in moments else None
+                if found != tuple(shapes[name]):
+                    raise InvalidInput(
+                        f"The moments are of another model: {key} of {name!r} has shape {found}, "
+                        f"here it must be {tuple(shapes[name])}."
+                    )
         for share in self._shares:
             share.adamw.state.clear()
             for _, name, parameter in share.named:

@@ -14,6 +14,8 @@ import sys
 
 import pytest
 
+from bithaul.model import tiles
+
 CHECK = """
 import json, sys
 import numpy as np
@@ -45,7 +47,7 @@ for side, plain in (("fast", False), ("plain", True)):
     subject.train(items, progress_start=0.1, progress_end=0.1, seed=0)
     losses[side] = subject.evaluate(items[:32]).loss
 backward = {name: backward_refusal(name) for name in ("bf16", "int16")}
-print(json.dumps({"refused": refused, "backward": backward, "path": subject.path.reason, "losses": losses}))
+print(json.dumps({"refused": refused, "backward": backward, "path": subject.path.name, "losses": losses}))
 """
 
 CAPS = {
@@ -74,5 +76,11 @@ def test_paths_of_lesser_machines(cap: str) -> None:
     if cap == "nothing":
         assert "no AVX2" in found["refused"]["tiles"]
         assert "no AVX2" in found["backward"]["int16"]
+    forward, _, backward = found["path"].partition("+")
+    assert found["refused"][forward] is None
+    assert found["backward"].get(backward) is None
+    if cap != "nothing" and tiles.missing() is None:  # the ways of a machine with AVX2 and nothing newer
+        assert found["refused"]["tiles"] is None
+        assert found["backward"]["int16"] is None
     assert found["losses"]["plain"] < 3.9  # ln 61 is 4.1
     assert found["losses"]["fast"] == pytest.approx(found["losses"]["plain"], rel=0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from bithaul.model import tiles
 
@@ -12,6 +13,8 @@ if (problem := tiles.missing()) is not None:
     pytest.skip(f"register blocks: {problem}", allow_module_level=True)
 
 from bithaul.model import integer, wayback
+from bithaul.model.bitlinear import TernaryCodes
+from bithaul.model.products import WORDS, StepPath
 
 SHAPES = [(1, 1, 1), (5, 3, 7), (6, 16, 16), (7, 30, 17), (13, 260, 33), (256, 256, 64)]
 
@@ -81,6 +84,19 @@ def test_a_gradient_that_is_not_finite_shows(bad: float) -> None:
     assert np.isnan(p).all()
 
 
+def test_a_way_back_wants_its_block_filled_and_knows_no_rows_as_zero() -> None:
+    codes = torch.ones((16, 8), dtype=torch.int8)
+    path = StepPath("fp32", WORDS, "")
+    ternary = TernaryCodes((), path, codes, codes, path.prepare_backward(codes), (np.float32(0.5),), (16,))
+    way = wayback.way_back("test", torch.full((4, 8), 3, dtype=torch.int8), ternary, path)
+    with pytest.raises(ValueError, match="fill the block"):
+        way.multiply(slice(0, 4))
+    assert not way.weight_gradients()[0].any(), "nothing was given"
+    way.block(slice(2, 4)).fill_(1.0)  # not from row 0 on: the first block starts the sum, wherever it lies
+    assert (way.multiply(slice(2, 4)) == 16).all()
+    np.testing.assert_allclose(way.weight_gradients()[0], 2 * 3 / 0.5, rtol=1e-4)
+
+
 def test_a_gradient_of_zeros_stays_zero() -> None:
     along, across, scale = words_left(np.zeros((9, 5), np.float32))
     assert np.isfinite(scale)
@@ -93,5 +109,8 @@ def test_a_cap_of_the_instruction_set_is_honoured(monkeypatch: pytest.MonkeyPatc
     assert tiles.missing.__wrapped__() == "there is no AVX2"
     monkeypatch.setitem(vars(tiles.numba.config), "CPU_FEATURES", "+avx2")
     assert tiles.missing.__wrapped__() is None
+    monkeypatch.setitem(vars(tiles.numba.config), "CPU_FEATURES", None)
+    monkeypatch.setitem(vars(tiles.numba.config), "ENABLE_AVX", 0)
+    assert tiles.missing.__wrapped__() == "there is no AVX2"
     monkeypatch.setattr(tiles.platform, "machine", lambda: "aarch64")
     assert "aarch64" in (tiles.missing.__wrapped__() or "")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from bithaul.errors import InvalidConfig, UnknownName
-from bithaul.model import products
+from bithaul.model import choice, kernels, products, tiles
 from bithaul.model.bitlinear import BitLinear, fake_quantized_linear, integer_linear
 from bithaul.model.choice import choose_path
 from bithaul.model.products import (
@@ -165,3 +166,41 @@ def test_one_slow_moment_refuses_no_path_and_fp32_is_never_too_slow(monkeypatch:
     assert products.refusal("int_mm") is None
     assert "slow reference loop" in (products.refusal("qlinear") or "")
     assert products.refusal("fp32") is None
+    assert choose_path([], forced="qlinear+fp32").name == "qlinear+fp32", "slow, but exact: it may be forced"
+    assert "qlinear is a slow reference loop" in choose_path([(32, 64, 64)]).reason
+
+
+def test_a_tie_goes_to_the_first_in_the_table() -> None:
+    """Noise of a few percent must not decide by which numbers two starts of a machine train."""
+    assert choice._best({"fp32": 1.03, "int16": 1.0}) == "fp32"
+    assert choice._best({"fp32": 1.2, "int16": 1.0}) == "int16"
+
+
+def test_sixteen_bit_gradients_that_are_wrong_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    if tiles.missing() is not None:
+        pytest.skip("there are no register blocks on this machine")
+    from bithaul.model import integer
+
+    assert products.backward_unusable.__wrapped__("int16") is None
+    right = integer.add_words
+
+    def off_by_one(left, panels, scales, fresh, out):  # type: ignore[no-untyped-def]
+        right(left, panels, scales, fresh, out)
+        out[-1, -1] += 1
+
+    monkeypatch.setattr(integer, "add_words", off_by_one)
+    assert products.backward_unusable.__wrapped__("int16") == "inexact"
+
+
+def test_machine_code_is_kept_by_the_text_of_all_compiled_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """numba alone would go on using machine code whose callee in another file has changed."""
+    for name in kernels._SOURCES:
+        (tmp_path / name).write_text("first")
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    before = kernels._sources_digest.__wrapped__()
+    (tmp_path / "tiles.py").write_text("second")
+    assert kernels._sources_digest.__wrapped__() != before
+    assert not kernels.numba.config.CACHE_DIR, "the setting of others is put back"
+    assert kernels._sources_digest() in kernels.largest_size._cache.cache_path

@@ -10,7 +10,7 @@ from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
 from bithaul.training import bench, ceilings
 from bithaul.training.bench import bench_gemm, bench_step, examples_of
-from bithaul.training.ceilings import Kind, Product, best_seconds, step_products
+from bithaul.training.ceilings import Kind, Product, product_seconds, step_products
 from bithaul.training.recipe import TrainingRecipe
 
 CONFIG = ModelConfig(
@@ -68,7 +68,7 @@ def test_threads_share_the_rows_of_a_product(kind: Kind, monkeypatch: pytest.Mon
     seen: list[int] = []
     ways = ceilings._ways
     monkeypatch.setattr(ceilings, "_ways", lambda p, fp32: (seen.append(p.rows), *ways(p, fp32))[1:])
-    assert best_seconds(Product(kind, 64, 32, 16), threads=2) > 0
+    assert product_seconds(Product(kind, 64, 32, 16), threads=2) > 0
     assert seen == [32, 32]
 
 

@@ -53,6 +53,11 @@ class RunSpec(BaseModel):
     task_seconds: float = Field(default=8.0, gt=0)
 
 
+def usual_task_seconds(workers: int) -> float:
+    """Short tasks keep several workers' weights together; one worker only pays for them (docs/lab/0013)."""
+    return 8.0 if workers > 1 else 24.0
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Paths inside one run's folder."""

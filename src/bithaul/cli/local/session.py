@@ -13,7 +13,7 @@ from typing import Any
 
 from bithaul.cli.local import finish
 from bithaul.cli.local.fleet import Fleet, threads_per_worker
-from bithaul.cli.local.folder import RunFolder, RunSpec, write_json
+from bithaul.cli.local.folder import RunFolder, RunSpec, usual_task_seconds, write_json
 from bithaul.cli.local.prepare import TRUCK_MATE_EXAMPLES, data_digest, ensure_clients, prepare
 from bithaul.cli.local.watch import Display, Standstill
 from bithaul.coordinator.commands.steer import set_budget
@@ -108,6 +108,8 @@ class Session:
                 **given,
             }
         )
+        if w.task_seconds is None:
+            spec = spec.model_copy(update={"task_seconds": usual_task_seconds(spec.workers)})
         if w.budget_tokens is None and w.budget_seconds is None:
             tokens: int | None = DEFAULT_BUDGET_TOKENS
         else:

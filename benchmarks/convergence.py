@@ -150,7 +150,7 @@ def distributed(plan: Plan, data: Data) -> Outcome:
             updates.append(decode(codec, payload, layout))
             weights.append(result.tokens)
         taken = [Contribution(seq, str(seq), w, 0, 0.0) for seq, w in enumerate(weights)]
-        theta, momentum = step(rule.plan(taken, past=Past()), theta, momentum, updates)
+        theta, momentum, _ = step(rule.plan(taken, past=Past()), theta, momentum, updates)
         done, tokens, versions = done + steps, tokens + sum(weights), versions + 1
     trainers[0].load(theta)
     return _outcome(trainers[0], plan, data, versions=versions, tokens=tokens, started=started)

@@ -1,9 +1,9 @@
 """Gradient codecs: a pseudo-gradient vector to bytes and back, chosen by name per run.
 
 Every codec has a size that follows from the layout alone, refuses what it cannot carry, and checks magic,
-count and length before it allocates anything. Decoding streams in pieces, so a merger reads several payloads
-in lock step without ever holding a vector of each; one that sums in float64 and rounds to float32 once keeps
-the closed loop exact to the bit. It does not know about frames, tasks or residuals.
+count and length before it allocates anything. A payload is read in pieces, so a merger goes through several
+in lock step without ever holding a vector of each; a piece adds itself to a sum in float64, which rounded to
+float32 once keeps the closed loop exact to the bit. It does not know about frames, tasks or residuals.
 
 Formats (little-endian, no padding), requirements.md §3 and exchange.md §7:
 
@@ -20,6 +20,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from os import SEEK_END
 from types import MappingProxyType
 from typing import BinaryIO, Protocol
@@ -30,8 +31,8 @@ import numpy.typing as npt
 from bithaul.errors import CorruptFile, InvalidInput, LayoutMismatch, UnknownName
 
 FloatVector = npt.NDArray[np.float32]
-Values = npt.NDArray[np.float32] | npt.NDArray[np.float64]
-Chunk = tuple[int, Values]
+Wide = npt.NDArray[np.float64]
+Values = FloatVector | Wide
 
 CHUNK_VALUES = 4_194_304
 BLOCK = 1024
@@ -60,6 +61,81 @@ class VectorLayout(Protocol):
     def tensors(self) -> Sequence[TensorPlace]: ...
 
 
+class Piece(Protocol):
+    """Consecutive values of an update, still encoded; `offset` is the place of the first in the vector."""
+
+    @property
+    def offset(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
+    def values(self) -> Values:
+        """float32 [size] of lossy codecs, float64 of lossless ones."""
+        ...
+
+    def add_to(self, total: Wide, factor: float, *, fresh: bool) -> None:
+        """`total += factor * values` (`fresh`: `=`), each product and sum in float64."""
+        ...
+
+    def square(self) -> float:
+        """Sum of the squares of the values, in float64."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A piece whose values are there already."""
+
+    offset: int
+    decoded: Values
+
+    @property
+    def size(self) -> int:
+        return self.decoded.size
+
+    def values(self) -> Values:
+        return self.decoded
+
+    def add_to(self, total: Wide, factor: float, *, fresh: bool) -> None:
+        if fresh:
+            np.multiply(self.decoded, factor, out=total, dtype=np.float64)
+        else:
+            total += np.multiply(self.decoded, factor, dtype=np.float64)
+
+    def square(self) -> float:
+        wide = self.decoded.astype(np.float64, copy=False)
+        return float(np.einsum("i,i", wide, wide))  # not BLAS: its threads would fight the workers
+
+
+@dataclass(frozen=True)
+class ScaledBytes:
+    """int8 in blocks with a scale each: `bounds` (int64 [blocks + 1]) says where in `q` each begins."""
+
+    offset: int
+    q: npt.NDArray[np.int8]
+    scales: FloatVector
+    bounds: npt.NDArray[np.int64]
+
+    @property
+    def size(self) -> int:
+        return self.q.size
+
+    def values(self) -> FloatVector:
+        values = self.q.astype(np.float32)
+        values *= np.repeat(self.scales, self.bounds[1:] - self.bounds[:-1])
+        return values
+
+    def add_to(self, total: Wide, factor: float, *, fresh: bool) -> None:
+        from bithaul.exchange import kernels  # compiled for those who merge, not for every command
+
+        kernels.add_int8(self.q, self.scales, self.bounds, factor, fresh, total)
+
+    def square(self) -> float:
+        from bithaul.exchange import kernels
+
+        return float(kernels.square_int8(self.q, self.scales, self.bounds))
+
+
 class Codec(Protocol):
     """Three methods and a name. `lossless` codecs need no residual and take float64 differences."""
 
@@ -76,7 +152,7 @@ class Codec(Protocol):
         """The payload. Raises `InvalidInput` (`not_finite`) for NaN, infinity or values beyond the format."""
         ...
 
-    def decode_chunks(
+    def pieces(
         self,
         file: BinaryIO,
         layout: VectorLayout,
@@ -84,27 +160,23 @@ class Codec(Protocol):
         chunk_values: int = CHUNK_VALUES,
         start: int = 0,
         stop: int | None = None,
-    ) -> Iterator[Chunk]:
-        """(offset, values) pieces of [start, stop), in order, of at most `chunk_values`.
+    ) -> Iterator[Piece]:
+        """Pieces of [start, stop), in order, of at most `chunk_values`.
 
-        The payload reaches from the file's current position to its end. Lossy codecs give float32,
-        lossless ones float64. Raises `CorruptFile` before the first piece when the payload is not exactly
-        what `layout` asks for, and at the piece that holds a value that is not finite. No other generator
-        may move the same file object meanwhile.
+        The payload reaches from the file's current position to its end. Raises `CorruptFile` before the
+        first piece when the payload is not exactly what `layout` asks for, and at the piece that holds a
+        value that is not finite. No other generator may move the same file object meanwhile.
         """
         ...
 
 
 def decode(codec: Codec, payload: bytes | bytearray | memoryview, layout: VectorLayout) -> FloatVector:
     """The whole vector as float32 [layout.size]."""
-    file = BytesIO(payload)
-    pieces = codec.decode_chunks(file, layout)
+    pieces = codec.pieces(BytesIO(payload), layout)
     first = next(pieces, None)  # all checks run before the vector is allocated
     out = np.empty(layout.size, np.float32)
-    if first is not None:
-        out[: first[1].size] = first[1]
-    for offset, values in pieces:
-        out[offset : offset + values.size] = values
+    for piece in chain([first] if first is not None else [], pieces):
+        out[piece.offset : piece.offset + piece.size] = piece.values()
     return out
 
 
@@ -132,7 +204,7 @@ class Fp32:
                 raise _not_finite()
         return out
 
-    def decode_chunks(
+    def pieces(
         self,
         file: BinaryIO,
         layout: VectorLayout,
@@ -140,7 +212,7 @@ class Fp32:
         chunk_values: int = CHUNK_VALUES,
         start: int = 0,
         stop: int | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Piece]:
         base, head = _open(file, layout, self.encoded_size(layout), self.magic, 8)
         _check_count(struct.unpack_from("<I", head, 4)[0], layout)
         for offset, count in _pieces(layout, chunk_values, start, stop):
@@ -151,7 +223,7 @@ class Fp32:
                 high += np.frombuffer(_read(file, 4 * count), "<f4")
             if not np.isfinite(high).all():
                 raise CorruptFile("The payload holds values that are not finite.", code="payload_not_finite")
-            yield offset, high
+            yield Decoded(offset, high)
 
 
 @dataclass(frozen=True)
@@ -181,7 +253,7 @@ class Int8Ef:
                 q[i : i + _STRIP] = _quantise(vector[i : i + _STRIP], scale)
         return out
 
-    def decode_chunks(
+    def pieces(
         self,
         file: BinaryIO,
         layout: VectorLayout,
@@ -189,7 +261,7 @@ class Int8Ef:
         chunk_values: int = CHUNK_VALUES,
         start: int = 0,
         stop: int | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Piece]:
         base, head = _open(file, layout, self.encoded_size(layout), self.magic, 12)
         count, scale = struct.unpack_from("<If", head, 4)
         _check_count(count, layout)
@@ -204,7 +276,7 @@ class Int8Ef:
                 values *= np.float32(scale)
             if not np.isfinite(values).all():
                 raise CorruptFile("The payload holds values that are not finite.", code="payload_not_finite")
-            yield offset, values
+            yield Decoded(offset, values)
 
 
 @dataclass(frozen=True)
@@ -237,7 +309,7 @@ class Int8Block:
             done += rows
         return out
 
-    def decode_chunks(
+    def pieces(
         self,
         file: BinaryIO,
         layout: VectorLayout,
@@ -245,7 +317,7 @@ class Int8Block:
         chunk_values: int = CHUNK_VALUES,
         start: int = 0,
         stop: int | None = None,
-    ) -> Iterator[Chunk]:
+    ) -> Iterator[Piece]:
         base, head = _open(file, layout, self.encoded_size(layout), self.magic, 12)
         count, blocks = struct.unpack_from("<II", head, 4)
         _check_count(count, layout)
@@ -257,14 +329,16 @@ class Int8Block:
         if not (np.isfinite(scales).all() and (scales >= 0).all()):
             raise CorruptFile("A block's scale is not a finite number >= 0.", code="payload_scale")
         edges = _block_edges(layout)
-        for offset, n in _pieces(layout, chunk_values, start, stop):
-            file.seek(base + 12 + 2 * blocks + offset)
-            values = np.frombuffer(_read(file, n), np.int8).astype(np.float32)
-            first = int(np.searchsorted(edges, offset, side="right")) - 1
-            last = int(np.searchsorted(edges, offset + n, side="left"))
-            bounds = np.clip(edges[first : last + 1], offset, offset + n)
-            values *= np.repeat(scales[first:last], bounds[1:] - bounds[:-1])
-            yield offset, values
+        places = list(_pieces(layout, chunk_values, start, stop))
+        begins, counts = np.array(places, np.int64).reshape(-1, 2).T
+        firsts = (np.searchsorted(edges, begins, side="right") - 1).tolist()
+        lasts = np.searchsorted(edges, begins + counts, side="left").tolist()
+        file.seek(base + 12 + 2 * blocks + start)
+        for (offset, n), first, last in zip(places, firsts, lasts, strict=True):
+            q = np.frombuffer(_read(file, n), np.int8)
+            bounds = edges[first : last + 1] - offset
+            bounds[0], bounds[-1] = 0, n  # a piece may begin and end inside a block
+            yield ScaledBytes(offset, q, scales[first:last], bounds)
 
 
 CODECS: Mapping[str, Codec] = MappingProxyType({c.name: c for c in (Int8Block(), Int8Ef(), Fp32())})

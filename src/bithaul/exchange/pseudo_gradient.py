@@ -42,6 +42,6 @@ def encode_with_feedback(
     if residual is not None:
         u += residual
     payload = codec.encode(u, layout)
-    for offset, values in codec.decode_chunks(BytesIO(payload), layout, chunk_values=_STRIP):
-        u[offset : offset + values.size] -= values
+    for piece in codec.pieces(BytesIO(payload), layout, chunk_values=_STRIP):
+        u[piece.offset : piece.offset + piece.size] -= piece.values()
     return payload, np.asarray(u, np.float32)

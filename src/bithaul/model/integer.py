@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from bithaul.model.kernels import EXACT, ROUND, compiled, largest_size
+from bithaul.compiled import EXACT, compiled
+from bithaul.model.kernels import ROUND, largest_size
 from bithaul.model.tiles import BYTE_STEPS, COLUMNS, tile
 
 ROWS = 6

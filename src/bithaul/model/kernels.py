@@ -16,62 +16,18 @@ decides a rounding are compiled without reassociation (`EXACT`); only plain sums
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
 import numba
 import numpy as np
 from numba.extending import overload
 
-EXACT = {"contract", "nsz"}
-SUMS = {"contract", "nsz", "reassoc"}
-_SOURCES = ("kernels.py", "integer.py", "tiles.py")
+from bithaul.compiled import EXACT, SUMS, compiled
+
 ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest even integer
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _FLOOR, _MOST = np.float32(1e-5), np.float32(127.0)
 _FAR = np.float32(-1e30)  # the score of a place that must not be seen
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-
-
-def compiled(flags: set[str]) -> Callable[[Any], Any]:
-    """numba's compiler, keeping machine code on disk where a folder can be written."""
-
-    def wrap(function: Any) -> Any:
-        options: dict[str, Any] = {"nogil": True, "fastmath": flags, "error_model": "numpy"}
-        try:
-            with _folder_of_these_sources():
-                return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # no writable folder: compiled anew in every process
-            return numba.njit(**options)(function)
-
-    return wrap
-
-
-@contextmanager
-def _folder_of_these_sources() -> Iterator[None]:
-    """Machine code is kept by the text of all compiled files: numba looks at a function's own file only.
-
-    Its functions call those of the others, which would go on being used after they were changed.
-    """
-    config = vars(numba.config)
-    before = config["CACHE_DIR"]
-    folder = Path(before) if before else Path(__file__).parent / "__pycache__"
-    config["CACHE_DIR"] = str(folder / f"kernels-{_sources_digest()}")
-    try:
-        yield
-    finally:
-        config["CACHE_DIR"] = before
-
-
-@functools.cache
-def _sources_digest() -> str:
-    texts = (Path(__file__).with_name(name).read_bytes() for name in _SOURCES)
-    return hashlib.sha256(b"\0".join(texts)).hexdigest()[:12]
 
 
 def widen(element):

@@ -27,6 +27,16 @@ FloatVector = npt.NDArray[np.float32]
 Wide = npt.NDArray[np.float64]
 Values = FloatVector | Wide
 
+
+class Encoded(Protocol):
+    """A slice of an update as it came (`exchange.codecs`): adding it up needs no decoded copy."""
+
+    def values(self) -> Values: ...
+    def add_to(self, total: Wide, factor: float, *, fresh: bool) -> None: ...
+
+
+Update = Values | Encoded
+
 NORM_FACTOR = 2.0  # norm-clipped mean: times the median of the round, per root of the inner steps
 PRODUCT_VALUES = 65_536  # values summed at once; fixed, so that products do not depend on the merger's memory
 
@@ -46,13 +56,13 @@ class Products:
     def __init__(self, count: int) -> None:
         self._sum = np.zeros((count + 1, count + 1))
 
-    def add(self, momentum: FloatVector | None, updates: Sequence[Values]) -> None:
-        size = updates[0].size
-        rows = np.zeros((len(updates) + 1, size))
+    def add(self, momentum: FloatVector | None, updates: Sequence[Update]) -> None:
+        decoded = [_values(update) for update in updates]
+        rows = np.zeros((len(decoded) + 1, decoded[0].size))
         if momentum is not None:
             rows[0] = momentum
-        for row, update in zip(rows[1:], updates, strict=True):
-            row[:] = update
+        for row, values in zip(rows[1:], decoded, strict=True):
+            row[:] = values
         self._sum += np.einsum("ik,jk->ij", rows, rows)
 
     @property
@@ -76,8 +86,10 @@ class Aggregator(Protocol):
     def mix(self, given: Sequence[Contribution], weights: Sequence[float], products: Wide | None) -> Mix: ...
 
     def combine(
-        self, mix: Mix, updates: Iterable[Values], momentum: FloatVector | None, *, size: int
-    ) -> Wide: ...
+        self, mix: Mix, updates: Iterable[Update], momentum: FloatVector | None, *, total: Wide
+    ) -> Wide:
+        """D, in `total` or in memory of its own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,11 +100,15 @@ class _Linear:
     needs_products: bool = False
 
     def combine(
-        self, mix: Mix, updates: Iterable[Values], momentum: FloatVector | None, *, size: int
+        self, mix: Mix, updates: Iterable[Update], momentum: FloatVector | None, *, total: Wide
     ) -> Wide:
-        total = np.zeros(size, np.float64)
-        for factor, update in zip(mix.factors, updates, strict=True):
-            total += update if factor == 1.0 else factor * update.astype(np.float64)
+        for i, (factor, update) in enumerate(zip(mix.factors, updates, strict=True)):
+            if not isinstance(update, np.ndarray):
+                update.add_to(total, factor, fresh=i == 0)
+            elif i == 0:
+                np.multiply(update, factor, out=total, dtype=np.float64)
+            else:
+                total += np.multiply(update, factor, dtype=np.float64)
         if mix.centre and momentum is not None:
             total += mix.centre * momentum.astype(np.float64)
         return total
@@ -155,12 +171,12 @@ class TrimmedMean:
     def combine(
         self,
         mix: Mix,
-        updates: Iterable[Values],
+        updates: Iterable[Update],
         momentum: FloatVector | None,  # noqa: ARG002 - the protocol's signature
         *,
-        size: int,
+        total: Wide,
     ) -> Wide:
-        stack = _stack(mix, updates, size)
+        stack = _stack(mix, updates, total.size)
         cut = min(math.ceil(self.share * len(stack)), (len(stack) - 1) // 2)
         stack.sort(axis=0)
         kept: Wide = np.add.reduce(stack[cut : len(stack) - cut], axis=0)
@@ -187,12 +203,12 @@ class CoordinateMedian:
     def combine(
         self,
         mix: Mix,
-        updates: Iterable[Values],
+        updates: Iterable[Update],
         momentum: FloatVector | None,  # noqa: ARG002 - the protocol's signature
         *,
-        size: int,
+        total: Wide,
     ) -> Wide:
-        stack = _stack(mix, updates, size)
+        stack = _stack(mix, updates, total.size)
         stack.sort(axis=0)
         half = len(stack) // 2
         middle: Wide = stack[half].copy()
@@ -280,15 +296,19 @@ def _counted(given: Sequence[Contribution], weights: Sequence[float]) -> tuple[f
     return tuple(c.clip if w > 0 else 0.0 for w, c in zip(weights, given, strict=True))
 
 
-def _stack(mix: Mix, updates: Iterable[Values], size: int) -> Wide:
+def _stack(mix: Mix, updates: Iterable[Update], size: int) -> Wide:
     """The updates that count, one a row."""
     stack = np.empty((sum(f != 0.0 for f in mix.factors), size), np.float64)
     row = 0
     for factor, update in zip(mix.factors, updates, strict=True):
         if factor != 0.0:
-            np.multiply(update, factor, out=stack[row], dtype=np.float64)
+            np.multiply(_values(update), factor, out=stack[row], dtype=np.float64)
             row += 1
     return stack
+
+
+def _values(update: Update) -> Values:
+    return update if isinstance(update, np.ndarray) else update.values()
 
 
 AGGREGATORS: Mapping[str, Callable[..., Aggregator]] = MappingProxyType(

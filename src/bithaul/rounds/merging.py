@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from bithaul.rounds import outer
-from bithaul.rounds.aggregate import FloatVector, Mix, Values, Wide, aggregator_named
+from bithaul.rounds.aggregate import FloatVector, Mix, Update, Wide, aggregator_named
 from bithaul.rounds.facts import Contribution, Flush, Past, RoundFacts
-from bithaul.rounds.outer import OuterStep
+from bithaul.rounds.outer import Moved, OuterStep
 
 QUORUM = 0.6
 QUORUM_MOST = 32
@@ -29,13 +31,31 @@ class Plan:
     outer: OuterStep
 
 
+class Room:
+    """Memory for slices of up to `values`, used again for each: fresh memory would cost more than a step."""
+
+    def __init__(self, values: int) -> None:
+        self.total = np.empty(values, np.float64)
+        self.theta, self.momentum = np.empty(values, np.float32), np.empty(values, np.float32)
+
+
 def step(
-    plan: Plan, theta: FloatVector, momentum: FloatVector | None, updates: Iterable[Values]
-) -> tuple[FloatVector, FloatVector | None]:
-    """One slice of the next theta and momentum. All arrays have the same length; none is changed."""
+    plan: Plan,
+    theta: FloatVector,
+    momentum: FloatVector | None,
+    updates: Iterable[Update],
+    *,
+    room: Room | None = None,
+) -> Moved:
+    """One slice of the next theta and momentum. All have the same length; none given is changed.
+
+    With `room` the result lies there, valid until the room is used again.
+    """
+    room, size = room or Room(theta.size), theta.size
     aggregator = aggregator_named(plan.mix.aggregator)
-    combined = aggregator.combine(plan.mix, updates, momentum, size=theta.size)
-    return outer.apply(plan.outer, theta, momentum, combined)
+    combined = aggregator.combine(plan.mix, updates, momentum, total=room.total[:size])
+    into = (room.theta[:size], room.momentum[:size])
+    return outer.apply(plan.outer, theta, momentum, combined, into=into)
 
 
 class MergeRule(Protocol):

@@ -8,6 +8,7 @@ theta_end, so subtracting it moves theta where the workers went.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -69,21 +70,33 @@ def delayed_nesterov(*, eta: float, mu: float, buffer: int, place: int) -> Outer
     )
 
 
+class Moved(NamedTuple):
+    """A slice of the next vectors; `square` is |theta' - theta|^2, not finite when a value is not."""
+
+    theta: FloatVector
+    momentum: FloatVector | None
+    square: float
+
+
 def apply(
-    step: OuterStep, theta: FloatVector, momentum: FloatVector | None, combined: Wide
-) -> tuple[FloatVector, FloatVector | None]:
-    """One slice of the next theta and momentum. `combined` may be overwritten, the others are not."""
+    step: OuterStep,
+    theta: FloatVector,
+    momentum: FloatVector | None,
+    combined: Wide,
+    *,
+    into: tuple[FloatVector, FloatVector] | None = None,
+) -> Moved:
+    """One slice of the next theta and momentum, `into` two arrays or new ones; others are only read."""
+    from bithaul.rounds import kernels  # compiled for those who merge, not for every command
+
+    new, new_momentum = into if into is not None else (np.empty_like(theta), np.empty_like(theta))
     if not step.carries:
-        if step.direct * step.eta != 1.0:
-            combined *= step.direct * step.eta
-        return np.subtract(theta, combined).astype(np.float32), None
-    folded = combined if step.fold == 1.0 else step.fold * combined
-    carried = folded.copy() if momentum is None else folded + step.keep * momentum.astype(np.float64)
-    new_momentum = carried.astype(np.float32)
-    move = combined if step.direct == 1.0 else step.direct * combined
-    if step.look:
-        move = move + step.mu * new_momentum.astype(np.float64)
-    return np.subtract(theta, step.eta * move).astype(np.float32), new_momentum
+        square = kernels.plain_step(theta, combined, step.direct * step.eta, new)
+        return Moved(new, None, float(square))
+    before = np.zeros_like(theta) if momentum is None else momentum
+    numbers = (step.fold, step.keep, step.direct, step.mu if step.look else 0.0, step.eta)
+    square = kernels.nesterov_step(theta, before, combined, numbers, new, new_momentum)
+    return Moved(new, new_momentum, float(square))
 
 
 def eta_for(contributors: float) -> float:

@@ -73,7 +73,8 @@ class Replay:
             ).fetchall()
             updates = [self._update(blobs, sha, layout) for (sha,) in payloads]
             plan = plan_from(json.loads(numbers))
-            self._theta, self._momentum = step(plan, self._theta, self._momentum, updates)
+            moved = step(plan, self._theta, self._momentum, updates)
+            self._theta, self._momentum = moved.theta, moved.momentum
             same = retired or np.array_equal(self._theta, _vector(blobs, sha256, layout))
             if momentum is not None and self._momentum is not None:
                 same = same and np.array_equal(self._momentum, _vector(blobs, momentum, layout))
@@ -88,8 +89,8 @@ class Replay:
         codec = codec_named(self._codec)
         with blobs.verify(sha256).path.open("rb") as file:
             read_header(file)
-            pieces = [values for _, values in codec.decode_chunks(file, layout, chunk_values=layout.size)]
-        return pieces[0]
+            (piece,) = codec.pieces(file, layout, chunk_values=layout.size)
+        return piece.values()
 
 
 def plan_from(stored: dict[str, Any]) -> Plan:

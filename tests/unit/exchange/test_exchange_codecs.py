@@ -49,8 +49,8 @@ values = st.floats(-1e4, 1e4, width=32)
 
 
 def whole(codec: Codec, payload: bytes | bytearray, layout: Tensors, **options: int) -> Values:
-    pieces = list(codec.decode_chunks(io.BytesIO(payload), layout, **options))
-    return np.concatenate([p for _, p in pieces])
+    pieces = list(codec.pieces(io.BytesIO(payload), layout, **options))
+    return np.concatenate([p.values() for p in pieces])
 
 
 def test_int8_ef_bytes_are_the_published_ones() -> None:
@@ -151,15 +151,25 @@ def test_any_slice_equals_the_same_slice_of_the_whole(
     stop = min(5000, start + count)
     start = min(start, stop)
     out = np.zeros(5000)
-    for offset, piece in codec.decode_chunks(
-        io.BytesIO(payload), layout, chunk_values=chunk, start=start, stop=stop
-    ):
-        assert piece.size <= chunk
-        out[offset : offset + piece.size] = piece
+    summed, fresh, square = np.ones(5000), np.full(5000, np.nan), 0.0
+    for piece in codec.pieces(io.BytesIO(payload), layout, chunk_values=chunk, start=start, stop=stop):
+        assert 0 < piece.size <= chunk
+        place = slice(piece.offset, piece.offset + piece.size)
+        out[place] = piece.values()
+        piece.add_to(summed[place], 0.3, fresh=False)
+        piece.add_to(fresh[place], 0.3, fresh=True)
+        square += piece.square()
     expected = whole(codec, payload, layout)
     np.testing.assert_array_equal(out[start:stop], expected[start:stop])
     assert not out[:start].any()
     assert not out[stop:].any()
+    expected_sum = 1.0 + 0.3 * out
+    expected_sum[:start], expected_sum[stop:] = 1.0, 1.0
+    np.testing.assert_array_equal(summed, expected_sum)  # to the bit: nothing is rounded otherwise
+    np.testing.assert_array_equal(fresh[start:stop], 0.3 * out[start:stop])
+    assert np.isnan(fresh[:start]).all()
+    assert np.isnan(fresh[stop:]).all()
+    assert square == pytest.approx(float((out**2).sum()), rel=1e-12)
 
 
 @pytest.mark.parametrize("codec", ALL, ids=ids)

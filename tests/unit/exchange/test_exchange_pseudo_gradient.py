@@ -25,7 +25,8 @@ def merged(start: np.ndarray, end: np.ndarray, codec_name: str, layout: Layout) 
     codec = codec_named(codec_name)
     payload, _ = encode_with_feedback(codec, pseudo_gradient(start, end, exact=codec.lossless), None, layout)
     theta = start.copy()
-    for offset, u in codec.decode_chunks(io.BytesIO(payload), layout, chunk_values=100_000):
+    for piece in codec.pieces(io.BytesIO(payload), layout, chunk_values=100_000):
+        offset, u = piece.offset, piece.values()
         piece = theta[offset : offset + u.size].astype(np.float64)
         theta[offset : offset + u.size] = piece - u
     return theta

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from bithaul.errors import InvalidConfig, UnknownName
-from bithaul.model import choice, kernels, products, tiles
+from bithaul.model import choice, products, tiles
 from bithaul.model.bitlinear import BitLinear, fake_quantized_linear, integer_linear
 from bithaul.model.choice import choose_path
 from bithaul.model.products import (
@@ -190,17 +189,3 @@ def test_sixteen_bit_gradients_that_are_wrong_are_refused(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(integer, "add_words", off_by_one)
     assert products.backward_unusable.__wrapped__("int16") == "inexact"
-
-
-def test_machine_code_is_kept_by_the_text_of_all_compiled_files(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """numba alone would go on using machine code whose callee in another file has changed."""
-    for name in kernels._SOURCES:
-        (tmp_path / name).write_text("first")
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
-    before = kernels._sources_digest.__wrapped__()
-    (tmp_path / "tiles.py").write_text("second")
-    assert kernels._sources_digest.__wrapped__() != before
-    assert not kernels.numba.config.CACHE_DIR, "the setting of others is put back"
-    assert kernels._sources_digest() in kernels.largest_size._cache.cache_path

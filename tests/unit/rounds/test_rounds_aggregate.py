@@ -47,7 +47,10 @@ def combine(
     edges = [0, size] if border is None else [0, border, size]
     parts = itertools.pairwise(edges)
     return np.concatenate(
-        [found.combine(mix, [u[a:b] for u in updates], centre[a:b], size=b - a) for a, b in parts]
+        [
+            found.combine(mix, [u[a:b] for u in updates], centre[a:b], total=np.full(b - a, np.nan))
+            for a, b in parts
+        ]
     )
 
 
@@ -144,7 +147,7 @@ def test_no_trust_no_vote() -> None:
     for name in ("mean", "trimmed_mean", "coordinate_median"):
         rule = aggregator_named(name)
         mix = rule.mix(column, weights_of(column), None)
-        assert rule.combine(mix, values, None, size=1) == pytest.approx([1.0]), name
+        assert rule.combine(mix, values, None, total=np.full(1, np.nan)) == pytest.approx([1.0]), name
 
 
 def test_few_updates_fall_back_and_unknown_names_list_the_known() -> None:

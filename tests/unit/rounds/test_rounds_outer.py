@@ -33,7 +33,8 @@ def drive(rule: MergeRule, rounds: list[list[float]], *, active: int) -> list[fl
             taken = rule.take(waiting)
             plan = rule.plan(taken, past=Past(version=version, active=active))
             values = [np.array([updates[c.seq - 1]]) for c in taken]
-            theta, momentum = step(plan, theta, momentum, values)
+            moved = step(plan, theta, momentum, values)
+            theta, momentum = moved.theta, moved.momentum
             waiting = [c for c in waiting if c not in taken]
             seen.append(float(theta[0]))
             version += 1
@@ -64,8 +65,44 @@ def test_a_fraction_of_a_round_is_a_fraction_of_a_step(parts: int, moved: float)
     rho = 1 / parts
     number = outer.nesterov(eta=0.7 * rho, mu=0.9**rho, rho=rho)
     for _ in range(30 * parts):
-        theta, momentum = outer.apply(number, theta, momentum, np.array([0.05]))
+        theta, momentum, _ = outer.apply(number, theta, momentum, np.array([0.05]))
     assert -theta[0] == pytest.approx(moved, abs=0.006)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        outer.plain(1.0),
+        outer.plain(0.37),
+        outer.nesterov(eta=0.7, mu=0.9),
+        outer.nesterov(eta=0.21, mu=0.97, rho=0.3),
+        outer.delayed_nesterov(eta=0.7, mu=0.9, buffer=3, place=0),
+        outer.delayed_nesterov(eta=0.7, mu=0.9, buffer=3, place=2),
+    ],
+)
+def test_the_compiled_step_is_the_written_one_to_the_bit(numbers: outer.OuterStep) -> None:
+    """Against the formula in numpy. Catches a product and a sum that a compiler rounds once: other machines
+    would make other weights of the same updates."""
+    random = np.random.default_rng(0)
+    theta, momentum = (random.standard_normal(10_007).astype(np.float32) for _ in range(2))
+    combined = random.standard_normal(10_007)
+    given_ = combined.copy()
+    moved = outer.apply(numbers, theta, momentum, combined)
+    new, new_momentum = moved.theta, moved.momentum
+    assert np.array_equal(combined, given_)
+    if not numbers.carries:
+        assert new_momentum is None
+        expected = theta - numbers.direct * numbers.eta * combined
+    else:
+        carried = (numbers.fold * combined + numbers.keep * momentum.astype(np.float64)).astype(np.float32)
+        np.testing.assert_array_equal(new_momentum, carried)
+        move = numbers.direct * combined
+        if numbers.look:
+            move = move + numbers.mu * carried.astype(np.float64)
+        expected = theta - numbers.eta * move
+    np.testing.assert_array_equal(new, expected.astype(np.float32))
+    far = float(((new.astype(np.float64) - theta) ** 2).sum())
+    assert moved.square == pytest.approx(far, rel=1e-12)
 
 
 def test_delayed_nesterov_against_golden_numbers() -> None:
@@ -114,7 +151,7 @@ def test_buffered_equals_sync_diloco_when_everybody_reports(workers: int, rounds
         past = Past(version, workers, flushes[-8:], sizes[-64:])
         for i, rule in enumerate((buffered, sync)):
             plan = rule.plan(rule.take(given_), past=past)
-            thetas[i], momenta[i] = step(plan, thetas[i], momenta[i], updates)
+            thetas[i], momenta[i], _ = step(plan, thetas[i], momenta[i], updates)
         flushes.append(Flush(sum(c.tokens for c in given_), 0.0))
         sizes += [c.tokens for c in given_]
         assert np.array_equal(thetas[0], thetas[1])

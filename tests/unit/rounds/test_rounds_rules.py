@@ -67,7 +67,7 @@ def test_plain_average_weighs_by_tokens_and_lag() -> None:
     contributions = [given_by("a", tokens=300), given_by("b", tokens=100, staleness=3, seq=2)]
     assert weights_of(contributions) == pytest.approx([300 / 350, 50 / 350])
     plan = Sync().plan(contributions, past=Past())
-    new, momentum = step(plan, theta, None, [np.array([1.0, 0.0]), np.array([0.0, 7.0])])
+    new, momentum, _ = step(plan, theta, None, [np.array([1.0, 0.0]), np.array([0.0, 7.0])])
     assert momentum is None
     assert new == pytest.approx([1 - 300 / 350, 2 - 1.0])
 
@@ -77,7 +77,7 @@ def test_staleness_sgd_is_the_first_designs_formula() -> None:
     waiting = [given_by("b", seq=2), given_by("a", seq=1, staleness=2)]
     taken = rule.take(waiting)
     assert [c.seq for c in taken] == [1], "one version per report, in ledger order"
-    new, _ = step(rule.plan(taken, past=Past()), np.array([1.0], np.float32), None, [np.array([1.0])])
+    new, _, _ = step(rule.plan(taken, past=Past()), np.array([1.0], np.float32), None, [np.array([1.0])])
     assert new == pytest.approx([1.0 - 0.35])
     assert rule.due(replace(FACTS, leases=[OpenLease("b", True, 9.0)]))
 
@@ -96,7 +96,7 @@ def test_slicing_changes_no_bit(rule: MergeRule, workers: int, border: int, seed
     taken = rule.take(given_)
     updates = [random.standard_normal(51).astype(np.float32) for _ in taken]
     plan = rule.plan(taken, past=Past(version=1 + seed, active=workers))
-    whole, whole_m = step(plan, theta, momentum, updates)
+    whole, whole_m, _ = step(plan, theta, momentum, updates)
     parts = [
         step(plan, theta[s], None if momentum is None else momentum[s], [u[s] for u in updates])
         for s in (slice(border), slice(border, 51))
@@ -104,7 +104,7 @@ def test_slicing_changes_no_bit(rule: MergeRule, workers: int, border: int, seed
     assert np.array_equal(whole, np.concatenate([p[0] for p in parts]))
     assert (whole_m is not None) == rule.momentum
     if whole_m is not None:
-        assert np.array_equal(whole_m, np.concatenate([m for _, m in parts if m is not None]))
+        assert np.array_equal(whole_m, np.concatenate([p[1] for p in parts]))
 
 
 def test_unknown_names_list_the_known_ones() -> None:

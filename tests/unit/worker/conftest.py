@@ -255,7 +255,8 @@ class FakeCoordinator:
         self.done += 1
         if self.verdict is Verdict.ACCEPTED:
             codec = codec_named(header.codec)
-            for offset, u in codec.decode_chunks(file, self.layout, chunk_values=1000):
+            for piece in codec.pieces(file, self.layout, chunk_values=1000):
+                offset, u = piece.offset, piece.values()
                 piece = self.theta[offset : offset + u.size].astype(np.float64)
                 self.theta[offset : offset + u.size] = piece - u
             self.version += 1

@@ -20,14 +20,14 @@ import numpy as np
 from bithaul.coordinator.blobs.store import BlobRef, Incoming
 from bithaul.coordinator.context import Coordinator
 from bithaul.errors import CorruptFile
-from bithaul.exchange.codecs import Codec, Values
+from bithaul.exchange.codecs import Codec, Piece
 from bithaul.exchange.frame import read_header
 from bithaul.exchange.weights import FloatVector, weights_head, weights_size
 from bithaul.model.layout import Layout
 from bithaul.rounds.aggregate import PRODUCT_VALUES, Products, Wide
-from bithaul.rounds.merging import MergeRule, Plan, step
+from bithaul.rounds.merging import MergeRule, Plan, Room, step
 
-CHUNK_VALUES = 262_144
+CHUNK_VALUES = 65_536  # the vectors of a slice stay in the second-level cache
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,27 @@ def flush(
     with ExitStack() as stack:
         thetas = _vector(stack, base, layout.size, chunk_values)
         momenta = _vector(stack, momentum, layout.size, chunk_values) if momentum is not None else None
-        decoded = [_decoded(stack, update.path, codec, layout, chunk_values) for update in updates]
+        updates_read = [_pieces(stack, update.path, codec, layout, chunk_values) for update in updates]
         out = stack.enter_context(c.blobs.receive(c.ids.nonce()))
         out.write(weights_head(version, layout.size))
         out_momentum: Incoming | None = None
         if rule.momentum:
             out_momentum = stack.enter_context(c.blobs.receive(c.ids.nonce()))
             out_momentum.write(weights_head(version, layout.size))
+        room = Room(min(chunk_values, layout.size))
         half = False
         done = 0
         for theta in thetas:
             carried = next(momenta) if momenta is not None else None
-            new, new_momentum = step(numbers, theta, carried, (next(d) for d in decoded))
-            if not np.isfinite(new).all():
+            moved = step(numbers, theta, carried, (next(u) for u in updates_read), room=room)
+            if not math.isfinite(moved.square):
                 raise CorruptFile(
                     "Merging gives values that are not finite; no version was made.", code="merge"
                 )
-            out.write(new.astype("<f4", copy=False).data.cast("B"))
-            if out_momentum is not None and new_momentum is not None:
-                out_momentum.write(new_momentum.astype("<f4", copy=False).data.cast("B"))
-            moved = new.astype(np.float64) - theta
-            square += float(np.einsum("i,i", moved, moved))  # not BLAS: its threads would fight the workers
+            out.write(moved.theta.astype("<f4", copy=False).data.cast("B"))
+            if out_momentum is not None and moved.momentum is not None:
+                out_momentum.write(moved.momentum.astype("<f4", copy=False).data.cast("B"))
+            square += moved.square
             done += theta.size
             if not half and done * 2 >= layout.size:
                 c.crash_points.hit("flush.blob_half")
@@ -108,8 +108,8 @@ def _products(momentum: BlobRef | None, updates: Sequence[BlobRef], codec: Codec
     total = Products(len(updates))
     with ExitStack() as stack:
         momenta = _vector(stack, momentum, layout.size, PRODUCT_VALUES) if momentum is not None else None
-        decoded = [_decoded(stack, update.path, codec, layout, PRODUCT_VALUES) for update in updates]
-        for pieces in zip(*decoded, strict=True):
+        read = [_pieces(stack, update.path, codec, layout, PRODUCT_VALUES) for update in updates]
+        for pieces in zip(*read, strict=True):
             total.add(next(momenta) if momenta is not None else None, pieces)
     return total.matrix
 
@@ -132,7 +132,7 @@ def _slices(file: BinaryIO, blob: BlobRef, count: int, chunk: int) -> Iterator[F
         raise CorruptFile(f"{blob.path} does not have its SHA-256; restore it from a backup.")
 
 
-def _decoded(stack: ExitStack, path: Path, codec: Codec, layout: Layout, chunk: int) -> Iterator[Values]:
+def _pieces(stack: ExitStack, path: Path, codec: Codec, layout: Layout, chunk: int) -> Iterator[Piece]:
     file = stack.enter_context(path.open("rb"))
     read_header(file)
-    return (values for _, values in codec.decode_chunks(file, layout, chunk_values=chunk))
+    return codec.pieces(file, layout, chunk_values=chunk)

@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.errors import CorruptFile, InvalidInput
@@ -51,9 +49,8 @@ def judge(run: RunRow, lease: LeaseRow, path: Path, *, slice_examples: int) -> P
             verify_payload(file, header)
             square = 0.0
             codec = codec_named(run.codec)
-            for _, values in codec.decode_chunks(file, run.layout, chunk_values=CHUNK_VALUES):
-                wide = values.astype(np.float64, copy=False)
-                square += float(np.einsum("i,i", wide, wide))  # not BLAS: its threads would fight the workers
+            for piece in codec.pieces(file, run.layout, chunk_values=CHUNK_VALUES):
+                square += piece.square()
     except (CorruptFile, InvalidInput) as error:
         code = "non_finite" if error.error_code in NON_FINITE else error.error_code
         return Refused(code, error.message, header)

@@ -1,0 +1,54 @@
+"""Loops over encoded updates: each reads a byte and never writes the decoded vector to memory.
+
+The plain definitions are the `values` of the pieces in `codecs`; sums here run in float64, in order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bithaul.compiled import EXACT, STRICT, compiled
+
+
+@compiled(STRICT)
+def add_int8(q, scales, bounds, factor, fresh, total):
+    """`total += factor * scale * q`: int8 [n], a scale for each block; `bounds` [blocks + 1] cuts them.
+
+    `fresh`: nothing is in `total` yet.
+    """
+    for b in range(scales.shape[0]):
+        part = q[bounds[b] : bounds[b + 1]]
+        if fresh:
+            _write_block(part, scales[b], factor, total[bounds[b] : bounds[b + 1]])
+        else:
+            _add_block(part, scales[b], factor, total[bounds[b] : bounds[b + 1]])
+
+
+@compiled(STRICT)
+def _write_block(q, scale, factor, total):
+    for j in range(q.shape[0]):
+        total[j] = factor * np.float64(np.float32(q[j]) * scale)
+
+
+@compiled(STRICT)
+def _add_block(q, scale, factor, total):
+    for j in range(q.shape[0]):
+        total[j] += factor * np.float64(np.float32(q[j]) * scale)
+
+
+@compiled(EXACT)
+def square_int8(q, scales, bounds):
+    """Sum of squares of `scale * q`; those of a block's integers are exact."""
+    total = np.float64(0.0)
+    for b in range(scales.shape[0]):
+        scale = np.float64(scales[b])
+        total += scale * scale * np.float64(_square(q[bounds[b] : bounds[b + 1]]))
+    return total
+
+
+@compiled(EXACT)
+def _square(q):
+    total = np.int64(0)
+    for j in range(q.shape[0]):
+        total += np.int32(q[j]) * np.int32(q[j])
+    return total

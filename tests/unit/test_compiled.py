@@ -1,0 +1,28 @@
+"""Machine code that is kept on disk belongs to the text it was made from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numba
+
+from bithaul.compiled import sources_digest
+from bithaul.model import kernels
+
+
+def test_it_is_kept_by_the_text_of_all_compiled_files_of_a_room(tmp_path: Path) -> None:
+    """numba alone would go on using machine code whose callee in another file has changed."""
+    (tmp_path / "loops.py").write_text("from bithaul.compiled import compiled")
+    (tmp_path / "other.py").write_text("import math")
+    digest = sources_digest.__wrapped__
+    before = digest(tmp_path)
+    (tmp_path / "other.py").write_text("import cmath")
+    assert digest(tmp_path) == before
+    (tmp_path / "blocks.py").write_text("from numba.extending import intrinsic")
+    assert digest(tmp_path) != before
+
+
+def test_the_kernels_lie_there_and_the_setting_of_others_is_put_back() -> None:
+    assert not numba.config.CACHE_DIR
+    kept = kernels.largest_size._cache.cache_path
+    assert sources_digest(Path(kernels.__file__).parent) in kept

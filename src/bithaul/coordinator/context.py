@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from bithaul.coordinator.blobs.local import LocalBlobStore
 from bithaul.coordinator.blobs.store import BlobStore
+from bithaul.coordinator.blobs.uploads import Uploads
 from bithaul.coordinator.clock import Clock, Ids, SystemClock, SystemIds
 from bithaul.coordinator.database.engine import Database
 from bithaul.coordinator.settings import Settings
@@ -60,6 +61,7 @@ class Coordinator:
     settings: Settings
     database: Database
     blobs: BlobStore
+    uploads: Uploads
     clock: Clock = field(default_factory=SystemClock)
     ids: Ids = field(default_factory=SystemIds)
     events: Events = field(default_factory=Events)
@@ -87,6 +89,7 @@ def open_coordinator(
         settings=settings,
         database=database,
         blobs=blobs,
+        uploads=Uploads(settings.uploads_folder),
         clock=clock or SystemClock(),
         ids=ids or SystemIds(),
         crash_points=crash_points or CrashPoints(),

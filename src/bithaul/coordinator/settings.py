@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     def incoming_folder(self) -> Path:
         return self.directory / "incoming"
 
+    @property
+    def uploads_folder(self) -> Path:
+        return self.directory / "uploads"
+
     @classmethod
     def settings_customise_sources(
         cls,

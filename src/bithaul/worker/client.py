@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -39,13 +39,14 @@ from bithaul.exchange.messages import (
     TaskMessage,
 )
 from bithaul.worker.backoff import Backoff
-from bithaul.worker.link import LATER, Later, Refused, WorkAnswer, refuse
+from bithaul.worker.link import LATER, Later, Refused, Stopped, WorkAnswer, refuse
 from bithaul.worker.patience import Patience
 from bithaul.worker.stop import Stop
+from bithaul.worker.upload import Body, ResumableUpload
 
 PIECE = 1_048_576
+RESUMABLE_BYTES = 8 * PIECE  # larger updates go in chunks
 _SILENCE = httpx2.Timeout(connect=10.0, read=60.0, write=60.0, pool=60.0)
-Body = Callable[[], Iterator[bytes]]
 M = TypeVar("M", bound=Message)
 
 
@@ -77,6 +78,7 @@ class CoordinatorClient:
         self._basic = httpx2.BasicAuth(quote(client_id, safe=""), quote(secret, safe=""))
         self._client_id = client_id
         self._clock = clock
+        self._stop = stop
         self._patience = Patience(
             str(self._base), stop=stop, log=log, backoff=backoff or Backoff(), jitter=jitter, clock=clock
         )
@@ -123,12 +125,20 @@ class CoordinatorClient:
         self._try("POST", "/logs", _json(batch))
 
     def submit(self, task: int, fence: str, file: Path, *, moved: Callable[[int], None]) -> Receipt:
-        """POST /gradient with the file's bytes, again and again, until a receipt.
+        """POST /gradient until a receipt: small files as they are, others in chunks that can be resumed.
 
         `moved` hears each piece's size. Raises `Refused` when there will never be one (409, 413, 422 without
         a receipt, as problem+json), `Gone` when the worker must register first, `Stopped` after the grace
         period of a stop.
         """
+        size = file.stat().st_size
+        if size > RESUMABLE_BYTES:
+            upload = ResumableUpload(
+                self._ask, file, task=task, fence=fence, moved=moved, stopped=self._require_time
+            )
+            return self._patience.persist(
+                "POST /gradient", upload.go_on, urgent=True, advanced=upload.advanced
+            )
 
         def body() -> Iterator[bytes]:
             with file.open("rb") as stream:
@@ -137,7 +147,7 @@ class CoordinatorClient:
                     moved(len(piece))
 
         path = f"/gradient?task={task}&fence={fence}"
-        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(file.stat().st_size)}
+        headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         response = self._persist("POST", path, (headers, body), urgent=True, receipt=True)
         return _parse(Receipt, response)
 
@@ -172,11 +182,18 @@ class CoordinatorClient:
 
     # -- how ------------------------------------------------------------------------------------------
 
+    def _ask(self, method: str, path: str, headers: Mapping[str, str], body: Body | None) -> httpx2.Response:
+        return self._once(method, path, (dict(headers), body), receipt=method == "POST")
+
+    def _require_time(self) -> None:
+        if self._stop.expired:
+            raise Stopped("the update was not delivered")
+
     def _persist(
         self,
         method: str,
         path: str,
-        content: tuple[dict[str, str], Body] | None = None,
+        content: tuple[dict[str, str], Body | None] | None = None,
         *,
         urgent: bool = False,
         receipt: bool = False,
@@ -193,7 +210,12 @@ class CoordinatorClient:
             raise Unavailable(f"The coordinator did not answer {method} {path}: {error}.") from error
 
     def _once(
-        self, method: str, path: str, content: tuple[dict[str, str], Body] | None, *, receipt: bool = False
+        self,
+        method: str,
+        path: str,
+        content: tuple[dict[str, str], Body | None] | None,
+        *,
+        receipt: bool = False,
     ) -> httpx2.Response:
         """One request, and a second one with a new token after a 401."""
         headers, body = content if content is not None else ({}, None)
@@ -209,6 +231,8 @@ class CoordinatorClient:
                 break
             self._forget(token)
         if receipt and response.status_code in (200, 422) and _is_receipt(response):
+            return response
+        if receipt and response.status_code == 201 and "Location" in response.headers:
             return response
         if receipt and response.status_code == 400:  # a body that was cut on its way; the file is whole
             raise Later("HTTP 400 for an update", _retry_after(response))

@@ -37,13 +37,25 @@ class Patience:
         self._jitter = jitter
         self._clock = clock
 
-    def persist(self, what: str, ask: Callable[[], T], *, urgent: bool = False) -> T:
-        """The final answer. Raises `Stopped` after a stop (`urgent`: after its grace period)."""
+    def persist(
+        self,
+        what: str,
+        ask: Callable[[], T],
+        *,
+        urgent: bool = False,
+        advanced: Callable[[], bool] = lambda: False,
+    ) -> T:
+        """The final answer. Raises `Stopped` after a stop (`urgent`: after its grace period).
+
+        Waits grow until `advanced` says that something has arrived.
+        """
         attempt, said = 0, float("-inf")
         while True:
             try:
                 answer = ask()
             except (Later, httpx2.TransportError) as error:
+                if advanced():
+                    attempt = 0
                 asked = error.after if isinstance(error, Later) else None
                 wait = self._backoff.wait(attempt, random=self._jitter(), asked=asked)
                 now = self._clock()

@@ -6,7 +6,7 @@ encoding, length, lease, free disk. A connection that breaks leaves nothing behi
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -16,35 +16,48 @@ from starlette.requests import ClientDisconnect, Request
 
 from bithaul.coordinator.api.guard import Caller, WorkerRoute, bearer
 from bithaul.coordinator.api.problems import BadRequest, LengthRequired, UnsupportedMediaType
+from bithaul.coordinator.api.tus import Tus, tus_routes, wanted
 from bithaul.coordinator.blobs.store import Incoming
 from bithaul.coordinator.commands.begin_upload import begin_upload
 from bithaul.coordinator.commands.submit_gradient import submit_gradient
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
-from bithaul.errors import Unavailable
+from bithaul.errors import InvalidInput, Unavailable
 from bithaul.exchange.messages import Fence, Receipt, Verdict
 
 PIECE = 1 << 20
 WRITERS = 8
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    201: {"description": "A resumable upload runs at Location, as far as Upload-Offset"},
+    202: {"description": "All bytes are here and being judged; ask again"},
+}
 _BODY = {
     "requestBody": {
-        "required": True,
         "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
     }
 }
 
-TaskId = Annotated[int, Query(ge=1, le=2**53)]
+TaskId = Annotated[int | None, Query(ge=1, le=2**53)]
+FenceId = Annotated[Fence | None, Query()]
 
 
 def gradient_routes(c: Coordinator, identity: Identity) -> APIRouter:
     router = APIRouter(route_class=WorkerRoute, tags=["work"])
     writers = CapacityLimiter(WRITERS)  # apart from the default threads: a slow disk must not stop heartbeats
+    resumable = Tus(c, identity, writers)
+    router.include_router(tus_routes(resumable))
 
-    @router.post("/gradient", openapi_extra=_BODY)
+    @router.post("/gradient", response_model=Receipt, responses=_RESPONSES, openapi_extra=_BODY)
     async def gradient(
-        request: Request, response: Response, caller: Caller, task: TaskId, fence: Annotated[Fence, Query()]
-    ) -> Receipt:
-        """Deliver the result of a leased task; asking again returns the stored receipt."""
+        request: Request, response: Response, caller: Caller, task: TaskId = None, fence: FenceId = None
+    ) -> Receipt | Response:
+        """Deliver the result of a leased task, or begin to; asking again returns the stored receipt."""
+        if wanted(request):
+            return await resumable.create(request, caller.client_id)
+        if task is None or fence is None:
+            raise InvalidInput(
+                "Name the task and the fence: /gradient?task=T&fence=F.", code="invalid_request"
+            )
         length = _length(request)
         receipt = await run_in_threadpool(
             begin_upload, c, caller.client_id, task=task, fence=fence, content_length=length

@@ -62,9 +62,9 @@ def problem(
     status: int, detail: str, *, code: str, headers: dict[str, str] | None = None, **extra: str
 ) -> JSONResponse:
     """A problem+json response. `extra` members are allowed by RFC 9457 (for example `request_id`)."""
-    body = (
-        Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, code=code).model_dump() | extra
-    )
+    known = status in set(HTTPStatus)  # tus has a status of its own
+    title = HTTPStatus(status).phrase if known else code.replace("_", " ").capitalize()
+    body = Problem(title=title, status=status, detail=detail, code=code).model_dump() | extra
     return JSONResponse(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 

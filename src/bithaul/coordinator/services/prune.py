@@ -1,4 +1,4 @@
-"""Old telemetry and log entries are deleted, and the space goes back to the file system."""
+"""Old telemetry, log entries and broken uploads are deleted, and the space goes back to the file system."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet
 
 DAY = 86_400.0
+UPLOADS_KEPT = DAY  # since the last byte
 
 
 def prune(c: Coordinator) -> str:
@@ -19,4 +20,5 @@ def prune(c: Coordinator) -> str:
         )
     if points or entries:
         c.database.shrink()
-    return f"{points} telemetry points and {entries} log entries deleted"
+    uploads = c.uploads.sweep(older_than=now - UPLOADS_KEPT)
+    return f"{points} telemetry points, {entries} log entries and {uploads} broken uploads deleted"

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from bithaul.coordinator.context import CrashPoints
 from bithaul.simulation.scenario import SCENARIOS
 
-SMALL = {"workers": 8, "hours": 1.5, "crashes": 2}
+SMALL = {"workers": 8, "hours": 1.5, "crashes": 2, "rollbacks": 0}
 
 
 def test_a_small_storm_keeps_every_promise_twice_alike(make: Any) -> None:
@@ -36,6 +37,38 @@ def test_a_storm_over_rules_without_a_barrier(make: Any, rule: str) -> None:
     assert outcome.broken == ""
     assert outcome.kept
     assert outcome.versions > 4
+
+
+def test_rollbacks_in_a_storm_keep_every_promise(make: Any) -> None:
+    """Catches a slice that no task has after a rollback, and a replay that does not know lineages."""
+    storm = {**SMALL, "hours": 2.5, "rollbacks": 2}
+    outcome = make(SCENARIOS["storm"], **storm, rule="buffered_nesterov", seed=2).run()
+    assert outcome.broken == ""
+    assert outcome.kept
+    assert outcome.rollbacks >= 2
+    assert sum(outcome.faults.values()) > 20
+
+
+@pytest.mark.parametrize("point", [n for n in CrashPoints.NAMES if n.startswith("rollback.")])
+def test_a_crash_in_a_rollback_keeps_every_promise(make: Any, point: str) -> None:
+    rehearsal = make(hours=1.5, rollbacks=1, task_seconds=300.0)
+    rehearsal.faults.crash_coordinator(point)
+    outcome = rehearsal.run()
+    assert outcome.kept, outcome.broken
+    assert outcome.coordinator_crashes == [point]
+    assert outcome.rollbacks >= 1
+
+
+def test_poisoned_machines_are_clipped_or_refused_and_honest_ones_are_not(make: Any) -> None:
+    """Catches a gate that lets a poisoned update through, and one that accuses honest machines."""
+    options = {"workers": 8, "hours": 2.0, "poisoned": 2, "seed": 3}
+    gated = make(**options, gates=("norm",)).run()
+    assert gated.kept, gated.broken
+    honest, poisoned = gated.judged["honest"], gated.judged["poisoned"]
+    assert honest["reports"] > 50
+    assert (honest["clipped"], honest["refused"]) == (0, 0)
+    assert poisoned["clipped"] + poisoned["refused"] >= poisoned["reports"] - 2, "before eight are known"
+    assert make(**options).run().loss_last > 100 * gated.loss_last, "without the gate the run is lost"
 
 
 def test_a_calm_hour_loses_nothing(make: Any) -> None:

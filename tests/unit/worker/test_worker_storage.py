@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 def test_residual_changes_only_by_commit_and_twice_is_harmless(tmp_path: Path) -> None:
     """Catches a residual that advances with a refused update (pitfall T9)."""
     store = ResidualStore(tmp_path / "residual")
-    target = store.path(run="r", layout_hash="a" * 64, codec="c")
+    target = store.path(run="r", lineage=1, layout_hash="a" * 64, codec="c")
     entry = Outbox(tmp_path / "outbox").put(header(), PAYLOAD, residual=np.ones(5, np.float32))
     assert store.load(target, count=5, base_version=5) is None
     store.commit(entry.residual, target)
@@ -118,7 +118,7 @@ def test_residual_changes_only_by_commit_and_twice_is_harmless(tmp_path: Path) -
 
 def test_residual_of_another_base_or_damaged_counts_as_none(tmp_path: Path) -> None:
     store = ResidualStore(tmp_path / "residual")
-    target = store.path(run="r", layout_hash="a" * 64, codec="c")
+    target = store.path(run="r", lineage=1, layout_hash="a" * 64, codec="c")
     entry = Outbox(tmp_path / "outbox").put(header(), PAYLOAD, residual=np.ones(5, np.float32))
     store.commit(entry.residual, target)
     assert store.load(target, count=5, base_version=4 + 16) is not None
@@ -131,7 +131,7 @@ def test_residual_of_another_base_or_damaged_counts_as_none(tmp_path: Path) -> N
 def test_residuals_are_kept_apart(tmp_path: Path) -> None:
     store = ResidualStore(tmp_path)
     keys = [("r", "a", "c"), ("s", "a", "c"), ("r", "b", "c"), ("r", "a", "d")]
-    assert len({store.path(run=r, layout_hash=h, codec=c) for r, h, c in keys}) == 4
+    assert len({store.path(run=r, lineage=1, layout_hash=h, codec=c) for r, h, c in keys}) == 4
 
 
 def entry(number: int) -> LogEntry:

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from bithaul.coordinator.context import CrashPoints
 from bithaul.simulation.scenario import SCENARIOS
 
 SMALL = {"workers": 8, "hours": 1.5, "crashes": 2, "rollbacks": 0}
@@ -47,16 +46,6 @@ def test_rollbacks_in_a_storm_keep_every_promise(make: Any) -> None:
     assert outcome.kept
     assert outcome.rollbacks >= 2
     assert sum(outcome.faults.values()) > 20
-
-
-@pytest.mark.parametrize("point", [n for n in CrashPoints.NAMES if n.startswith("rollback.")])
-def test_a_crash_in_a_rollback_keeps_every_promise(make: Any, point: str) -> None:
-    rehearsal = make(hours=1.5, rollbacks=1, task_seconds=300.0)
-    rehearsal.faults.crash_coordinator(point)
-    outcome = rehearsal.run()
-    assert outcome.kept, outcome.broken
-    assert outcome.coordinator_crashes == [point]
-    assert outcome.rollbacks >= 1
 
 
 def test_poisoned_machines_are_clipped_or_refused_and_honest_ones_are_not(make: Any) -> None:

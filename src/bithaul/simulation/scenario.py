@@ -247,9 +247,11 @@ class Rehearsal:
         self.time.run(end, after_each=self._after)
 
     def _go_back(self) -> None:
-        """Two versions back, by a patient operator: again later while nobody answers."""
+        """Two versions back, by a patient operator: again later while that cannot be or nobody answers."""
+        if self.faults.calm:
+            return
         try:
-            self.house.call(lambda c: roll_back(c, self.record.newest - 2))
+            self.house.call(lambda c: roll_back(c, max(1, self.record.newest - 2)))
         except (Later, Conflict):
             self.time.after(600.0, self._go_back)
         else:

@@ -6,7 +6,7 @@ receipt. Nothing is acknowledged before it is durable; the merger is woken after
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
@@ -202,7 +202,7 @@ def _weighed(judgement: Judgement, worker: WorkerRow, *, now: float) -> Judgemen
         return judgement
     state = worker.trust.at(now)
     reason = f"This worker is {state.standing} ({state.reason}); its way out: {state.way_out}."
-    return replace(judgement, verdict=Verdict.COMPARED, code="no_weight", reason=reason, blob_sha256=None)
+    return Judgement(Verdict.COMPARED, "no_weight", reason, judgement.header, norm=judgement.norm)
 
 
 def _unmerged(verdict: Verdict, code: str, reason: str, asked: Asked, upload: UploadedFile) -> Judgement:

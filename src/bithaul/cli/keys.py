@@ -6,28 +6,16 @@ Works on the run's folder, with the coordinator running or not. A secret is prin
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bithaul.errors import InvalidConfig, OutOfDisk, Unavailable
+from bithaul.cli.opened import Directory, Json, opened
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 
-if TYPE_CHECKING:
-    from bithaul.coordinator.context import Coordinator
-
 app = typer.Typer(no_args_is_help=True)
-
-Directory = Annotated[Path, typer.Option("--dir", help="The run's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_FULL_BELOW = 2**20  # bytes; SQLite reports a full disk as "full" or as an I/O error
 
 
 @app.command()
@@ -41,7 +29,7 @@ def create(
     from bithaul.coordinator.identity.clients import create_client
 
     scope = ADMIN_SCOPE if admin else WORKER_SCOPE
-    with _opened(directory) as c:
+    with opened(directory) as c:
         secret = create_client(c, client_id, scope=scope)
     _print_secret(client_id, secret, scope=scope, as_json=as_json)
 
@@ -51,7 +39,7 @@ def list_keys(directory: Directory, as_json: Json = False) -> None:
     """List clients, without secrets."""
     from bithaul.coordinator.identity.clients import list_clients
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         clients = list_clients(c)
     if as_json:
         print(json.dumps([asdict(client) for client in clients]))
@@ -74,7 +62,7 @@ def rotate(
     """Give a client a new secret; its tokens die at once."""
     from bithaul.coordinator.identity.clients import rotate_client
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         secret = rotate_client(c, client_id, grace_seconds=grace)
     _print_secret(client_id, secret, scope=None, as_json=as_json)
 
@@ -86,7 +74,7 @@ def disable(
     """Refuse a client's secret and tokens from now on."""
     from bithaul.coordinator.identity.clients import disable_client
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         disable_client(c, client_id)
     print(json.dumps({"client_id": client_id, "disabled": True}) if as_json else f"{client_id} is disabled.")
 
@@ -96,7 +84,7 @@ def rotate_signing(directory: Directory, as_json: Json = False) -> None:
     """Sign with the next key; the old one stays valid until its last token has expired."""
     from bithaul.coordinator.identity.keys import SigningKeys
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         keys = SigningKeys(c)
         keys.rotate()
         states = keys.states()
@@ -105,29 +93,6 @@ def rotate_signing(directory: Directory, as_json: Json = False) -> None:
         return
     for state in states:
         print(f"{state.kid}  {state.state}")
-
-
-@contextmanager
-def _opened(directory: Path) -> Iterator[Coordinator]:
-    from sqlalchemy.exc import DBAPIError
-
-    from bithaul.coordinator.context import open_coordinator
-    from bithaul.coordinator.settings import load_settings
-
-    if not directory.is_dir():
-        raise InvalidConfig(
-            f"There is no run folder {directory}; make one with: bithaul up --dir {directory}"
-        )
-    settings = load_settings(directory)
-    try:
-        with closing(open_coordinator(settings)) as c:
-            yield c
-    except (Unavailable, DBAPIError) as error:
-        if shutil.disk_usage(directory).free >= _FULL_BELOW:
-            raise
-        raise OutOfDisk(
-            f"The database in {directory} cannot be written: the disk is full; free some space and try again."
-        ) from error
 
 
 def _print_secret(client_id: str, secret: str, *, scope: str | None, as_json: bool) -> None:

@@ -40,6 +40,8 @@ OPERATOR, WORKER, DATA, MODEL = "Run it", "Lend a machine", "Data", "The model"
 VERBS = (
     Verb("up", "Train on this machine: a coordinator and N workers, one command.", OPERATOR),
     Verb("coordinator", "Serve one run's weights, corpus and work queue.", OPERATOR),
+    Verb("run", "List, show, pause, resume runs, and go back to older weights.", OPERATOR),
+    Verb("workers", "List workers, drain them, set them aside, restore or pin them.", OPERATOR),
     Verb("keys", "Create, list, rotate and disable client secrets.", OPERATOR),
     Verb("simulate", "Rehearse a run with faults on virtual time.", OPERATOR),
     Verb("worker", "Join a coordinator and train.", WORKER),

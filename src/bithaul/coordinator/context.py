@@ -43,6 +43,10 @@ class CrashPoints:
         "flush.snapshot_written",
         "flush.recorded",
         "flush.committed",
+        "rollback.decided",
+        "rollback.blob_written",
+        "rollback.recorded",
+        "rollback.committed",
         "retention.half",
         "sweep.half",
     )

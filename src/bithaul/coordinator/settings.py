@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     retention_keep: int = Field(default=4, ge=2)
     retention_every: int = Field(default=0, ge=0)  # also keep each Nth version; 0: none
     payload_keep_versions: int = Field(default=8, ge=0)  # merged updates stay so many versions longer
+    inspection_keep: int = Field(default=4, ge=0)  # refused updates that are kept for a person to look at
     disk_reserve_bytes: int = Field(default=256 * 2**20, ge=0)  # uploads are refused below this
 
     @property
@@ -58,6 +59,10 @@ class Settings(BaseSettings):
     @property
     def blob_folder(self) -> Path:
         return self.directory / "blobs"
+
+    @property
+    def inspection_folder(self) -> Path:
+        return self.directory / "inspection"
 
     @property
     def incoming_folder(self) -> Path:

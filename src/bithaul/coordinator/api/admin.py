@@ -13,8 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bithaul.coordinator.api.guard import AdminRoute, Caller
 from bithaul.coordinator.api.metrics import HttpMetrics
+from bithaul.coordinator.commands.roll_back import RolledBack, roll_back
+from bithaul.coordinator.commands.standing import pin_worker, restore_worker, set_aside_worker
 from bithaul.coordinator.commands.steer import drain_worker, pause_run, resume_run
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.identity.clients import (
     LONGEST_GRACE,
     Client,
@@ -25,6 +28,7 @@ from bithaul.coordinator.identity.clients import (
 )
 from bithaul.coordinator.queries.metrics import metrics
 from bithaul.coordinator.queries.progress import ProgressView, progress
+from bithaul.coordinator.queries.runs import RunView, run_view
 from bithaul.errors import Forbidden
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE, Name, RunState
 
@@ -37,6 +41,14 @@ class _Request(BaseModel):
 
 class DrainRequest(_Request):
     on: bool = True
+
+
+class RollbackRequest(_Request):
+    version: Annotated[int, Field(ge=1, le=2**53)]
+
+
+class SetAsideRequest(_Request):
+    reason: Annotated[str, Field(max_length=200)] = ""
 
 
 class KeyRequest(_Request):
@@ -63,6 +75,15 @@ class RunAnswer(BaseModel):
     state: RunState
 
 
+class StandingAnswer(BaseModel):
+    """What a worker's updates weigh from now on."""
+
+    worker: str
+    standing: str
+    weight: float
+    why: str
+
+
 def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
     router = APIRouter(route_class=AdminRoute, tags=["admin"])
 
@@ -85,6 +106,37 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
     def resume() -> RunAnswer:
         """Undo a pause."""
         return RunAnswer(state=RunState(resume_run(c).state))
+
+    @router.get("/api/run")
+    def show_run() -> RunView:
+        """The run, its options and its versions."""
+        return run_view(c)
+
+    @router.post("/api/run/rollback")
+    def rollback(message: RollbackRequest) -> RolledBack:
+        """Put an older version in force again, as the newest."""
+        return roll_back(c, message.version)
+
+    @router.post("/api/workers/{worker}/set-aside")
+    def set_aside(worker: PathName, message: SetAsideRequest) -> StandingAnswer:
+        """Give a worker no more work; what it still reports is credited, not merged."""
+        return standing(set_aside_worker(c, worker, reason=message.reason))
+
+    @router.post("/api/workers/{worker}/restore")
+    def restore(worker: PathName) -> StandingAnswer:
+        """Put a worker on probation, whatever it was."""
+        return standing(restore_worker(c, worker))
+
+    @router.post("/api/workers/{worker}/pin")
+    def pin(worker: PathName) -> StandingAnswer:
+        """Give a worker full weight, whatever the gates say."""
+        return standing(pin_worker(c, worker))
+
+    def standing(row: WorkerRow) -> StandingAnswer:
+        trust = row.trust.at(c.clock.now())
+        return StandingAnswer(
+            worker=row.id, standing=trust.standing, weight=trust.weight(c.clock.now()), why=trust.reason
+        )
 
     @router.post("/api/workers/{worker}/drain", status_code=204)
     def drain(worker: PathName, message: DrainRequest) -> None:

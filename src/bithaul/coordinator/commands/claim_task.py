@@ -23,6 +23,7 @@ from bithaul.exchange.messages import Range, RunState, TaskMessage
 from bithaul.rounds import positions
 from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, TaskState, refuse_claim
 from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retry_seconds, task_size
+from bithaul.rounds.trust import Standing
 
 SEEN_EVERY = 1.0  # seconds between updates of last_seen by polling
 PROBE_SPEED = 2.5  # measuring is so many times faster than training
@@ -32,6 +33,7 @@ RETRY = {  # seconds, in rounds of eight
     NoLease.NOT_READY: 1.0,
     NoLease.DRAINED: 5.0,
     NoLease.NOT_RUNNING: 2.0,
+    NoLease.SET_ASIDE: 10.0,
     NoLease.RESTING: 10.0,
     NoLease.MERGING: 0.1,
     NoLease.NO_WORK: 0.25,
@@ -95,7 +97,9 @@ def _retry(refusal: NoLease, worker: WorkerRow, *, now: float, length: float, le
 def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: float) -> LeaseRow | None:
     """The worker's open lease, if a report on its base can still count; otherwise it ends here."""
     held = work.open_leases(connection, run.id, worker=worker.id)
-    newest = versions.newest_version(connection, run.id).version if held else 0
+    if not held:
+        return None
+    newest = versions.newest_version(connection, run.id)
     for lease in held:
         base = versions.find_version(connection, run.id, lease.base_version)
         ending = None
@@ -103,7 +107,12 @@ def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: 
             ending = Ending.EXPIRED
         elif worker.drained:
             ending = Ending.RELEASED
-        elif base is None or base.retired_at or newest - base.version > run.rule.max_staleness:
+        elif (
+            base is None
+            or base.retired_at
+            or base.lineage != newest.lineage
+            or newest.version - base.version > run.rule.max_staleness
+        ):
             ending = Ending.REVOKED
         if ending is None:
             return lease
@@ -115,6 +124,7 @@ def _facts(run: RunRow, worker: WorkerRow, *, now: float, waits: bool) -> ClaimF
     return ClaimFacts(
         ready=worker.ready,
         drained=worker.drained,
+        set_aside=worker.standing == Standing.SET_ASIDE,
         rest_seconds=max(0.0, worker.rest_until - now),
         run_running=run.state in (RunState.READY, RunState.RUNNING),
         work_left=True,  # looked at last, it takes reading the whole round
@@ -237,6 +247,7 @@ def _message(connection: Connection, run: RunRow, lease: LeaseRow, *, now: float
     return TaskMessage(
         task=task.id,
         fence=lease.fence,
+        lineage=base.lineage,
         base_version=lease.base_version,
         weights_sha256=base.sha256,
         weights_size=base.size,

@@ -80,6 +80,8 @@ class Round:
                     received_at=r.received_at,
                     norm=r.norm,
                     steps=r.steps,
+                    clip=r.clip,
+                    trust=r.weight,
                 )
                 for r in self.reports
             ],

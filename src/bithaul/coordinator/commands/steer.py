@@ -27,7 +27,7 @@ def pause_run(c: Coordinator) -> RunRow:
         run = runs.get_run(connection)
         if run.state is RunState.FINISHED:
             raise Conflict("The run is finished; extend its budget to go on.")
-        runs.update_run(connection, run.id, state=RunState.PAUSED)
+        runs.update_run(connection, run.id, state=RunState.PAUSED, paused_because="")
         changed = runs.get_run(connection)
     c.events.merge.set()
     return changed
@@ -38,7 +38,7 @@ def resume_run(c: Coordinator) -> RunRow:
     with c.database.write() as connection:
         run = runs.get_run(connection)
         if run.state is RunState.PAUSED:
-            runs.update_run(connection, run.id, state=RunState.RUNNING)
+            runs.update_run(connection, run.id, state=RunState.RUNNING, paused_because="")
         changed = runs.get_run(connection)
     c.events.merge.set()
     return changed

@@ -13,6 +13,7 @@ from bithaul.coordinator.database.tables import logs, telemetry, workers
 from bithaul.errors import Gone
 from bithaul.exchange.messages import LogEntry
 from bithaul.rounds.sizing import speed_of
+from bithaul.rounds.trust import Standing, Trust
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,24 @@ class WorkerRow:
     activity: str
     failures: int
     rest_until: float
+    standing: str
+    trust_score: float
+    trust_to_go: int
+    trust_reason: str
+    pinned: bool
     registered_at: float
     last_seen: float
+
+    @property
+    def trust(self) -> Trust:
+        return Trust(
+            standing=Standing(self.standing),
+            score=self.trust_score,
+            to_go=self.trust_to_go,
+            until=self.rest_until,
+            reason=self.trust_reason,
+            pinned=self.pinned,
+        )
 
     @property
     def planning_speed(self) -> float:
@@ -41,10 +58,12 @@ class WorkerRow:
         return "gone" if self.gone else "drained" if self.drained else "active"
 
     def may_work(self, now: float) -> bool:
-        return self.ready and not self.drained and not self.gone and self.rest_until <= now
+        refused = self.drained or self.gone or self.standing == Standing.SET_ASIDE
+        return self.ready and not refused and self.rest_until <= now
 
 
-_COLUMNS = [workers.c[field.name] for field in fields(WorkerRow)]
+_RENAMED = {"trust_score": "trust"}
+_COLUMNS = [workers.c[_RENAMED.get(field.name, field.name)] for field in fields(WorkerRow)]
 _WORKER = select(*_COLUMNS).where(workers.c.id == bindparam("worker"))
 _WORKERS = select(*(null() if c.name == "capabilities" else c for c in _COLUMNS)).order_by(workers.c.id)
 _SEEN = (
@@ -69,23 +88,36 @@ def list_workers(connection: Connection) -> list[WorkerRow]:
     return [WorkerRow(*row) for row in connection.execute(_WORKERS)]
 
 
-def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerRow:
+def insert_worker(connection: Connection, worker: str, *, now: float, gone: bool = False) -> WorkerRow:
+    """A worker on probation. `gone`: it was not heard yet."""
     row: dict[str, Any] = {
         "id": worker,
         "ready": False,
         "drained": False,
-        "gone": False,
+        "gone": gone,
         "capabilities": None,
         "calibrated_speed": 0.0,
         "speed": 0.0,
         "activity": "idle",
         "failures": 0,
-        "rest_until": 0.0,
         "registered_at": now,
         "last_seen": now,
+        **trust_values(Trust()),
     }
     connection.execute(insert(workers).values(**row))
-    return WorkerRow(**row)
+    return get_worker(connection, worker)
+
+
+def trust_values(trust: Trust) -> dict[str, object]:
+    """What `update_worker` is given to store it."""
+    return {
+        "standing": trust.standing,
+        "trust": trust.score,
+        "trust_to_go": trust.to_go,
+        "trust_reason": trust.reason[:200],
+        "rest_until": trust.until,
+        "pinned": trust.pinned,
+    }
 
 
 def see_worker(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:

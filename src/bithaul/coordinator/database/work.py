@@ -32,6 +32,7 @@ class TaskRow:
     attempts: int
     failed_by: tuple[str, ...]
     reason: str
+    parent: int | None  # the discarded task whose slice this one has
     created_at: float
     changed_at: float
 
@@ -115,7 +116,14 @@ def write_free(connection: Connection, run: RunRow, free: Free) -> None:
         update_run(connection, run.id, position_cursor=free.cursor)
 
 
-def insert_task(connection: Connection, run_id: int, positions: Sequence[Span], *, now: float) -> TaskRow:
+def insert_task(
+    connection: Connection,
+    run_id: int,
+    positions: Sequence[Span],
+    *,
+    now: float,
+    parent: int | None = None,
+) -> TaskRow:
     """A new pending task."""
     examples = sum(s.count for s in positions)
     values: dict[str, Any] = {
@@ -126,6 +134,7 @@ def insert_task(connection: Connection, run_id: int, positions: Sequence[Span], 
         "attempts": 0,
         "failed_by": [],
         "reason": "",
+        "parent": parent,
         "created_at": now,
         "changed_at": now,
     }

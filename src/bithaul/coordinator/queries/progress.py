@@ -40,7 +40,12 @@ class WorkerProgress(BaseModel):
     accepted: int  # accepted updates
     tokens: int  # in accepted updates
     share: float  # of all accepted updates
+    credited: int  # tokens of all its reports, late ones included
     last_seen: float
+    standing: str  # probation, steady, resting, set aside
+    weight: float  # of its updates, 0..1
+    why: str  # of its standing
+    way_out: str  # what leads to full weight
 
 
 class ProgressView(BaseModel):
@@ -92,7 +97,7 @@ def progress(c: Coordinator) -> ProgressView:
             open_leases=len(work.open_leases(connection, run.id)),
             receipts=ledger.verdict_counts(connection, run.id),
             rejected=ledger.rejected_counts(connection, run.id),
-            workers=_workers(connection, run),
+            workers=_workers(connection, run, now=now),
             series=[_point(row) for row in rows],
             problems=troubles,
         )
@@ -128,12 +133,13 @@ def _eta(run: RunRow, *, tokens: int, seconds: float) -> float | None:
     return max(0.0, min(left)) if left else None
 
 
-def _workers(connection: Connection, run: RunRow) -> list[WorkerProgress]:
+def _workers(connection: Connection, run: RunRow, *, now: float) -> list[WorkerProgress]:
     earned = ledger.credits_by_worker(connection, run.id)
     total = sum(credit.accepted for credit in earned.values())
     out = []
     for row in fleet.list_workers(connection):
-        credit = earned.get(row.id, ledger.Credit(row.id, 0, 0))
+        credit = earned.get(row.id, ledger.Credit(row.id))
+        trust = row.trust.at(now)
         out.append(
             WorkerProgress(
                 name=row.id,
@@ -143,7 +149,12 @@ def _workers(connection: Connection, run: RunRow) -> list[WorkerProgress]:
                 accepted=credit.accepted,
                 tokens=credit.tokens,
                 share=credit.accepted / total if total else 0.0,
+                credited=credit.credited,
                 last_seen=row.last_seen,
+                standing=trust.standing,
+                weight=trust.weight(now),
+                why=trust.reason,
+                way_out=trust.way_out,
             )
         )
     return out

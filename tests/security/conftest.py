@@ -72,6 +72,7 @@ class Browser:
         if self.cookies:
             sent["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         response = self.site.http.request(method, url, headers=sent, **options)
+        self.site.http.cookies.clear()
         for header in response.headers.get_list("set-cookie"):
             name, _, rest = header.partition("=")
             value = rest.partition(";")[0]

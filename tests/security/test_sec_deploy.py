@@ -86,7 +86,7 @@ def test_sec_52_each_unsafe_file_and_row_is_named(folder, capsys):
     database.chmod(0o644)
     (folder / "bithaul.toml").chmod(0o666)
     (folder / "secrets" / "pepper").chmod(0o640)
-    code, out = check(folder, capsys, "--deploy")  # the pepper is refused before anything is opened with it
+    code, _ = check(folder, capsys, "--deploy")  # the pepper is refused before anything is opened with it
     assert code == 2
     (folder / "secrets" / "pepper").chmod(0o600)
     named = findings(folder, capsys)

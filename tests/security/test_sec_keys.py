@@ -11,7 +11,7 @@ from bithaul.cli import main
 from bithaul.coordinator.database.tables import logs
 from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.audit import record
-from bithaul.coordinator.identity.clients import delete_client, list_clients
+from bithaul.coordinator.identity.clients import list_clients
 
 GRANT = {"grant_type": "client_credentials"}
 

@@ -1,4 +1,4 @@
-"""`bithaul keys`: create, list, rotate and disable client secrets of one run, on the coordinator's machine.
+"""`bithaul keys`: clients of one run and their secrets, on the coordinator's machine.
 
 Works on the run's folder, with the coordinator running or not. A secret is printed once and kept nowhere.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
-from bithaul.cli.opened import Directory, Json, opened
+from bithaul.cli.opened import Directory, Json, opened, shown_time
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 
 app = typer.Typer(no_args_is_help=True)
@@ -46,7 +45,9 @@ def list_keys(directory: Directory, as_json: Json = False) -> None:
         return
     for client in clients:
         state = "disabled" if client.disabled else "active"
-        used = "never" if client.last_used_at is None else _time(client.last_used_at)
+        used = "never" if client.last_used_at is None else shown_time(client.last_used_at)
+        if client.last_used_from is not None:
+            used += f" from {client.last_used_from}"
         print(f"{client.id:24} {client.scope:16} {state:8} {client.hint}…  last used {used}")
 
 
@@ -79,6 +80,60 @@ def disable(
     print(json.dumps({"client_id": client_id, "disabled": True}) if as_json else f"{client_id} is disabled.")
 
 
+@app.command()
+def enable(
+    client_id: Annotated[str, typer.Argument(help="The client.")], directory: Directory, as_json: Json = False
+) -> None:
+    """Accept a disabled client's secret again."""
+    from bithaul.coordinator.identity.clients import enable_client
+
+    with opened(directory) as c:
+        enable_client(c, client_id)
+    print(json.dumps({"client_id": client_id, "disabled": False}) if as_json else f"{client_id} is enabled.")
+
+
+@app.command()
+def delete(
+    client_id: Annotated[str, typer.Argument(help="The client.")], directory: Directory, as_json: Json = False
+) -> None:
+    """Forget a client; its secret and tokens are refused from now on."""
+    from bithaul.coordinator.identity.clients import delete_client
+
+    with opened(directory) as c:
+        delete_client(c, client_id)
+    print(json.dumps({"client_id": client_id, "deleted": True}) if as_json else f"{client_id} is deleted.")
+
+
+@app.command()
+def register(
+    client_id: Annotated[str, typer.Argument(help="a-z, 0-9, '.', '_', '-'.")],
+    directory: Directory,
+    redirect_uri: Annotated[
+        list[str], typer.Option("--redirect-uri", help="Where codes may be sent; may be given again.")
+    ],
+    logout_uri: Annotated[
+        list[str] | None, typer.Option("--logout-uri", help="Where signing out may lead; may be given again.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="No secret: an app in a browser or phone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Register an application that signs people in here (OpenID Connect)."""
+    from bithaul.coordinator.identity.apps import register_app
+    from bithaul.coordinator.identity.clients import APP_SCOPE
+
+    with opened(directory) as c:
+        secret = register_app(
+            c, client_id, redirect_uris=redirect_uri, logout_uris=logout_uri or (), public=public
+        )
+    if secret is not None:
+        _print_secret(client_id, secret, scope=APP_SCOPE, as_json=as_json)
+    else:
+        told = {"client_id": client_id, "secret": None, "scope": APP_SCOPE}
+        print(json.dumps(told) if as_json else f"client id: {client_id}")
+
+
 @app.command("rotate-signing")
 def rotate_signing(directory: Directory, as_json: Json = False) -> None:
     """Sign with the next key; the old one stays valid until its last token has expired."""
@@ -100,7 +155,3 @@ def _print_secret(client_id: str, secret: str, *, scope: str | None, as_json: bo
         print(json.dumps({"client_id": client_id, "secret": secret} | ({"scope": scope} if scope else {})))
         return
     print(f"client id: {client_id}\nsecret:    {secret}\nThis secret is shown once; store it now.")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")

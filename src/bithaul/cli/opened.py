@@ -1,10 +1,11 @@
-"""The run's folder as the operator's verbs open it: with the coordinator running or not."""
+"""A run's folder opened for a command on the coordinator's machine, with the coordinator running or not."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +24,7 @@ _FULL_BELOW = 2**20  # bytes; SQLite reports a full disk as "full" or as an I/O 
 
 @contextmanager
 def opened(directory: Path) -> Iterator[Coordinator]:
-    """Raises `InvalidConfig` without such a folder, `OutOfDisk`, `Unavailable`."""
+    """Raises `InvalidConfig` when there is no such folder, `OutOfDisk`, `Unavailable`."""
     from sqlalchemy.exc import DBAPIError
 
     from bithaul.coordinator.context import open_coordinator
@@ -43,3 +44,8 @@ def opened(directory: Path) -> Iterator[Coordinator]:
         raise OutOfDisk(
             f"The database in {directory} cannot be written: the disk is full; free some space and try again."
         ) from error
+
+
+def shown_time(seconds: float) -> str:
+    """Such as 2027-01-15 08:00 UTC."""
+    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -50,14 +50,16 @@ def test_rollbacks_in_a_storm_keep_every_promise(make: Any) -> None:
 
 def test_poisoned_machines_are_clipped_or_refused_and_honest_ones_are_not(make: Any) -> None:
     """Catches a gate that lets a poisoned update through, and one that accuses honest machines."""
-    options = {"workers": 8, "hours": 2.0, "poisoned": 2, "seed": 3}
+    options = {"workers": 6, "hours": 1.5, "poisoned": 1, "seed": 3}
     gated = make(**options, gates=("norm",)).run()
     assert gated.kept, gated.broken
     honest, poisoned = gated.judged["honest"], gated.judged["poisoned"]
-    assert honest["reports"] > 50
+    assert honest["reports"] > 30
     assert (honest["clipped"], honest["refused"]) == (0, 0)
-    assert poisoned["clipped"] + poisoned["refused"] >= poisoned["reports"] - 2, "before eight are known"
-    assert make(**options).run().loss_last > 100 * gated.loss_last, "without the gate the run is lost"
+    assert poisoned["clipped"] + poisoned["refused"] >= poisoned["reports"] - 2 > 3, "before eight are known"
+    assert gated.loss_last < 0.5 * gated.loss_first
+    lost = make(**options).run()
+    assert lost.loss_last > lost.loss_first, "without the gate the run is lost"
 
 
 def test_a_calm_hour_loses_nothing(make: Any) -> None:

@@ -29,12 +29,22 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.identity.throttle import Limits
 from bithaul.coordinator.services.runner import ServiceRunner
+from bithaul.coordinator.site.door import Door
+from bithaul.coordinator.site.operator import operator_pages
 
 
 def create_api(
-    c: Coordinator, http: HttpMetrics, *, runner: ServiceRunner | None = None, limits: Limits | None = None
+    c: Coordinator,
+    http: HttpMetrics,
+    *,
+    runner: ServiceRunner | None = None,
+    limits: Limits | None = None,
+    door: Door | None = None,
 ) -> FastAPI:
-    """The routes. With a `runner`, its services run as long as the app's lifespan."""
+    """The routes. With a `runner`, its services run as long as the app's lifespan.
+
+    The admin site's pages are there only behind a `door`.
+    """
     logging.getLogger("authlib").setLevel(logging.INFO)  # A10: at DEBUG it prints live tokens
     identity = Identity(c, limits=limits or Limits())
 
@@ -66,16 +76,22 @@ def create_api(
     app.include_router(gradient_routes(c, identity))
     app.include_router(blob_routes(c))
     app.include_router(admin_routes(c, http))
+    if door is not None:
+        app.include_router(operator_pages(c, door))
     return app
 
 
 def create_app(
-    c: Coordinator, *, runner: ServiceRunner | None = None, limits: Limits | None = None
+    c: Coordinator,
+    *,
+    runner: ServiceRunner | None = None,
+    limits: Limits | None = None,
+    door: Door | None = None,
 ) -> ASGIApp:
     """What a server runs."""
     http = HttpMetrics()
     return Envelope(
-        create_api(c, http, runner=runner, limits=limits),
+        create_api(c, http, runner=runner, limits=limits, door=door),
         hosts=allowed_hosts(c.settings),
         https=urlsplit(c.settings.base_url).scheme == "https",
         observe=http.observe,

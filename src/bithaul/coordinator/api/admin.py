@@ -77,19 +77,19 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
         return progress(c)
 
     @router.post("/api/run/pause")
-    def pause() -> RunAnswer:
+    def pause(caller: Caller) -> RunAnswer:
         """No new leases until resumed."""
-        return RunAnswer(state=RunState(pause_run(c).state))
+        return RunAnswer(state=RunState(pause_run(c, actor=caller.client_id).state))
 
     @router.post("/api/run/resume")
-    def resume() -> RunAnswer:
+    def resume(caller: Caller) -> RunAnswer:
         """Undo a pause."""
-        return RunAnswer(state=RunState(resume_run(c).state))
+        return RunAnswer(state=RunState(resume_run(c, actor=caller.client_id).state))
 
     @router.post("/api/workers/{worker}/drain", status_code=204)
-    def drain(worker: PathName, message: DrainRequest) -> None:
+    def drain(caller: Caller, worker: PathName, message: DrainRequest) -> None:
         """Let a worker finish its step and take no more work, or take it back."""
-        drain_worker(c, worker, on=message.on)
+        drain_worker(c, worker, on=message.on, actor=caller.client_id)
 
     @router.get("/api/keys")
     def keys() -> Keys:

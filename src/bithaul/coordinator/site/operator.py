@@ -1,0 +1,19 @@
+"""All pages of an operator. Each family is a function that adds its routes; none is in the API's document."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.site.dashboard import dashboard_pages
+from bithaul.coordinator.site.door import Door
+from bithaul.coordinator.site.frame import Frame
+
+
+def operator_pages(c: Coordinator, door: Door) -> APIRouter:
+    frame = Frame.of(c, door)
+    router = APIRouter(route_class=frame.route_class(), include_in_schema=False)
+    frame.assets.serve(router)
+    for add in (dashboard_pages,):
+        add(router, frame)
+    return router

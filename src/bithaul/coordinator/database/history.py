@@ -185,3 +185,33 @@ def moved_at(connection: Connection, run_id: int) -> Mapping[int, float]:
         .group_by(leases.c.id)
     )
     return {int(lease): float(time) for lease, time in connection.execute(query)}
+
+
+def reports_of(
+    connection: Connection, run_id: int, worker: str | None = None, *, count: int, task: int | None = None
+) -> Sequence[Mapping[str, Any]]:
+    """The newest reports of a worker or of a task, newest first."""
+    query = (
+        select(
+            reports.c.seq,
+            reports.c.received_at.label("time"),
+            reports.c.task_id.label("task"),
+            reports.c.verdict,
+            reports.c.code,
+            reports.c.reason,
+            reports.c.base_version,
+            reports.c.staleness,
+            reports.c.tokens,
+            reports.c.seconds,
+            reports.c.loss_mean.label("loss"),
+            reports.c.merged_in,
+        )
+        .where(reports.c.run_id == run_id)
+        .order_by(reports.c.seq.desc())
+        .limit(count)
+    )
+    if worker is not None:
+        query = query.where(reports.c.worker == worker)
+    if task is not None:
+        query = query.where(reports.c.task_id == task)
+    return [dict(row) for row in connection.execute(query).mappings()]

@@ -110,6 +110,11 @@ def moment(seconds: float | None) -> Markup | str:
     return _time(seconds, "moment", datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M UTC"))
 
 
+def log_time(seconds: float) -> Markup:
+    """Date and time to the second."""
+    return _time(seconds, "log", datetime.fromtimestamp(seconds, tz=UTC).strftime("%m-%d %H:%M:%S UTC"))
+
+
 def badge(state: str, text: str = "") -> Markup:
     """A state by shape, word and colour."""
     kind = KINDS.get(state, "quiet")
@@ -165,6 +170,7 @@ FILTERS = {
     "ago": ago,
     "clock": clock,
     "moment": moment,
+    "log_time": log_time,
     "badge": badge,
     "spark": spark,
     "bar": bar,

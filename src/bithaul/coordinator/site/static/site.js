@@ -22,6 +22,7 @@
       const at = new Date(node.dateTime);
       const style = node.dataset.style;
       if (style === "ago") put(node, span((Date.now() + skew - at) / 1000));
+      else if (style === "log") put(node, `${day(at).slice(5)} ${clock(at)}`);
       else put(node, style === "clock" ? clock(at) : `${day(at)} ${clock(at).slice(0, 5)}`);
     }
   };

@@ -1,4 +1,4 @@
-"""A site over a real SQLite file with a pretended run, asked in this process; the operator is injected."""
+"""A site over a real SQLite file with a pretended run, asked in this process by somebody signed in."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from starlette.requests import Request
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
+from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import Coordinator, open_coordinator
+from bithaul.coordinator.identity.people import create_person, find_by_name
+from bithaul.coordinator.identity.sessions import Sessions
+from bithaul.coordinator.identity.tables import people
 from bithaul.coordinator.settings import load_settings
-from bithaul.errors import Unauthorized
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "browser"))
 from pretend import pretend_run
@@ -34,20 +38,26 @@ class Clock:
         return self.time
 
 
-class Ada:
-    name = "ada"
+@dataclass(frozen=True)
+class Entered:
+    """A session that the admin site has accepted."""
+
+    cookie: str
+    csrf: str
 
 
-class HeaderDoor:
-    """Lets in who says so in a header, as no real door would."""
-
-    async def admin(self, request: Request) -> Ada:
-        if request.headers.get("x-test-admin") != "ada":
-            raise Unauthorized("Sign in first.")
-        return Ada()
-
-    def csrf(self, request: Request) -> str:
-        return "the-token"
+def enter(c: Coordinator, name: str = "ada") -> Entered:
+    sessions = Sessions(c)
+    create_person(c, name)
+    with c.database.write() as connection:
+        connection.execute(update(people).where(people.c.name == name).values(must_change=False))
+        found = find_by_name(connection, name)
+        assert found is not None
+        sessions.start(connection, found[0], replaces=None, address="127.0.0.1", agent="test")
+    [session] = sessions.live(found[0].id)
+    with c.database.write() as connection:
+        cookie = sessions.renew(connection, session.sid, admin=True)
+    return Entered(cookie, sessions.csrf(cookie))
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +91,11 @@ def c(make_coordinator: Callable[..., Coordinator]) -> Coordinator:
 
 
 def client_of(c: Coordinator) -> TestClient:
-    client = TestClient(create_app(c, door=HeaderDoor()), base_url="http://127.0.0.1", follow_redirects=False)
-    client.headers["x-test-admin"] = "ada"
+    """Signed in as ada, with the token in a header as the pages' script sends it."""
+    entered = enter(c)
+    client = TestClient(create_app(c), base_url="http://127.0.0.1", follow_redirects=False)
+    client.headers["cookie"] = f"{Cookies(c.settings).session}={entered.cookie}"
+    client.headers["x-csrf-token"] = entered.csrf
     return client
 
 

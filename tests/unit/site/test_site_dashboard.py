@@ -1,4 +1,4 @@
-"""The dashboard's view models without HTML, its page, and the seam to whoever signs people in."""
+"""The dashboard's view models without HTML, its page, and that nobody sees it unasked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 from starlette.testclient import TestClient
 
-from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.queries.curve import curve
 from bithaul.coordinator.queries.dashboard import dashboard
@@ -21,18 +20,25 @@ def long(make_coordinator: Callable[..., Coordinator]) -> Coordinator:
     return make_coordinator(versions=6000)
 
 
-def test_without_a_door_there_are_no_pages(c: Coordinator) -> None:
-    """Catches: pages served to everybody because nobody supplied identity."""
-    client = TestClient(create_app(c), base_url="http://127.0.0.1")
-    assert client.get("/admin").status_code == 404
-    assert client.get("/admin/curve.json").status_code == 404
+PAGES = [
+    "/admin",
+    "/admin/curve.json",
+    "/admin/workers",
+    "/admin/workers.csv",
+    "/admin/workers/attic-nuc",
+    "/admin/logs",
+    "/admin/logs/tail?after=0",
+    "/admin/logs.json",
+]
 
 
-@pytest.mark.parametrize("path", ["/admin", "/admin/curve.json"])
-def test_who_does_not_pass_the_door_sees_nothing(site: TestClient, path: str) -> None:
-    answer = site.get(path, headers={"x-test-admin": "mallory"})
-    assert answer.status_code == 401
-    assert "truck-mate" not in answer.text
+@pytest.mark.parametrize("path", PAGES)
+def test_who_is_not_signed_in_sees_nothing(site: TestClient, path: str) -> None:
+    """Catches: a page or a file of data that forgot to ask who is there."""
+    assert site.get(path).status_code == 200
+    answer = site.get(path, headers={"cookie": ""})
+    assert answer.status_code == 303
+    assert answer.headers["location"].startswith("/admin/signin?next=")
     assert "attic-nuc" not in answer.text
 
 

@@ -8,25 +8,28 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from bithaul.coordinator.api.guard import AdminRoute, Caller
 from bithaul.coordinator.api.metrics import HttpMetrics
 from bithaul.coordinator.commands.steer import drain_worker, pause_run, resume_run
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.audit import AuditRow, read_audit
 from bithaul.coordinator.identity.clients import (
     LONGEST_GRACE,
     Client,
     create_client,
+    delete_client,
     disable_client,
+    enable_client,
     list_clients,
     rotate_client,
 )
 from bithaul.coordinator.queries.metrics import metrics
 from bithaul.coordinator.queries.progress import ProgressView, progress
 from bithaul.errors import Forbidden
-from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE, Name, RunState
+from bithaul.exchange.messages import WORKER_SCOPE, Name, RunState
 
 PathName = Annotated[Name, Path()]
 
@@ -57,6 +60,10 @@ class IssuedKey(BaseModel):
 
 class Keys(BaseModel):
     keys: list[Client]
+
+
+class Audit(BaseModel):
+    rows: list[AuditRow]
 
 
 class RunAnswer(BaseModel):
@@ -105,21 +112,40 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
     @router.post("/api/keys/{client}/rotate")
     def rotate_key(caller: Caller, client: PathName, message: RotateRequest) -> IssuedKey:
         """Give a worker a new secret; its tokens die at once."""
-        _refuse_admins(c, client)
+        _workers_only(c, client)
         secret = rotate_client(c, client, grace_seconds=message.grace_seconds, actor=caller.client_id)
         return IssuedKey(client_id=client, scope=WORKER_SCOPE, secret=secret)
 
     @router.post("/api/keys/{client}/disable", status_code=204)
     def disable_key(caller: Caller, client: PathName) -> None:
         """Refuse a worker from now on."""
-        _refuse_admins(c, client)
+        _workers_only(c, client)
         disable_client(c, client, actor=caller.client_id)
+
+    @router.post("/api/keys/{client}/enable", status_code=204)
+    def enable_key(caller: Caller, client: PathName) -> None:
+        """Accept a disabled worker's secret again; its old tokens stay dead."""
+        _workers_only(c, client)
+        enable_client(c, client, actor=caller.client_id)
+
+    @router.delete("/api/keys/{client}", status_code=204)
+    def delete_key(caller: Caller, client: PathName) -> None:
+        """Forget a worker's credential; what it did stays."""
+        _workers_only(c, client)
+        delete_client(c, client, actor=caller.client_id)
+
+    @router.get("/api/audit")
+    def audit(limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> Audit:
+        """Who did what, newest first."""
+        return Audit(rows=read_audit(c, limit=limit))
 
     return router
 
 
-def _refuse_admins(c: Coordinator, client_id: str) -> None:
-    if any(client.id == client_id and ADMIN_SCOPE in client.scope.split(" ") for client in list_clients(c)):
+def _workers_only(c: Coordinator, client_id: str) -> None:
+    """Workers only: what signs in people or operates the coordinator is changed on its machine."""
+    if any(client.id == client_id and client.scope != WORKER_SCOPE for client in list_clients(c)):
         raise Forbidden(
-            "Admin clients are changed with `bithaul keys` on the machine.", code="needs_machine_access"
+            "Only workers are changed here; for others use `bithaul keys` on the coordinator's machine.",
+            code="needs_machine_access",
         )

@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
-from bithaul.coordinator.identity.clients import record
+from bithaul.coordinator.identity.audit import record
 from bithaul.errors import Conflict, InvalidInput, NotFound
 from bithaul.exchange.messages import RunState
 from bithaul.rounds.leases import Ending

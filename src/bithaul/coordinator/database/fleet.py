@@ -138,6 +138,13 @@ def insert_logs(connection: Connection, worker: str, entries: Sequence[LogEntry]
         )
 
 
+def count_logs(connection: Connection, worker: str, *, since: float) -> int:
+    """How many entries of a worker came in after that moment."""
+    query = select(func.count()).select_from(logs)
+    query = query.where(logs.c.worker == worker, logs.c.received_at > since)
+    return int(connection.execute(query).scalar_one())
+
+
 def prune_before(connection: Connection, *, telemetry_before: float, logs_before: float) -> tuple[int, int]:
     """Delete old telemetry points and log entries; how many of each."""
     points = connection.execute(delete(telemetry).where(telemetry.c.time < telemetry_before)).rowcount

@@ -1,7 +1,7 @@
 """Log entries as an operator searches them: filters, pages by key, counts per level. Reads only.
 
-A page is found by the primary key from where the last one ended, so the hundredth page of a million rows costs
-what the first does. Counting stops at a bound: beyond it a person reads "more than".
+A page is found by the primary key from where the last one ended, so the hundredth page of a million rows
+costs what the first does. Counting stops at a bound: beyond it a person reads "more than".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One worker: its state, its speed over a day, its last reports with the reason of each refusal, its words."""
+"""One worker: its state, its speed over a day, its last reports and why some did not count, its words."""
 
 from __future__ import annotations
 

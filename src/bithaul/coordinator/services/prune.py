@@ -1,9 +1,10 @@
-"""Old telemetry and log entries are deleted, and the space goes back to the file system."""
+"""Old telemetry, log entries and expired sessions are deleted, and the space goes back to the file system."""
 
 from __future__ import annotations
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet
+from bithaul.coordinator.identity.expiry import forget_expired
 
 DAY = 86_400.0
 
@@ -12,6 +13,7 @@ def prune(c: Coordinator) -> str:
     """Deletes what is older than the settings say. Real deletion: freed pages leave the database file."""
     now = c.clock.now()
     with c.database.write() as connection:
+        expired = forget_expired(c, connection)
         points, entries = fleet.prune_before(
             connection,
             telemetry_before=now - c.settings.telemetry_days * DAY,
@@ -19,4 +21,4 @@ def prune(c: Coordinator) -> str:
         )
     if points or entries:
         c.database.shrink()
-    return f"{points} telemetry points and {entries} log entries deleted"
+    return f"{points} telemetry points, {entries} log entries and {expired} expired sessions deleted"

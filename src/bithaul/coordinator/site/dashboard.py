@@ -10,7 +10,8 @@ from starlette.responses import Response
 
 from bithaul.coordinator.queries.curve import CurveView, curve
 from bithaul.coordinator.queries.dashboard import dashboard
-from bithaul.coordinator.site.frame import HOME, Frame
+from bithaul.coordinator.site.admin import ADMIN_HOME
+from bithaul.coordinator.site.frame import Frame
 
 Number = Annotated[int, Query(ge=0, le=10**15)]
 
@@ -18,11 +19,11 @@ Number = Annotated[int, Query(ge=0, le=10**15)]
 def dashboard_pages(router: APIRouter, frame: Frame) -> None:
     c = frame.c
 
-    @router.get(HOME)
+    @router.get(ADMIN_HOME)
     async def home(request: Request) -> Response:
         return await frame.show(request, "dashboard.html", lambda: {"view": dashboard(c)})
 
-    @router.get(f"{HOME}/curve.json")
+    @router.get(f"{ADMIN_HOME}/curve.json")
     async def curve_data(
         request: Request, after: Number = 0, first: Number = 0, last: Number = 0
     ) -> Response:

@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bithaul.coordinator.queries.logbook import MOST, log_page, log_tail, make_filter
+from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.export import export
-from bithaul.coordinator.site.frame import HOME, Frame
+from bithaul.coordinator.site.frame import Frame
 
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
 
@@ -18,7 +19,7 @@ Key = Annotated[int | None, Query(ge=0, le=10**15)]
 def log_pages(router: APIRouter, frame: Frame) -> None:
     c = frame.c
 
-    @router.get(f"{HOME}/logs")
+    @router.get(f"{ADMIN_HOME}/logs")
     async def logs(
         request: Request,
         worker: str = "",
@@ -36,7 +37,7 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.show(request, "logs.html", build)
 
-    @router.get(f"{HOME}/logs/tail")
+    @router.get(f"{ADMIN_HOME}/logs/tail")
     async def tail(
         request: Request, after: Annotated[int, Query(ge=0)], worker: str = "", level: str = "", q: str = ""
     ) -> Response:
@@ -48,7 +49,7 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.part(request, "logrows.html", build)
 
-    @router.get(f"{HOME}/logs.{{kind}}")
+    @router.get(f"{ADMIN_HOME}/logs.{{kind}}")
     async def logs_file(
         request: Request,
         kind: str,

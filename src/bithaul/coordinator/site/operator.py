@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.site.dashboard import dashboard_pages
-from bithaul.coordinator.site.door import Door
 from bithaul.coordinator.site.frame import Frame
 from bithaul.coordinator.site.logs import log_pages
 from bithaul.coordinator.site.workers import worker_pages
 
 
-def operator_pages(c: Coordinator, door: Door) -> APIRouter:
-    frame = Frame.of(c, door)
-    router = APIRouter(route_class=frame.route_class(), include_in_schema=False)
-    frame.assets.serve(router)
+def operator_pages(router: APIRouter, frame: Frame) -> None:
     for add in (dashboard_pages, worker_pages, log_pages):
         add(router, frame)
-    return router

@@ -11,8 +11,9 @@ from starlette.responses import Response
 from bithaul.coordinator.commands.steer import call_gone, drain_worker
 from bithaul.coordinator.queries.machines import MachineView, machines
 from bithaul.coordinator.queries.workerpage import worker_page
+from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.export import export
-from bithaul.coordinator.site.frame import HOME, Frame
+from bithaul.coordinator.site.frame import Frame
 from bithaul.exchange.messages import Name
 
 WorkerName = Annotated[Name, Path()]
@@ -30,7 +31,7 @@ def worker_pages(router: APIRouter, frame: Frame) -> None:
             and (not state or m.state == state)
         ]
 
-    @router.get(f"{HOME}/workers")
+    @router.get(f"{ADMIN_HOME}/workers")
     async def workers(request: Request, q: str = "", state: str = "") -> Response:
         def build() -> dict[str, object]:
             fleet = machines(c)
@@ -39,27 +40,27 @@ def worker_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.show(request, "workers.html", build)
 
-    @router.get(f"{HOME}/workers.{{kind}}")
+    @router.get(f"{ADMIN_HOME}/workers.{{kind}}")
     async def workers_file(request: Request, kind: str, q: str = "", state: str = "") -> Response:
         return await frame.data(request, lambda: export(chosen(q, state), name="workers", kind=kind))
 
-    @router.get(f"{HOME}/workers/{{worker}}")
+    @router.get(f"{ADMIN_HOME}/workers/{{worker}}")
     async def worker_details(request: Request, worker: WorkerName) -> Response:
         return await frame.show(request, "worker.html", lambda: {"view": worker_page(c, worker)})
 
-    @router.post(f"{HOME}/workers/{{worker}}/drain")
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/drain")
     async def drain(request: Request, worker: WorkerName) -> Response:
         return await frame.act(
             request, lambda person: drain_worker(c, worker, on=True, actor=person.name), back=_page(worker)
         )
 
-    @router.post(f"{HOME}/workers/{{worker}}/resume")
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/resume")
     async def resume(request: Request, worker: WorkerName) -> Response:
         return await frame.act(
             request, lambda person: drain_worker(c, worker, on=False, actor=person.name), back=_page(worker)
         )
 
-    @router.post(f"{HOME}/workers/{{worker}}/gone")
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/gone")
     async def gone(request: Request, worker: WorkerName) -> Response:
         return await frame.act(
             request, lambda person: call_gone(c, worker, actor=person.name), back=_page(worker)
@@ -67,4 +68,4 @@ def worker_pages(router: APIRouter, frame: Frame) -> None:
 
 
 def _page(worker: str) -> str:
-    return f"{HOME}/workers/{worker}"
+    return f"{ADMIN_HOME}/workers/{worker}"

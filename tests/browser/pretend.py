@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import dataclass
 
+import numpy as np
 from sqlalchemy import insert, update
 
 from bithaul.coordinator.context import Coordinator
@@ -23,6 +25,10 @@ from bithaul.coordinator.database.tables import (
     versions,
     workers,
 )
+from bithaul.coordinator.identity.people import create_person, find_by_name
+from bithaul.coordinator.identity.sessions import Sessions
+from bithaul.coordinator.identity.tables import people
+from bithaul.exchange.weights import weights_pieces
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import layout_of
 
@@ -40,8 +46,34 @@ STEP = 75.0  # seconds between versions
 SPIKE = 0.618  # where in the run one update is an outlier
 
 
-def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7) -> None:
-    """`count` versions up to now, with leases open on four of five machines, one of them stalled."""
+@dataclass(frozen=True)
+class Entered:
+    """A session that the admin site has accepted: its cookie and the token of its forms."""
+
+    cookie: str
+    csrf: str
+
+
+def enter(c: Coordinator, name: str = "ada") -> Entered:
+    """Sign somebody in without a password, by the rows that signing in would leave."""
+    sessions = Sessions(c)
+    create_person(c, name)
+    with c.database.write() as connection:
+        connection.execute(update(people).where(people.c.name == name).values(must_change=False))
+        found = find_by_name(connection, name)
+        assert found is not None
+        sessions.start(connection, found[0], replaces=None, address="127.0.0.1", agent="test")
+    [session] = sessions.live(found[0].id)
+    with c.database.write() as connection:
+        cookie = sessions.renew(connection, session.sid, admin=True)
+    return Entered(cookie, sessions.csrf(cookie))
+
+
+def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: bool = False) -> None:
+    """`count` versions up to now, with leases open on four of five machines, one of them stalled.
+
+    With `weights` the two newest versions have some, of 28 MB each; all others are retired.
+    """
     rng = random.Random(seed)
     now = c.clock.now()
     start = now - count * STEP
@@ -81,8 +113,8 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7) -> None:
                 "sha256": f"{version:064x}",
                 "size": 27_541_632,
                 "momentum_sha256": None,
-                "retired_at": made + 60 if version < count - 4 and version % 50 else None,
-                "pinned": version == count // 2 // 50 * 50,
+                "retired_at": made + 60 if version < count - 1 else None,
+                "pinned": False,
                 "created_at": made,
                 "reports": len(losses),
                 "contributors": len(losses),
@@ -97,6 +129,8 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7) -> None:
                 "merge_seconds": rng.uniform(0.05, 0.12),
             }
         )
+    if weights:
+        _weights(c, rows_v[-2:])
     with c.database.write() as connection:
         connection.execute(insert(runs), [_run(total, start, now, count)])
         connection.execute(insert(workers), [_worker(name, start, now) for name in names])
@@ -139,6 +173,20 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7) -> None:
         )
         connection.execute(insert(logs), list(_logs(rng, start, now)))
     _services(c, now)
+
+
+def _weights(c: Coordinator, rows: list[dict[str, object]]) -> None:
+    """Latent weights of two neighbouring versions, whose share of zeros grows with depth."""
+    generator = np.random.default_rng(3)
+    layout = layout_of(MODEL)
+    vector = np.zeros(layout.size, np.float32)
+    for spec, view in layout.views(vector):
+        depth = int(spec.name.split(".")[2]) if spec.name.startswith("model.layers.") else 0
+        view[:] = generator.standard_t(4 + 5 * (4 - depth), spec.shape).astype(np.float32) * 0.02
+    for row in rows:
+        blob = c.blobs.put(weights_pieces(row["version"], vector), name=f"pretend-{row['version']}")
+        row |= {"sha256": blob.sha256, "size": blob.size}
+        vector = vector + generator.normal(0, 0.0004, vector.shape).astype(np.float32)
 
 
 def _run(total: int, start: float, now: float, count: int) -> dict[str, object]:

@@ -6,23 +6,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import Coordinator, open_coordinator
-from bithaul.coordinator.identity.people import create_person, find_by_name
-from bithaul.coordinator.identity.sessions import Sessions
-from bithaul.coordinator.identity.tables import people
 from bithaul.coordinator.settings import load_settings
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "browser"))
-from pretend import pretend_run
+from pretend import enter, pretend_run
 
 NOW = 1_795_000_000.0
 
@@ -38,28 +33,6 @@ class Clock:
         return self.time
 
 
-@dataclass(frozen=True)
-class Entered:
-    """A session that the admin site has accepted."""
-
-    cookie: str
-    csrf: str
-
-
-def enter(c: Coordinator, name: str = "ada") -> Entered:
-    sessions = Sessions(c)
-    create_person(c, name)
-    with c.database.write() as connection:
-        connection.execute(update(people).where(people.c.name == name).values(must_change=False))
-        found = find_by_name(connection, name)
-        assert found is not None
-        sessions.start(connection, found[0], replaces=None, address="127.0.0.1", agent="test")
-    [session] = sessions.live(found[0].id)
-    with c.database.write() as connection:
-        cookie = sessions.renew(connection, session.sid, admin=True)
-    return Entered(cookie, sessions.csrf(cookie))
-
-
 @pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="bithaul-site-"))
@@ -71,12 +44,12 @@ def folder() -> Iterator[Path]:
 def make_coordinator(folder: Path) -> Iterator[Callable[..., Coordinator]]:
     made: list[Coordinator] = []
 
-    def make(*, versions: int = 0) -> Coordinator:
+    def make(*, versions: int = 0, weights: bool = False) -> Coordinator:
         settings = load_settings(folder / f"run{len(made)}", disk_reserve_bytes=0)
         c = open_coordinator(settings, clock=Clock())
         made.append(c)
         if versions:
-            pretend_run(c, count=versions)
+            pretend_run(c, count=versions, weights=weights)
         return c
 
     yield make

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Select, func, select
 
@@ -39,7 +40,7 @@ class LogRow:
     fields: str  # JSON object
 
 
-def _matching(wanted: LogFilter) -> Select[tuple[object, ...]]:
+def _matching(wanted: LogFilter) -> Select[Any]:
     query = select(
         logs.c.id,
         logs.c.received_at,

@@ -152,6 +152,39 @@ def spark(values: Sequence[float | None], label: str = "") -> Markup:
     ).format(box, title, drawn)
 
 
+def histogram(values: Sequence[float], label: str) -> Markup:
+    """Bars of equal width, the tallest as high as the picture; dashed lines where rounding cuts (+-0.5)."""
+    top = max(values, default=0.0) or 1.0
+    drawn = Markup("").join(
+        Markup('<rect class="hist" x="{}" y="{}" width="0.9" height="{}"/>').format(
+            i, f"{40 * (1 - value / top):.2f}", f"{40 * value / top:.2f}"
+        )
+        for i, value in enumerate(values)
+    )
+    middle, cut = len(values) / 2, len(values) / 16
+    lines = Markup('<line x1="{0}" x2="{0}" y1="0" y2="40"/><line x1="{1}" x2="{1}" y1="0" y2="40"/>').format(
+        f"{middle - cut:.2f}", f"{middle + cut:.2f}"
+    )
+    return Markup(
+        '<svg viewBox="0 0 {} 40" preserveAspectRatio="none" role="img" aria-label="{}">{}{}</svg>'
+    ).format(len(values), label, drawn, lines)
+
+
+def thirds(minus: float, zero: float, plus: float) -> Markup:
+    """Shares of -1, 0 and +1 side by side."""
+    label = f"-1: {percent(minus)}, 0: {percent(zero)}, +1: {percent(plus)}"
+    parts = Markup("").join(
+        Markup('<rect class="{}" x="{}" y="0" width="{}" height="10"/>').format(
+            name, f"{100 * start:.2f}", f"{100 * share:.2f}"
+        )
+        for name, start, share in (("minus", 0.0, minus), ("zero", minus, zero), ("plus", minus + zero, plus))
+    )
+    return Markup(
+        '<svg class="thirds" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">{}'
+        "</svg>"
+    ).format(label, parts)
+
+
 def bar(share: float, label: str) -> Markup:
     """A progress bar of 0..1."""
     return Markup('<progress max="1" value="{}" aria-label="{}"></progress>').format(
@@ -174,4 +207,6 @@ FILTERS = {
     "badge": badge,
     "spark": spark,
     "bar": bar,
+    "histogram": histogram,
+    "thirds": thirds,
 }

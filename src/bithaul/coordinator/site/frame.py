@@ -70,9 +70,7 @@ class Frame:
             flash=done(self.c, int(asked[:18])) if asked.isdecimal() else None,
             person=session,
             csrf_token=self.visits.csrf(request),
-            here=here(request),
-            query=dict(request.query_params),
-            **values,
+            **{"here": here(request), "query": dict(request.query_params), **values},
         )
 
 

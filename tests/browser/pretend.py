@@ -200,7 +200,7 @@ def _run(total: int, start: float, now: float, count: int) -> dict[str, object]:
         "tokenizer_sha256": "0" * 64,
         "label_token": 5,
         "codec": "int8-block-v1",
-        "merge_rule": "buffered-nesterov",
+        "merge_rule": "buffered_nesterov",
         "merge_options": {"eta": 0.7, "mu": 0.9},
         "budget_tokens": float(int(total * 1.45)),
         "budget_seconds": None,

@@ -92,7 +92,7 @@ class Browser:
             if response.status_code not in (302, 303):
                 return response
             url = response.headers["location"]
-            here = url.startswith("/") or url.startswith(self.site.c.settings.base_url)
+            here = url.startswith(("/", self.site.c.settings.base_url))
             if stop in url or not here:
                 return response
         raise AssertionError("a circle of redirects")

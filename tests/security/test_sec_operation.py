@@ -235,14 +235,19 @@ def names_of(node):
             yield part.value
 
 
+def is_column(side):
+    """`table.c.name`: SQL looks up the digest of 256 random bits."""
+    inner = side.value if isinstance(side, ast.Attribute) else None
+    return isinstance(inner, ast.Attribute) and inner.attr == "c"
+
+
 def compares_secrets(source):
     """Names in == and != comparisons that look like secrets, with line numbers."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Compare) and any(isinstance(op, ast.Eq | ast.NotEq) for op in node.ops):
             for side in (node.left, *node.comparators):
-                if isinstance(side, ast.Attribute) and isinstance(side.value, ast.Attribute):
-                    if side.value.attr == "c":  # a column: SQL looks up the digest of 256 random bits
-                        continue
+                if is_column(side):
+                    continue
                 names = {side.id} if isinstance(side, ast.Name) else set()
                 names |= {side.attr} if isinstance(side, ast.Attribute) else set()
                 if isinstance(side, ast.Subscript):

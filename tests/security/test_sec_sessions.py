@@ -81,7 +81,7 @@ def test_sec_28_another_person_in_the_same_browser_ends_the_first_session(site):
 
 
 def test_sec_28_the_admin_site_takes_only_the_session_that_asked(site):
-    """Wrong result: an attacker's answer signs the victim's browser in, or a second use of an answer works."""
+    """Wrong result: an attacker's answer signs the victim's browser in."""
     site.person()
     site.person("mallory")
     attacker, victim = site.browser(), site.browser()

@@ -236,7 +236,7 @@ def test_sec_29_two_coordinators_on_one_host_do_not_sign_each_other_out(site):
 
 
 def test_sec_35_what_strangers_send_is_text(site):
-    """Wrong result: a browser's name runs in the operator's browser. (Other pages come with the admin site.)"""
+    """Wrong result: a browser's name runs in the operator's. (Other pages come with the admin site.)"""
     site.person()
     for agent in ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "{{7*7}}", "a' hx-get='/x"):
         browser = site.browser(**{"User-Agent": agent})

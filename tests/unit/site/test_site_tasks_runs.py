@@ -151,7 +151,7 @@ def test_weights_are_downloaded_whole(with_weights: Coordinator, visit) -> None:
     assert site.get("/admin/runs/3/weights").status_code == 404
     page = site.get("/admin/runs/12").text
     assert page.count("<figure>") == 5
-    assert "flipped since version 11" in page
+    assert "flips since version 11" in page
 
 
 def test_the_try_box_refuses_in_words(own: Coordinator, visit) -> None:

@@ -1,7 +1,7 @@
 """The two cookies: a session, and a sign-in that has begun. HttpOnly, SameSite=Lax, Path=/.
 
-Under https they are Secure and carry the `__Host-` prefix. Cookies do not separate ports, so the name carries a
-short hash of the public URL: two coordinators on one host must not sign each other out.
+Under https they are Secure and carry the `__Host-` prefix. Cookies do not separate ports, so the name
+carries a short hash of the public URL: two coordinators on one host must not sign each other out.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Cross-site request forgery: one ASGI middleware before every route, so that no route can forget it.
 
-For every unsafe method that arrives with a cookie of ours: where the browser says where the request comes from
-(Sec-Fetch-Site, else Origin) it must be here, **and** the token of that very cookie must be in the form or in
-X-CSRF-Token. Browsers leave Sec-Fetch-* out on plain-http LAN pages and some proxies rewrite Origin; with
-neither header the token alone decides.
+For every unsafe method that arrives with a cookie of ours: where the browser says where the request comes
+from (Sec-Fetch-Site, else Origin) it must be here, **and** the token of that very cookie must be in the
+form or in X-CSRF-Token. Browsers leave Sec-Fetch-* out on plain-http LAN pages and some proxies rewrite
+Origin; with neither header the token alone decides.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def read_query(request: Request) -> dict[str, str]:
 
 
 def parse(body: bytes) -> dict[str, str]:
-    """Raises `BadRequest` for what is not ASCII, not UTF-8 after decoding, too many fields, or a repeated one."""
+    """Raises `BadRequest`: not ASCII, not UTF-8 after decoding, too many fields, or one of them twice."""
     try:
         pairs = parse_qsl(
             body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=MAX_FORM_FIELDS

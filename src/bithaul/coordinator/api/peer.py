@@ -1,7 +1,7 @@
 """Where a request comes from: the peer's address, or what a configured proxy says of its own peer.
 
-X-Forwarded-For counts only from `trusted_proxies`, read from the right up to the first address that is not one
-of them. X-Forwarded-Host and -Proto never count: addresses of ours come from `public_url`.
+X-Forwarded-For counts only from `trusted_proxies`, read from the right up to the first address that is not
+one of them. X-Forwarded-Host and -Proto never count: addresses of ours come from `public_url`.
 """
 
 from __future__ import annotations

@@ -26,8 +26,9 @@ def ingest_logs(c: Coordinator, worker: str, batch: LogBatch) -> int:
         dropped = batch.dropped + len(entries[left:])
         entries = entries[:left]
         if dropped and left:
-            told = {"count": dropped}
-            entries.append(LogEntry(time=now, level="warning", event="log entries dropped", fields=told))
+            entries.append(
+                LogEntry(time=now, level="warning", event="log entries dropped", fields={"count": dropped})
+            )
         fleet.insert_logs(connection, worker, entries, now=now)
     return len(entries)
 

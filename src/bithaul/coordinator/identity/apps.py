@@ -1,4 +1,4 @@
-"""Applications that sign people in here (relying parties): their registered addresses, and our own admin site.
+"""Applications that sign people in here (relying parties), their addresses, and our own admin site.
 
 Registered addresses are compared byte for byte, so they are checked when they are registered: https, or plain
 http on loopback or wherever this coordinator itself is plain http.
@@ -77,8 +77,8 @@ def check_address(uri: str, *, plain_http: bool) -> None:
     plain = uri.isascii() and uri.isprintable() and not set(uri) & set(" \\\"'<>*")
     if not (host and secure and plain and len(uri) <= _LONGEST) or "@" in parts.netloc or "#" in uri:
         raise InvalidInput(
-            f"{uri[:80]!r} is not an address an application can have: it must be https (plain http on loopback "
-            "only), without user, fragment or wildcard.",
+            f"{uri[:80]!r} is not an address an application can have: it must be https (plain http on "
+            "loopback only), without user, fragment or wildcard.",
             code="invalid_redirect_uri",
         )
 

@@ -63,7 +63,7 @@ def _files(c: Coordinator) -> Iterator[Finding]:
     if os.name != "posix":
         return
     folder = secrets_folder(c)
-    for path in [folder, *folder.glob("*"), *c.settings.directory.glob("coordinator.db*")]:
+    for path in [folder, *folder.glob("*"), c.settings.database_file]:  # its WAL takes the same mode
         if path.exists() and _mode(path) & 0o077:
             yield Finding(str(path), f"Others on this machine can read it; run: chmod go-rwx {path}")
     toml = c.settings.directory / "bithaul.toml"

@@ -1,7 +1,7 @@
 """RP-initiated logout: whether to ask first, and where to send the browser afterwards.
 
-A hint counts when it is an ID token of ours for a client of ours; an access token does not. Without a good hint
-the person is asked, and without a registered address nobody is sent anywhere.
+A hint counts when it is an ID token of ours for a client of ours; an access token does not. Without a good
+hint the person is asked, and without a registered address nobody is sent anywhere.
 """
 
 from __future__ import annotations

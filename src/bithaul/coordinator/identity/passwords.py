@@ -1,7 +1,8 @@
 """Passwords of people: Argon2id (RFC 9106) through argon2-cffi, rules for new ones, generated ones.
 
-No composition rules: 12 characters or more (NIST SP 800-63B). An unknown name costs the same as a known one.
-Hashing takes 19 MiB and tens of milliseconds, so `PasswordThreads` lets two run at a time and bounds the queue.
+No composition rules: 12 characters or more (NIST SP 800-63B). An unknown name costs the same as a known
+one. Hashing takes 19 MiB and tens of milliseconds, so `PasswordThreads` lets two run at a time and bounds
+the queue.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def challenge_of(verifier: str) -> str:
 
 
 def read_challenge(fields: Mapping[str, str], *, required: bool) -> str | None:
-    """The challenge of an authorization request. Raises `InvalidRequestError`; None where none is required."""
+    """The challenge of an authorization request, or `InvalidRequestError`; None where none is required."""
     challenge, method = fields.get("code_challenge"), fields.get("code_challenge_method")
     if challenge is None and method is None and not required:
         return None
@@ -33,7 +33,7 @@ def read_challenge(fields: Mapping[str, str], *, required: bool) -> str | None:
 
 
 def check_verifier(verifier: str | None, *, challenge: str | None) -> None:
-    """Raises when a token request does not prove the challenge, or brings a verifier that was not announced."""
+    """Raises when a token request does not prove the challenge, or proves one that was not announced."""
     if challenge is None:
         if verifier is not None:
             raise InvalidGrantError("The authorization request had no code_challenge.")

@@ -1,8 +1,8 @@
 """Sessions of people in browsers: rows that can be listed and ended, never a signed cookie.
 
-The cookie holds 256 random bits, the row their SHA-256. The id changes at sign-in, when the admin site accepts
-the session, and at a password change; `sid` names the session in tokens and lists and opens nothing. The CSRF
-token is an HMAC of the cookie under the pepper, so it is per session and stored nowhere.
+The cookie holds 256 random bits, the row their SHA-256. The id changes at sign-in, when the admin site
+accepts the session, and at a password change; `sid` names the session in tokens and lists and opens
+nothing. The CSRF token is an HMAC of the cookie under the pepper, so it is per session and stored nowhere.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Sessions:
         self._pepper = secretfiles.read_or_create(secrets_folder(c), secretfiles.PEPPER)
 
     def derive(self, cookie: str, purpose: str) -> str:
-        """A secret bound to a cookie: the CSRF token, the admin site's state, nonce and verifier. 43 letters."""
+        """A secret bound to a cookie: CSRF token, the admin site's state, nonce, verifier. 43 letters."""
         text = f"{purpose}\0{cookie}".encode(errors="replace")
         digest = hmac.new(self._pepper, text, hashlib.sha256).digest()
         return secretfiles.urlsafe(digest)

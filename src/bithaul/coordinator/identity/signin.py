@@ -1,4 +1,4 @@
-"""Proving a password: at the sign-in page and when changing it. Throttled, audited, never told which part is wrong.
+"""Proving a password, to sign in or to change it: throttled, audited, and never told what was wrong.
 
 These calls hash and take tens of milliseconds: the doors run them in `PasswordThreads`.
 """
@@ -80,7 +80,7 @@ def change_password(
     new: str,
     visitor: Visitor,
 ) -> str:
-    """The session's new cookie; all other sessions of the person end. Raises as `sign_in`, or `InvalidInput`."""
+    """The session's new cookie; the person's other sessions end. Raises as `sign_in`, or `InvalidInput`."""
     _refuse_guessers(throttle, session.name, visitor)
     with c.database.read() as connection:
         found = people.find_by_id(connection, session.person_id)

@@ -1,8 +1,8 @@
-"""Tables of the identity provider: clients, signing keys, denied tokens, failed attempts, audit.
+"""Tables of the identity provider: clients, people, sessions, codes, signing keys, attempts, audit.
 
-Part of the coordinator's schema (the first migration creates them). No secret is ever stored: clients hold
-an HMAC under a pepper that rests in a file, sessions and codes a SHA-256 of 256 random bits, signing keys are encrypted under a key that rests in a file.
-Times are seconds since the epoch.
+Part of the coordinator's schema. No secret is ever stored: clients hold an HMAC under a pepper that rests in
+a file, people an Argon2id hash, sessions and codes a SHA-256 of 256 random bits; signing keys are encrypted
+under a key that rests in a file. Times are seconds since the epoch.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Throttling of failed attempts on a credential path: per client and address, per address, and in all.
 
-It slows guessing and never locks out: only a failed attempt is counted, and only a failed attempt is answered
-with 429, so the right secret works under attack. Passwords can be guessed, 256 random bits cannot: where a
-password is asked for, `blocked` refuses the guessing address unheard, and nobody else. Attempts are also rows,
-so a restart forgets none.
+It slows guessing and never locks out: only a failed attempt is counted, and only a failed attempt is
+answered with 429, so the right secret works under attack. Passwords can be guessed, 256 random bits cannot:
+where a password is asked for, `blocked` refuses the guessing address unheard, and nobody else. Attempts are
+also rows, so a restart forgets none.
 """
 
 from __future__ import annotations

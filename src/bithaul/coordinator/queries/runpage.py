@@ -12,7 +12,7 @@ from bithaul.coordinator.queries.dashboard import VersionView
 from bithaul.errors import NotFound
 from bithaul.exchange.messages import RunState
 
-PAGE = 100
+PAGE = 50
 
 
 class RunFacts(BaseModel):

@@ -83,7 +83,9 @@ def account_pages(
         fields = await read_form(request)
         next_page = safe_next(fields.get("next"))
         if fields.get("new") != fields.get("again"):
-            return form(request, session, next_page, status=422, problem="The new passwords are not the same.")
+            return form(
+                request, session, next_page, status=422, problem="The new passwords are not the same."
+            )
         attempt = partial(
             change_password,
             c,

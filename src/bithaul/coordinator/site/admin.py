@@ -42,7 +42,7 @@ def admin_pages(
     async def begin(request: Request) -> Response:
         """Off to the provider, with a sign-in that only this browser has begun."""
         next_page = safe_next(read_query(request).get("next") or ADMIN_HOME)
-        cookie = await run_in_threadpool(sessions.begin_sign_in)
+        cookie = await visits.begin_sign_in(request)
         parameters = {
             "response_type": "code",
             "client_id": ADMIN_SITE,

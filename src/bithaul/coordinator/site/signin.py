@@ -35,7 +35,7 @@ def sign_in_pages(
         begun = visits.sign_in_cookie(request)
         new = None
         if fresh or not await run_in_threadpool(sessions.is_sign_in, begun):
-            new = await run_in_threadpool(sessions.begin_sign_in)
+            new = await visits.begin_sign_in(request)
         token = visits.csrf(request) if new is None or visits.cookie(request) else sessions.csrf(new)
         origin = await run_in_threadpool(_client_origin, identity, next_page)
         page = pages.show(

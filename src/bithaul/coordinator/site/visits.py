@@ -41,6 +41,11 @@ class Visits:
         cookie = self.cookie(request) or self.sign_in_cookie(request)
         return "" if cookie is None else self._identity.sessions.csrf(cookie)
 
+    async def begin_sign_in(self, request: Request) -> str:
+        """A new sign-in's cookie. Raises `TooManyAttempts`: each is a row, and anybody may ask for one."""
+        self._identity.sign_in_pace.step(self._peers.address_of(request))
+        return await run_in_threadpool(self._identity.sessions.begin_sign_in)
+
     def visitor(self, request: Request) -> Visitor:
         return Visitor(self._peers.address_of(request), request.headers.get("user-agent", ""))
 

@@ -284,7 +284,8 @@ def test_keys_by_command_act_on_a_running_coordinator(directory, start):
     process = start()
     headers = bearer(process.http, "w1", secret)
     listed = json.loads(run("keys", "list", "--dir", str(directory), "--json").stdout)
-    assert [(client["id"], client["disabled"]) for client in listed] == [("w1", False)]
+    told = [(client["id"], client["disabled"]) for client in listed]
+    assert told == [("bithaul-admin", False), ("w1", False)]
     assert secret not in json.dumps(listed)
     rotated = json.loads(run("keys", "rotate", "w1", "--dir", str(directory), "--json").stdout)["secret"]
     assert process.http.get("/weights/current", headers=headers).status_code == 401

@@ -11,7 +11,7 @@ from bithaul.cli import main
 from bithaul.coordinator.database.tables import logs
 from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.audit import record
-from bithaul.coordinator.identity.clients import list_clients
+from bithaul.coordinator.identity.clients import delete_client, list_clients
 
 GRANT = {"grant_type": "client_credentials"}
 
@@ -61,6 +61,16 @@ def test_sec_03_a_worker_is_created_rotated_disabled_enabled_and_deleted_while_i
     assert api("DELETE", "/w1").status_code == 404
     again = api("POST", "", client_id="w1").json()["secret"]
     assert (works(old), mints(fresh), mints(again)) == (False, False, True)  # the clock stands still
+
+
+def test_sec_03_a_client_deleted_and_made_again_shares_no_version(site):
+    """Wrong result: versions that begin at one bring the tokens of the deleted client back."""
+    old = site.worker("w1")
+    delete_client(site.c, "w1")
+    del site.secrets["w1"]
+    new = site.worker("w1")
+    assert site.http.get("/work", headers=old).status_code == 401
+    assert site.http.get("/work", headers=new).status_code != 401
 
 
 def test_sec_03_an_admin_token_cannot_dig_in(site):

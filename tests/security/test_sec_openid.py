@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 from sqlalchemy import update
 
+from bithaul.coordinator.identity import codes
 from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.clients import create_client
 from bithaul.coordinator.identity.tables import clients
@@ -252,6 +253,15 @@ def test_sec_21_fifty_at_once_and_one_wins(app):
     assert sorted(answer.status_code for answer in answers) == [200] + [400] * 49
     won = next(answer for answer in answers if answer.status_code == 200).json()
     assert app.userinfo(won["access_token"]).status_code == 401  # the forty-nine others were replays
+
+
+def test_sec_21_only_one_update_wins(app):
+    """A7, below the lock of SQLite's writer. Wrong result: two replicas redeem one code."""
+    code = app.answer()["code"]
+    with app.site.c.database.write() as connection:
+        found = codes.find(connection, code, client_id="app", now=app.site.clock.time)
+        assert codes.redeem(connection, found, jti="1", now=1.0)
+        assert not codes.redeem(connection, found, jti="2", now=1.0)
 
 
 def test_sec_21_a_replay_ends_what_the_code_gave(app):

@@ -327,3 +327,16 @@ def test_sec_22_sign_ins_are_bounded(site, monkeypatch):
         site.http.get("/signin")
     with site.c.database.read() as connection:
         assert len(connection.execute(select(sign_ins)).all()) <= 20
+
+
+def test_sec_10_opening_the_sign_in_page_has_a_pace(make_site):
+    """Wrong result: a stranger who only opens the page keeps the database's writer busy."""
+    site = make_site(Limits(per_address=2))
+    statuses = [site.http.get("/signin").status_code for _ in range(21)]
+    site.http.cookies.clear()
+    assert statuses.count(200) + statuses.count(429) == 21
+    for path in ("/signin", "/admin/signin"):
+        for _ in range(21):
+            answer = site.http.get(path, headers={"Cookie": "x=y"})
+        assert (answer.status_code, 1 <= int(answer.headers["retry-after"]) <= 60) == (429, True)
+    assert site.http.get("/account").status_code == 303

@@ -6,7 +6,14 @@ from sqlalchemy import Connection, delete
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.sessions import DAY, SIGN_IN_SECONDS
-from bithaul.coordinator.identity.tables import codes, denied_tokens, failed_attempts, sessions, sign_ins
+from bithaul.coordinator.identity.tables import (
+    audit,
+    codes,
+    denied_tokens,
+    failed_attempts,
+    sessions,
+    sign_ins,
+)
 from bithaul.coordinator.identity.throttle import KEEP_SECONDS
 
 
@@ -20,4 +27,8 @@ def forget_expired(c: Coordinator, connection: Connection) -> int:
     connection.execute(delete(codes).where(codes.c.expires_at <= now))
     connection.execute(delete(denied_tokens).where(denied_tokens.c.expires_at <= now))
     connection.execute(delete(failed_attempts).where(failed_attempts.c.time < now - KEEP_SECONDS))
+    refused = audit.c.action.in_(["sign-in.refused", "person.change-password-refused"])
+    connection.execute(
+        delete(audit).where(refused, audit.c.time < now - KEEP_SECONDS)
+    )  # strangers write these
     return ended

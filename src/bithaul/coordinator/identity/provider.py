@@ -29,7 +29,7 @@ from bithaul.coordinator.identity.logout import Logout, plan_logout
 from bithaul.coordinator.identity.passwords import PasswordThreads
 from bithaul.coordinator.identity.sessions import Session, Sessions
 from bithaul.coordinator.identity.tables import clients
-from bithaul.coordinator.identity.throttle import Limits, Throttle, TooManyAttempts
+from bithaul.coordinator.identity.throttle import Limits, Pace, Throttle, TooManyAttempts
 from bithaul.coordinator.identity.tokens import InvalidToken, Principal, Tokens, at_hash
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 
@@ -51,6 +51,7 @@ class Identity:
         self.sessions = Sessions(c)
         self.password_threads = PasswordThreads()
         self.sign_in_throttle = Throttle(c, "sign-in", limits=limits)
+        self.sign_in_pace = Pace(per_minute=limits.per_address * 10)
         self.password_throttle = Throttle(c, "password", limits=limits)
         self._tokens = Tokens(c, self.keys, self.sessions)
         self._token_throttle = Throttle(c, "token", limits=limits)

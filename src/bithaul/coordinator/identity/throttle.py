@@ -45,6 +45,20 @@ class TooManyAttempts(BithaulError):
         self.retry_after = retry_after
 
 
+class Pace:
+    """How often one address may do what costs us a write and proves nothing. In memory only."""
+
+    def __init__(self, *, per_minute: int) -> None:
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._item = RateLimitItemPerMinute(per_minute)
+
+    def step(self, address: str) -> None:
+        """Raises `TooManyAttempts`."""
+        if not self._window.hit(self._item, address[:64]):
+            reset = self._window.get_window_stats(self._item, address[:64]).reset_time
+            raise TooManyAttempts(max(1, math.ceil(reset - time.time())))
+
+
 class Throttle:
     """One per credential path. Not a queue and not a ban."""
 

@@ -1,4 +1,4 @@
-"""All pages of the site. Each family is a function that adds its routes; none of them is in the API document."""
+"""All pages of the site. Each family is a function that adds its routes; none is in the API document."""
 
 from __future__ import annotations
 

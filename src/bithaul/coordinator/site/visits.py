@@ -55,7 +55,7 @@ class Visits:
         return await run_in_threadpool(self._identity.sessions.find, self.cookie(request), active=active)
 
     async def signed_in(self, request: Request) -> Session:
-        """The session of a page that needs one. Raises `GoTo` to sign in, or to replace a generated password."""
+        """The session of a page that needs one. Raises `GoTo`: sign in, or replace a generated password."""
         session = await self.session(request)
         if session is None:
             raise GoTo(f"/signin?next={_here(request)}")

@@ -6,6 +6,9 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
+# Installing brings the admin site's scripts from npm, so a change of their lock file installs anew.
+SITE_FILES := hatch_build.py $(wildcard frontend/*)
+
 .PHONY: help demo demo-fresh test test-slow lint format security-matrix bench docs clean
 
 help: ## Show the targets
@@ -16,7 +19,7 @@ $(BIN)/python:
 		{ echo "bithaul needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run-ready: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.run-ready: pyproject.toml constraints.txt $(SITE_FILES) | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from bithaul.coordinator.commands.heartbeat import heartbeat
+from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.commands.standing import pin_worker, restore_worker, set_aside_worker
 from bithaul.coordinator.database import fleet, ledger, work
 from bithaul.coordinator.database.fleet import WorkerRow
+from bithaul.coordinator.identity.audit import read_audit
 from bithaul.errors import NotFound, UnknownName
 from bithaul.exchange.messages import HeartbeatRequest, LeaseOutcome, Verdict
 from bithaul.rounds.leases import LeaseState, TaskState
@@ -214,6 +216,22 @@ def test_a_worker_set_aside_is_compared_credited_and_not_merged(house: House) ->
     assert house.report("ann", house.claim("ann")).verdict is Verdict.ACCEPTED
     with pytest.raises(NotFound, match="nobody"):
         set_aside_worker(house.c, "nobody")
+
+
+def test_what_an_operator_does_to_workers_and_versions_is_in_the_audit_log(house: House) -> None:
+    """SEC-53: who set a machine aside or went back is no guess afterwards."""
+    set_aside_worker(house.c, "ann", reason="a broken fan", actor="olga")
+    restore_worker(house.c, "ann", actor="olga")
+    pin_worker(house.c, "ann", actor="pete")
+    rounds(house, 1)
+    roll_back(house.c, 1, actor="olga")
+    found = [(row.actor, row.action, row.subject, row.detail) for row in read_audit(house.c, limit=10)]
+    assert sorted(found) == [
+        ("olga", "run.rollback", "version 1", "as version 3"),
+        ("olga", "worker.restore", "ann", ""),
+        ("olga", "worker.set-aside", "ann", "a broken fan"),
+        ("pete", "worker.pin", "ann", ""),
+    ]
 
 
 def test_a_pinned_worker_keeps_its_weight(make_house: Callable[..., House]) -> None:

@@ -105,14 +105,14 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
         return progress(c)
 
     @router.post("/api/run/pause")
-    def pause() -> RunAnswer:
+    def pause(caller: Caller) -> RunAnswer:
         """No new leases until resumed."""
-        return RunAnswer(state=RunState(pause_run(c).state))
+        return RunAnswer(state=RunState(pause_run(c, actor=caller.client_id).state))
 
     @router.post("/api/run/resume")
-    def resume() -> RunAnswer:
+    def resume(caller: Caller) -> RunAnswer:
         """Undo a pause."""
-        return RunAnswer(state=RunState(resume_run(c).state))
+        return RunAnswer(state=RunState(resume_run(c, actor=caller.client_id).state))
 
     @router.get("/api/run")
     def show_run() -> RunView:
@@ -120,24 +120,24 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
         return run_view(c)
 
     @router.post("/api/run/rollback")
-    def rollback(message: RollbackRequest) -> RolledBack:
+    def rollback(caller: Caller, message: RollbackRequest) -> RolledBack:
         """Put an older version in force again, as the newest."""
-        return roll_back(c, message.version)
+        return roll_back(c, message.version, actor=caller.client_id)
 
     @router.post("/api/workers/{worker}/set-aside")
-    def set_aside(worker: PathName, message: SetAsideRequest) -> StandingAnswer:
+    def set_aside(caller: Caller, worker: PathName, message: SetAsideRequest) -> StandingAnswer:
         """Give a worker no more work; what it still reports is credited, not merged."""
-        return standing(set_aside_worker(c, worker, reason=message.reason))
+        return standing(set_aside_worker(c, worker, reason=message.reason, actor=caller.client_id))
 
     @router.post("/api/workers/{worker}/restore")
-    def restore(worker: PathName) -> StandingAnswer:
+    def restore(caller: Caller, worker: PathName) -> StandingAnswer:
         """Put a worker on probation, whatever it was."""
-        return standing(restore_worker(c, worker))
+        return standing(restore_worker(c, worker, actor=caller.client_id))
 
     @router.post("/api/workers/{worker}/pin")
-    def pin(worker: PathName) -> StandingAnswer:
+    def pin(caller: Caller, worker: PathName) -> StandingAnswer:
         """Give a worker full weight, whatever the gates say."""
-        return standing(pin_worker(c, worker))
+        return standing(pin_worker(c, worker, actor=caller.client_id))
 
     def standing(row: WorkerRow) -> StandingAnswer:
         trust = row.trust.at(c.clock.now())
@@ -146,9 +146,9 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
         )
 
     @router.post("/api/workers/{worker}/drain", status_code=204)
-    def drain(worker: PathName, message: DrainRequest) -> None:
+    def drain(caller: Caller, worker: PathName, message: DrainRequest) -> None:
         """Let a worker finish its step and take no more work, or take it back."""
-        drain_worker(c, worker, on=message.on)
+        drain_worker(c, worker, on=message.on, actor=caller.client_id)
 
     @router.get("/api/keys")
     def keys() -> Keys:

@@ -17,6 +17,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, ledger, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
+from bithaul.coordinator.identity.audit import record
 from bithaul.errors import Conflict, NotFound, Unavailable
 from bithaul.exchange.messages import RunState
 from bithaul.exchange.weights import open_weights, weights_pieces
@@ -49,7 +50,7 @@ class _Decided:
     plan: RollbackPlan
 
 
-def roll_back(c: Coordinator, to: int, *, automatic: bool = False) -> RolledBack:
+def roll_back(c: Coordinator, to: int, *, automatic: bool = False, actor: str = "cli") -> RolledBack:
     """Raises `NotFound` for a version that never was, `Conflict` for one that cannot come back."""
     for _ in range(TRIES):
         with c.database.read() as connection:
@@ -66,6 +67,16 @@ def roll_back(c: Coordinator, to: int, *, automatic: bool = False) -> RolledBack
             if again.newest.version != decided.newest.version:
                 continue
             _write(c, connection, again, weights, momentum, automatic=automatic)
+            who = "coordinator" if automatic else actor
+            detail = f"as version {number}"
+            record(
+                connection,
+                c.clock.now(),
+                actor=who,
+                action="run.rollback",
+                subject=f"version {to}",
+                detail=detail,
+            )
             c.crash_points.hit("rollback.recorded")
         c.crash_points.hit("rollback.committed")
         c.events.merge.set()

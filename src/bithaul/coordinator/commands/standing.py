@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, runs, work
 from bithaul.coordinator.database.fleet import WorkerRow
+from bithaul.coordinator.identity.audit import record
 from bithaul.errors import NotFound
 from bithaul.rounds import trust
 from bithaul.rounds.leases import Ending, rest_seconds
@@ -44,7 +45,7 @@ def failed(connection: Connection, worker: WorkerRow, *, struck: str, now: float
     )
 
 
-def set_aside_worker(c: Coordinator, worker: str, *, reason: str = "") -> WorkerRow:
+def set_aside_worker(c: Coordinator, worker: str, *, reason: str = "", actor: str = "cli") -> WorkerRow:
     """No more leases, and what it still reports is credited but not merged. Raises `NotFound`."""
     now = c.clock.now()
     with c.database.write() as connection:
@@ -54,22 +55,24 @@ def set_aside_worker(c: Coordinator, worker: str, *, reason: str = "") -> Worker
         run = runs.find_run(connection)
         for lease in work.open_leases(connection, run.id, worker=worker) if run else ():
             work.end_lease(connection, lease, Ending.RELEASED, now=now, reason="its worker was set aside")
+        record(connection, now, actor=actor, action="worker.set-aside", subject=worker, detail=reason)
         changed = fleet.get_worker(connection, worker)
     c.events.merge.set()
     return changed
 
 
-def restore_worker(c: Coordinator, worker: str) -> WorkerRow:
+def restore_worker(c: Coordinator, worker: str, *, actor: str = "cli") -> WorkerRow:
     """Back to probation from whatever state, a pin included; may work at once. Raises `NotFound`."""
     with c.database.write() as connection:
         after = trust.restore(_found(connection, worker).trust, "restored by the operator")
         fleet.update_worker(connection, worker, failures=0, **fleet.trust_values(after))
+        record(connection, c.clock.now(), actor=actor, action="worker.restore", subject=worker)
         changed = fleet.get_worker(connection, worker)
     c.events.merge.set()
     return changed
 
 
-def pin_worker(c: Coordinator, worker: str, *, expected: bool = False) -> WorkerRow:
+def pin_worker(c: Coordinator, worker: str, *, expected: bool = False, actor: str = "cli") -> WorkerRow:
     """Full weight whatever the gates say: for machines of one's own.
 
     `expected`: it may be pinned before it was ever heard. Raises `NotFound` otherwise.
@@ -81,6 +84,7 @@ def pin_worker(c: Coordinator, worker: str, *, expected: bool = False) -> Worker
             row = fleet.insert_worker(connection, worker, now=now, gone=True)
         row = row or _found(connection, worker)
         fleet.update_worker(connection, worker, **fleet.trust_values(trust.pin()))
+        record(connection, now, actor=actor, action="worker.pin", subject=worker)
         return fleet.get_worker(connection, worker)
 
 

@@ -146,6 +146,10 @@ def get_task(connection: Connection, task: int) -> TaskRow:
     return _task(dict(connection.execute(_TASK, {"task": task}).mappings().one()))
 
 
+def has_task(connection: Connection, task: int) -> bool:
+    return connection.execute(_TASK, {"task": task}).first() is not None
+
+
 def list_tasks(connection: Connection, run_id: int, *states: TaskState) -> list[TaskRow]:
     found = connection.execute(_TASKS_IN, {"run": run_id, "states": list(states or TaskState)})
     return [_task(dict(row)) for row in found.mappings()]

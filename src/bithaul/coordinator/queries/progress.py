@@ -91,8 +91,8 @@ def progress(c: Coordinator) -> ProgressView:
             seconds=seconds,
             version=rows[-1].version,
             versions=len(rows),
-            tokens_per_second=_recent_speed(rows),
-            eta_seconds=_eta(run, tokens=tokens, seconds=seconds),
+            tokens_per_second=recent_speed(rows),
+            eta_seconds=eta_seconds(run, tokens=tokens, seconds=seconds),
             tasks=work.task_counts(connection, run.id),
             open_leases=len(work.open_leases(connection, run.id)),
             receipts=ledger.verdict_counts(connection, run.id),
@@ -114,14 +114,14 @@ def _point(row: VersionRow) -> SeriesPoint:
     )
 
 
-def _recent_speed(rows: Sequence[VersionRow]) -> float:
+def recent_speed(rows: Sequence[VersionRow]) -> float:
     """Tokens per second over the last versions, merging and waiting included."""
     recent = rows[-RECENT_VERSIONS:]
     passed = recent[-1].created_at - recent[0].created_at
     return (recent[-1].tokens_total - recent[0].tokens_total) / passed if passed > 0 else 0.0
 
 
-def _eta(run: RunRow, *, tokens: int, seconds: float) -> float | None:
+def eta_seconds(run: RunRow, *, tokens: int, seconds: float) -> float | None:
     """Seconds until the first of the budgets is used up at the mean speed so far."""
     if run.state is RunState.FINISHED:
         return 0.0

@@ -89,13 +89,6 @@ def admin_pages(
         cookies.drop(response, cookies.sign_in)
         return response
 
-    @router.get(ADMIN_HOME)
-    async def home(request: Request) -> Response:
-        session = await visits.admin(request)
-        return pages.message(
-            "bithaul", f"Signed in as {session.name}.", link="/account", link_text="Sessions and password"
-        )
-
     @router.get(SIGNED_OUT_PATH)
     async def signed_out() -> Response:
         return pages.message("Signed out", "You are signed out.", link="/admin", link_text="Sign in again")

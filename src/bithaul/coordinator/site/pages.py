@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.routing import APIRoute
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
@@ -54,9 +54,8 @@ class GoTo(Exception):  # an answer, not an error
 
 
 class Pages:
-    def __init__(self, settings: Settings) -> None:
-        loader = PackageLoader("bithaul.coordinator.site")
-        self._environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    def __init__(self, settings: Settings, environment: Environment) -> None:
+        self._environment = environment
         self._plain_http = is_plain_http(settings.base_url)
 
     def show(

@@ -227,7 +227,7 @@ def test_what_an_operator_does_to_workers_and_versions_is_in_the_audit_log(house
     roll_back(house.c, 1, actor="olga")
     found = [(row.actor, row.action, row.subject, row.detail) for row in read_audit(house.c, limit=10)]
     assert sorted(found) == [
-        ("olga", "run.rollback", "version 1", "as version 3"),
+        ("olga", "run.rollback", "1", "as version 3"),
         ("olga", "worker.restore", "ann", ""),
         ("olga", "worker.set-aside", "ann", "a broken fan"),
         ("pete", "worker.pin", "ann", ""),

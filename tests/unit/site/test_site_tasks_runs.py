@@ -115,6 +115,23 @@ def test_pin_and_pause(own: Coordinator, visit) -> None:
         assert connection.execute(select(runs.c.state)).scalar_one() == "paused"
 
 
+def test_going_back_to_a_version(with_weights: Coordinator, visit) -> None:
+    """One button: the old weights are the newest version, and the page says so."""
+    site = visit(with_weights)
+    newest = run_page(with_weights).rows[0].version
+    kept = [row.version for row in run_page(with_weights).rows if row.kept and row.version != newest]
+    page = site.get(f"/admin/runs/{kept[0]}").text
+    assert f"Go back to version {kept[0]}?" in page
+    assert "Go back to version" not in site.get(f"/admin/runs/{newest}").text
+    answer = site.post(f"/admin/runs/{kept[0]}/rollback")
+    assert (
+        f"Version {kept[0]} is in force again, as version {newest + 1}."
+        in site.get(answer.headers["location"]).text
+    )
+    assert run_page(with_weights).rows[0].version == newest + 1
+    assert site.post(f"/admin/runs/{newest + 1}/rollback").status_code == 409
+
+
 def test_ternary_shares_are_those_of_the_weights(with_weights: Coordinator) -> None:
     """Catches: counting latent signs, one scale for the whole model, a wrong layer's span."""
     c = with_weights

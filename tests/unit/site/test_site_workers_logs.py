@@ -76,6 +76,24 @@ def test_drain_resume_and_gone_do_it_audit_it_and_say_so(own: Coordinator, visit
     assert worker_page(own, "kitchen-laptop").machine.state == "gone"
 
 
+def test_a_machine_is_set_aside_restored_and_trusted(own: Coordinator, visit) -> None:
+    """Catches: a button whose answer says something else than what was done."""
+    site = visit(own)
+    page = "/admin/workers/desk-ryzen"
+    for step, standing, said in (
+        ("set-aside", "set aside", "is set aside: no more work"),
+        ("restore", "probation", "is on probation"),
+        ("pin", "steady", "counts fully"),
+    ):
+        answer = site.post(f"{page}/{step}")
+        assert last_audit(own) == ("ada", f"worker.{step}", "desk-ryzen")
+        assert f"desk-ryzen {said}" in site.get(answer.headers["location"]).text
+        machine = worker_page(own, "desk-ryzen").machine
+        assert machine.standing == standing
+    assert (machine.weight, machine.pinned) == (1.0, True)
+    assert site.post("/admin/workers/nobody/pin").status_code == 404
+
+
 def test_an_action_needs_the_token(own: Coordinator, visit) -> None:
     site = visit(own)
     answer = site.post("/admin/workers/attic-nuc/drain", headers={"x-csrf-token": "guess"})

@@ -74,7 +74,7 @@ def roll_back(c: Coordinator, to: int, *, automatic: bool = False, actor: str = 
                 c.clock.now(),
                 actor=who,
                 action="run.rollback",
-                subject=f"version {to}",
+                subject=str(to),
                 detail=detail,
             )
             c.crash_points.hit("rollback.recorded")

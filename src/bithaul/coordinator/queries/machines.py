@@ -61,6 +61,11 @@ class MachineView(BaseModel):
     tokens: int
     share: float  # of all accepted tokens
     mean_staleness: float
+    standing: str  # probation, steady, resting or set aside: how much its updates weigh, and why
+    weight: float  # 0..1
+    standing_why: str
+    way_out: str  # what leads to full weight
+    pinned: bool
 
 
 class FleetView(BaseModel):
@@ -133,7 +138,13 @@ def _machine(
 ) -> MachineView:
     task = None if lease is None else _task(lease, moved)
     state, why = state_of(row, task=task, patience=patience, now=now)
+    trust = row.trust.at(now)
     return MachineView(
+        standing=trust.standing,
+        weight=trust.weight(now),
+        standing_why=trust.reason,
+        way_out=trust.way_out,
+        pinned=trust.pinned,
         name=row.id,
         state=state,
         why=why,

@@ -11,12 +11,16 @@ from markupsafe import Markup
 DASH = "–"
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 KINDS: Mapping[str, str] = {
-    **dict.fromkeys(("training", "running", "ok", "accepted", "merged", "active", "current"), "good"),
+    **dict.fromkeys(
+        ("training", "running", "ok", "accepted", "merged", "steady", "active", "current"), "good"
+    ),
     **dict.fromkeys(
         ("uploading", "downloading", "calibrating", "leased", "info", "reported", "open"), "busy"
     ),
-    **dict.fromkeys(("stalled", "warning", "overdue", "resting", "too_late", "stale", "expired"), "warn"),
-    **dict.fromkeys(("failed", "error", "rejected", "disabled", "revoked", "discarded"), "bad"),
+    **dict.fromkeys(
+        ("stalled", "warning", "overdue", "resting", "probation", "too_late", "stale", "expired"), "warn"
+    ),
+    **dict.fromkeys(("failed", "error", "rejected", "set aside", "disabled", "revoked", "discarded"), "bad"),
 }
 """The kind of a state decides its colour and its shape; every other state is quiet."""
 

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from bithaul.coordinator.api.blobs import answer_blob
 from bithaul.coordinator.api.forms import read_form
+from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.commands.steer import pause_run, pin_version, resume_run
 from bithaul.coordinator.commands.try_model import LONGEST, Trial
 from bithaul.coordinator.context import Coordinator
@@ -91,6 +92,10 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
         return await frame.act(
             request, lambda s: pin_version(c, version, on=False, actor=s.name), back=f"{RUNS}/{version}"
         )
+
+    @router.post(f"{RUNS}/{{version}}/rollback")
+    async def rollback(request: Request, version: Number) -> Response:
+        return await frame.act(request, lambda s: roll_back(c, version, actor=s.name), back=RUNS)
 
 
 class _Pictures:

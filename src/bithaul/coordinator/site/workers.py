@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bithaul.coordinator.commands.standing import pin_worker, restore_worker, set_aside_worker
 from bithaul.coordinator.commands.steer import call_gone, drain_worker
 from bithaul.coordinator.queries.machines import MachineView, machines
 from bithaul.coordinator.queries.workerpage import worker_page
@@ -64,6 +65,24 @@ def worker_pages(router: APIRouter, frame: Frame) -> None:
     async def gone(request: Request, worker: WorkerName) -> Response:
         return await frame.act(
             request, lambda person: call_gone(c, worker, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/set-aside")
+    async def set_aside(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: set_aside_worker(c, worker, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/restore")
+    async def restore(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: restore_worker(c, worker, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/pin")
+    async def pin(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: pin_worker(c, worker, actor=person.name), back=_page(worker)
         )
 
 

@@ -97,7 +97,7 @@ def test_zoom_stays_and_the_curve_grows(open_tab, coordinator) -> None:
     """Catches: mlflow's plots that forget their zoom at each refresh."""
     tab = open_tab()
     page = tab.go("/admin")
-    page.wait_for_function("window.bithaul.plots && window.bithaul.plots.loss")
+    page.wait_for_selector("[data-chart=loss][data-newest]")
     whole = page.evaluate(SCALE)
     over = page.locator("[data-chart=loss] .u-over").bounding_box()
     page.mouse.move(over["x"] + over["width"] * 0.4, over["y"] + 80)
@@ -111,7 +111,7 @@ def test_zoom_stays_and_the_curve_grows(open_tab, coordinator) -> None:
     canvas = page.locator("[data-chart=loss] canvas").element_handle()
     made = add_version(coordinator)
     refresh(page)
-    page.wait_for_function(f"window.bithaul.plots.loss.data[0].at(-1) === {made}")
+    page.wait_for_selector(f"[data-chart=loss][data-newest='{made}']")
     assert page.evaluate(SCALE) == zoomed
     assert canvas.evaluate("(node) => node.isConnected"), "the chart was not thrown away"
     assert page.locator("#totals dd").nth(6).inner_text() == str(made), "the strip moved on meanwhile"
@@ -123,13 +123,13 @@ def test_zoom_stays_and_the_curve_grows(open_tab, coordinator) -> None:
 def test_axes_change_and_are_kept(open_tab) -> None:
     tab = open_tab()
     page = tab.go("/admin")
-    page.wait_for_function("window.bithaul.plots && window.bithaul.plots.loss")
+    page.wait_for_selector("[data-chart=loss][data-newest]")
     page.get_by_role("button", name="tokens").click()
     page.get_by_role("button", name="log").click()
     assert page.evaluate(SCALE)[1] > 1_000_000
     assert page.evaluate("window.bithaul.plots.loss.scales.y.distr") == 3
     page.reload()
-    page.wait_for_function("window.bithaul.plots && window.bithaul.plots.loss")
+    page.wait_for_selector("[data-chart=loss][data-newest]")
     assert page.evaluate(SCALE)[1] > 1_000_000
     tab.assert_quiet()
 
@@ -201,6 +201,11 @@ def test_signed_out_is_said_and_the_page_stays(open_tab, coordinator) -> None:
     page.context.clear_cookies()
     refresh(page)
     page.wait_for_selector("#away a")
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url) if r.headers.get("hx-request") else None)
+    page.locator("[data-interval]").select_option("2")
+    page.wait_for_timeout(3000)
+    assert asked == [], "nobody is there to ask"
     assert "signed out" in page.locator("#away").inner_text()
     assert page.locator("#totals").count() == 1
     assert page.locator("input[type=password]").count() == 0
@@ -217,7 +222,7 @@ def test_keys_go_everywhere(open_tab) -> None:
     page.wait_for_url("**/admin")
     page.keyboard.press("/")
     page.wait_for_url("**/admin/logs#search")
-    page.wait_for_function("document.activeElement.name === 'q'")
+    page.wait_for_selector("[name=q]:focus")
     page.keyboard.press("Escape")
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()

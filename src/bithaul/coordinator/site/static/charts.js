@@ -177,6 +177,7 @@
         }
         if (plots.loss.cursor.idx == null) legend(null);
       }
+      box("loss").dataset.newest = cursor;
     } catch { /* the banner of site.js tells when the coordinator is away */ } finally { busy = false; }
   };
   const fit = (plot, x) => plot.setScale("x", { min: x[0], max: x.length > 1 ? x[x.length - 1] : x[0] + 1 });

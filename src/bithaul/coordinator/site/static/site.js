@@ -34,10 +34,11 @@
   const KEY = "bithaul.refresh";
   let updated = Date.now();
   let timer = 0;
+  let signedOut = false;
   const seconds = () => (choice ? Number(choice.value) : 0);
   const plan = () => {
     clearTimeout(timer);
-    if (seconds() && !document.hidden) timer = setTimeout(refresh, Math.max(200, updated + seconds() * 1000 - Date.now()));
+    if (seconds() && !document.hidden && !signedOut) timer = setTimeout(refresh, Math.max(200, updated + seconds() * 1000 - Date.now()));
   };
   const refresh = () => {
     clearTimeout(timer);
@@ -68,20 +69,23 @@
     choice?.addEventListener("change", () => { localStorage.setItem(KEY, choice.value); updated = Math.max(updated, Date.now() - seconds() * 1000); plan(); });
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) clearTimeout(timer);
-      else if (seconds() && Date.now() - updated >= seconds() * 1000) refresh();
+      else if (seconds() && !signedOut && Date.now() - updated >= seconds() * 1000) refresh();
       else plan();
     });
-    refresher.addEventListener("htmx:beforeSwap", (event) => {
+    document.addEventListener("htmx:beforeSwap", (event) => { // fires on the target, not on who asked
+      if (event.detail.requestConfig.elt !== refresher) return;
       const asked = new URL(event.detail.pathInfo.finalRequestPath, location.href).pathname;
       const got = event.detail.xhr.responseURL ? new URL(event.detail.xhr.responseURL).pathname : asked;
       if (got !== asked || event.detail.xhr.status === 401) {
         event.detail.shouldSwap = false;
+        signedOut = true;
         say("You are signed out. ", location.href);
       }
     });
     refresher.addEventListener("htmx:afterRequest", (event) => {
       if (!event.detail.successful) { failed(); return; }
-      if (document.body.classList.contains("is-away") && !away.querySelector("a")) say("");
+      if (signedOut) return;
+      say("");
       updated = Date.now();
       const date = Date.parse(event.detail.xhr.getResponseHeader("date") || "");
       if (date && Math.abs(date - updated) > 5000) skew = date - updated;

@@ -21,7 +21,7 @@ from bithaul.coordinator.database.work import LeaseRow, TaskRow
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import Range, RunState, TaskMessage
 from bithaul.rounds import positions
-from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, TaskState, refuse_claim
+from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, refuse_claim
 from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retry_seconds, task_size
 
 SEEN_EVERY = 1.0  # seconds between updates of last_seen by polling
@@ -189,7 +189,7 @@ def _idle_speed(here: Round, worker: WorkerRow) -> float:
 def _task(connection: Connection, here: Round, worker: WorkerRow, size: Size) -> TaskRow:
     """An expired or returned task this worker has not failed, else a fresh slice."""
     run = here.run
-    for task in work.list_tasks(connection, run.id, TaskState.PENDING):
+    for task in work.pending_tasks(connection, run.id):
         if worker.id not in task.failed_by:
             return task
     slice_, free = work.read_free(connection, run).cut(size.examples)

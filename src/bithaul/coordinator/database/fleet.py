@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, null, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, null, select
 
+from bithaul.coordinator.database.prepared import Prepared, insert_row, update_row
 from bithaul.coordinator.database.tables import logs, telemetry, workers
 from bithaul.errors import Gone
 from bithaul.exchange.messages import LogEntry
@@ -45,15 +46,14 @@ class WorkerRow:
 
 
 _COLUMNS = [workers.c[field.name] for field in fields(WorkerRow)]
-_WORKER = select(*_COLUMNS).where(workers.c.id == bindparam("worker"))
-_WORKERS = select(*(null() if c.name == "capabilities" else c for c in _COLUMNS)).order_by(workers.c.id)
-_SEEN = (
-    update(workers).where(workers.c.id == bindparam("worker")).values(last_seen=bindparam("now"), gone=False)
+_WORKER = Prepared(select(*_COLUMNS).where(workers.c.id == bindparam("worker")))
+_WORKERS = Prepared(
+    select(*(null() if c.name == "capabilities" else c for c in _COLUMNS)).order_by(workers.c.id)
 )
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
-    row = connection.execute(_WORKER, {"worker": worker}).first()
+    row = _WORKER.first(connection, worker=worker)
     return None if row is None else WorkerRow(*row)
 
 
@@ -66,7 +66,7 @@ def get_worker(connection: Connection, worker: str) -> WorkerRow:
 
 def list_workers(connection: Connection) -> list[WorkerRow]:
     """All of them, without capabilities: every claim reads this, and decoding them would be most of it."""
-    return [WorkerRow(*row) for row in connection.execute(_WORKERS)]
+    return [WorkerRow(*row) for row in _WORKERS.all(connection)]
 
 
 def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerRow:
@@ -84,18 +84,18 @@ def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerR
         "registered_at": now,
         "last_seen": now,
     }
-    connection.execute(insert(workers).values(**row))
+    insert_row(connection, workers, row)
     return WorkerRow(**row)
 
 
 def see_worker(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
     """It was heard just now, so it is not gone."""
-    connection.execute(_SEEN, {"worker": row.id, "now": now})
+    update_worker(connection, row.id, last_seen=now, gone=False)
     return replace(row, last_seen=now, gone=False)
 
 
 def update_worker(connection: Connection, worker: str, **values: object) -> None:
-    connection.execute(update(workers).where(workers.c.id == worker).values(**values))
+    update_row(connection, workers, {"id": worker}, values)
 
 
 def insert_telemetry(
@@ -108,15 +108,17 @@ def insert_telemetry(
     tokens_per_second: float,
     loss: float | None,
 ) -> None:
-    connection.execute(
-        insert(telemetry).values(
-            time=time,
-            worker=worker,
-            task_id=task,
-            tokens=tokens,
-            tokens_per_second=tokens_per_second,
-            loss=loss,
-        )
+    insert_row(
+        connection,
+        telemetry,
+        {
+            "time": time,
+            "worker": worker,
+            "task_id": task,
+            "tokens": tokens,
+            "tokens_per_second": tokens_per_second,
+            "loss": loss,
+        },
     )
 
 

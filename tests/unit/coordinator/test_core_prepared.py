@@ -44,9 +44,14 @@ def test_values_come_back_as_sqlalchemy_reads_them(database: Database) -> None:
 
 def test_errors_are_sqlalchemys_and_undo_the_transaction(database: Database) -> None:
     """Catches an error that no handler knows, and half a transaction that stays."""
-    with pytest.raises(IntegrityError), database.write() as connection:
-        update_row(connection, workers, {"id": "ann"}, {"speed": 9.0})
-        fleet.insert_worker(connection, "ann", now=3.0)
+
+    def twice() -> None:
+        with database.write() as connection:
+            update_row(connection, workers, {"id": "ann"}, {"speed": 9.0})
+            fleet.insert_worker(connection, "ann", now=3.0)
+
+    with pytest.raises(IntegrityError):
+        twice()
     with database.read() as connection:
         assert fleet.get_worker(connection, "ann").speed == 0.0
 

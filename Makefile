@@ -6,7 +6,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo demo-fresh test test-slow lint format bench docs clean
+# Installing brings the admin site's scripts from npm, so a change of their lock file installs anew.
+SITE_FILES := hatch_build.py $(wildcard frontend/*)
+
+.PHONY: help demo demo-fresh test test-slow lint format security-matrix bench docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +19,7 @@ $(BIN)/python:
 		{ echo "bithaul needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run-ready: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.run-ready: pyproject.toml constraints.txt $(SITE_FILES) | $(BIN)/python
 	$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 
@@ -47,6 +50,9 @@ lint: $(VENV)/.test-ready ## ruff, mypy strict, import contracts
 format: $(VENV)/.test-ready ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
+
+security-matrix: $(VENV)/.run-ready ## Write docs/security-matrix.md from the tests
+	$(BIN)/python tests/security/matrix.py
 
 bench: $(VENV)/.run-ready ## Run every benchmark; writes benchmarks/results/*.json and docs/benchmarks.md
 	$(PIP) install -q -c constraints.txt -e '.[bench]'

@@ -260,6 +260,22 @@ def test_a_worker_s_whole_day_over_http(directory, start):
     assert http.get("/metrics", headers=admin).status_code == 200
     assert http.get("/status").json()["version"] == 2
 
+    pinned = http.post("/api/workers/w1/pin", headers=admin).json()
+    assert (pinned["standing"], pinned["weight"]) == ("steady", 1.0)
+    aside = http.post("/api/workers/w1/set-aside", json={"reason": "too hot"}, headers=admin).json()
+    assert aside == {"worker": "w1", "standing": "set aside", "weight": 0.0, "why": "too hot"}
+    assert http.post("/api/workers/w1/restore", headers=admin).json()["weight"] == 0.5
+    assert http.post("/api/workers/w1/pin", headers=worker).status_code == 403
+    assert http.post("/api/workers/w9/pin", headers=admin).status_code == 404
+    back = http.post("/api/run/rollback", json={"version": 1}, headers=admin)
+    assert back.status_code == 200, back.text
+    assert (back.json()["version"], back.json()["lineage"]) == (3, 2)
+    np.testing.assert_array_equal(weights(http, worker, 3, count), before)
+    refused = http.post("/api/run/rollback", json={"version": 2}, headers=admin)
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    shown = http.get("/api/run", headers=admin).json()
+    assert [v["in_force"] for v in shown["versions"]] == [True, False, True]
+
     code, err = process.end(signal.SIGTERM)
     assert (code, "Traceback" in err) == (0, False), err
     assert not (directory / "coordinator.url").exists()
@@ -284,7 +300,8 @@ def test_keys_by_command_act_on_a_running_coordinator(directory, start):
     process = start()
     headers = bearer(process.http, "w1", secret)
     listed = json.loads(run("keys", "list", "--dir", str(directory), "--json").stdout)
-    assert [(client["id"], client["disabled"]) for client in listed] == [("w1", False)]
+    told = [(client["id"], client["disabled"]) for client in listed]
+    assert told == [("bithaul-admin", False), ("w1", False)]
     assert secret not in json.dumps(listed)
     rotated = json.loads(run("keys", "rotate", "w1", "--dir", str(directory), "--json").stdout)["secret"]
     assert process.http.get("/weights/current", headers=headers).status_code == 401

@@ -338,7 +338,7 @@ class CuttingProxy:
 def test_a_worker_goes_on_through_a_line_that_keeps_breaking(
     served: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Five cuts. Catches a chunk of which nothing is kept: then more bytes would be sent than this."""
+    """Five cuts, each may cost a chunk. Catches an upload that starts over: it sends 80,000 bytes more."""
     monkeypatch.setattr(client_module, "RESUMABLE_BYTES", 1000)
     for name in ("SMALLEST", "FIRST", "LARGEST"):
         monkeypatch.setattr(upload_module, name, 40_000)
@@ -360,7 +360,7 @@ def test_a_worker_goes_on_through_a_line_that_keeps_breaking(
         assert receipt.verdict is Verdict.ACCEPTED
         assert proxy.cuts == 5
         assert len(data) > 200_000
-        assert sum(moved) < len(data) + 5 * 40_000
+        assert sum(moved) <= len(data) + 5 * 40_000
         assert accepted(served) == 1
 
 

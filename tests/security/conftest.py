@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import html
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from sqlalchemy import update
 
 from bithaul.coordinator.app import create_app
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import Coordinator, open_coordinator
 from bithaul.coordinator.identity.clients import create_client
+from bithaul.coordinator.identity.passwords import hash_password
+from bithaul.coordinator.identity.people import create_person
+from bithaul.coordinator.identity.tables import people
 from bithaul.coordinator.identity.throttle import Limits
 from bithaul.coordinator.server import Server, bind
 from bithaul.coordinator.settings import Settings
@@ -26,6 +32,7 @@ from bithaul.model.config import ModelConfig
 
 START = 1_800_000_000.0
 FENCE = "0" * 32
+PASSWORD = "correct horse battery staple"
 
 
 @dataclass
@@ -52,6 +59,66 @@ class Operation:
 
 
 @dataclass
+class Browser:
+    """Keeps cookies by name, whatever their attributes, and follows no redirect by itself."""
+
+    site: Site
+    cookies: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def ask(self, method: str, url: str, *, headers=None, **options: object) -> httpx2.Response:
+        url = url.removeprefix(self.site.c.settings.base_url)
+        sent = {**self.headers, **(headers or {})}
+        if self.cookies:
+            sent["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        response = self.site.http.request(method, url, headers=sent, **options)
+        self.site.http.cookies.clear()
+        for header in response.headers.get_list("set-cookie"):
+            name, _, rest = header.partition("=")
+            value = rest.partition(";")[0]
+            if value:
+                self.cookies[name] = value
+            else:
+                self.cookies.pop(name, None)
+        return response
+
+    def get(self, url: str, **options: object) -> httpx2.Response:
+        return self.ask("GET", url, **options)
+
+    def follow(self, url: str, *, stop: str = "\0") -> httpx2.Response:
+        """Follow redirects on this site; stop at an address that contains `stop` or leaves the site."""
+        for _ in range(12):
+            response = self.get(url)
+            if response.status_code not in (302, 303):
+                return response
+            url = response.headers["location"]
+            here = url.startswith(("/", self.site.c.settings.base_url))
+            if stop in url or not here:
+                return response
+        raise AssertionError("a circle of redirects")
+
+    def submit(self, page: httpx2.Response, action: str, **fields: str) -> httpx2.Response:
+        """Fill in the form with this action and send it."""
+        form = re.search(rf'<form method="post" action="{action}">(.*?)</form>', page.text, re.DOTALL)
+        assert form is not None, page.text
+        hidden = dict(re.findall(r'type="hidden" name="(\w+)" value="([^"]*)"', form[1]))
+        data = {name: html.unescape(value) for name, value in hidden.items()} | fields
+        return self.ask("POST", action, data=data)
+
+    def sign_in(self, name: str = "ann", password: str = PASSWORD, *, url: str = "/signin"):
+        """The answer of the sign-in form reached from `url`."""
+        page = self.follow(url)
+        assert page.status_code == 200, page.text
+        return self.submit(page, "/signin", name=name, password=password)
+
+    def enter(self, *, url: str = "/admin") -> httpx2.Response:
+        """Sign in through the admin site; its first page."""
+        answer = self.sign_in(url=url)
+        assert answer.status_code == 303, answer.text
+        return self.follow(answer.headers["location"])
+
+
+@dataclass
 class Site:
     """A running coordinator. `restart` stops and starts it on the same folder and port."""
 
@@ -60,19 +127,25 @@ class Site:
     limits: Limits
     port: int = 0
     secrets: dict[str, str] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
 
     def start(self) -> None:
         listener = bind("127.0.0.1", self.port)
         self.port = listener.getsockname()[1]
         self.c: Coordinator = open_coordinator(
-            Settings(directory=self.directory, port=self.port), clock=self.clock
+            Settings(directory=self.directory, port=self.port, **self.options), clock=self.clock
         )
         ready = threading.Event()
         self.server = Server(create_app(self.c, limits=self.limits), on_ready=ready.set)
         self.thread = threading.Thread(target=self.server.run, args=([listener],))
         self.thread.start()
         assert ready.wait(20)
-        self.http = httpx2.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=20, trust_env=False)
+        self.http = httpx2.Client(
+            base_url=f"http://127.0.0.1:{self.port}",
+            timeout=20,
+            trust_env=False,
+            headers={"Host": urlsplit(self.c.settings.base_url).netloc},
+        )
 
     def stop(self) -> None:
         self.http.close()
@@ -100,6 +173,16 @@ class Site:
         response = self.ask({"grant_type": "client_credentials"}, auth=(client_id, secret))
         assert response.status_code == 200, response.text
         return str(response.json()["access_token"])
+
+    def person(self, name: str = "ann", *, password: str = PASSWORD) -> None:
+        """Somebody who has replaced the generated password."""
+        create_person(self.c, name)
+        values = {"password_hash": hash_password(password), "must_change": False}
+        with self.c.database.write() as connection:
+            connection.execute(update(people).where(people.c.name == name).values(values))
+
+    def browser(self, **headers: str) -> Browser:
+        return Browser(self, headers=headers)
 
     def worker(self, client_id: str = "w1") -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token(client_id)}"}
@@ -167,10 +250,10 @@ MakeSite = Callable[..., Site]
 def make_site(tmp_path: Path, templates: dict[bool, Path]) -> Iterator[MakeSite]:
     sites: list[Site] = []
 
-    def make(limits: Limits, *, with_run: bool = False) -> Site:
+    def make(limits: Limits, *, with_run: bool = False, **options: object) -> Site:
         folder = tmp_path / "run"
         shutil.copytree(templates[with_run], folder)
-        site = Site(folder, ManualClock(), limits)
+        site = Site(folder, ManualClock(), limits, options=options)
         site.start()
         sites.append(site)
         return site

@@ -234,7 +234,8 @@ def test_sec_41_hostile_json_is_bounded(run_site):
     keys = b"{" + b",".join(b'"k%d":1' % i for i in range(80_000)) + b"}"
     assert status(deep) == 400
     assert status(b"[" * 10_000 + b"]" * 10_000) == 400
-    assert status(keys) in (413, 422)
+    assert status(keys) == 400  # 80,000 error messages would take a second and more
+    assert status(b'{"entries": [], "dropped": 0, "x": "' + b":" * 50_000 + b'"}') == 422
     assert status(b'"' * MAX_JSON_BYTES) in (400, 422)
     assert status(b'"\\' * (MAX_JSON_BYTES // 2)) in (400, 422)
     assert status(b'{"dropped": ' + b"9" * 100_000 + b', "entries": []}') in (400, 422)

@@ -8,7 +8,7 @@ import pytest
 
 from bithaul.simulation.scenario import SCENARIOS
 
-SMALL = {"workers": 8, "hours": 1.5, "crashes": 2}
+SMALL = {"workers": 8, "hours": 1.5, "crashes": 2, "rollbacks": 0}
 
 
 def test_a_small_storm_keeps_every_promise_twice_alike(make: Any) -> None:
@@ -36,6 +36,30 @@ def test_a_storm_over_rules_without_a_barrier(make: Any, rule: str) -> None:
     assert outcome.broken == ""
     assert outcome.kept
     assert outcome.versions > 4
+
+
+def test_rollbacks_in_a_storm_keep_every_promise(make: Any) -> None:
+    """Catches a slice that no task has after a rollback, and a replay that does not know lineages."""
+    storm = {**SMALL, "hours": 2.5, "rollbacks": 2}
+    outcome = make(SCENARIOS["storm"], **storm, rule="buffered_nesterov", seed=2).run()
+    assert outcome.broken == ""
+    assert outcome.kept
+    assert outcome.rollbacks >= 2
+    assert sum(outcome.faults.values()) > 20
+
+
+def test_poisoned_machines_are_clipped_or_refused_and_honest_ones_are_not(make: Any) -> None:
+    """Catches a gate that lets a poisoned update through, and one that accuses honest machines."""
+    options = {"workers": 6, "hours": 1.5, "poisoned": 1, "seed": 3}
+    gated = make(**options, gates=("norm",)).run()
+    assert gated.kept, gated.broken
+    honest, poisoned = gated.judged["honest"], gated.judged["poisoned"]
+    assert honest["reports"] > 30
+    assert (honest["clipped"], honest["refused"]) == (0, 0)
+    assert poisoned["clipped"] + poisoned["refused"] >= poisoned["reports"] - 2 > 3, "before eight are known"
+    assert gated.loss_last < 0.5 * gated.loss_first
+    lost = make(**options).run()
+    assert lost.loss_last > lost.loss_first, "without the gate the run is lost"
 
 
 def test_a_calm_hour_loses_nothing(make: Any) -> None:

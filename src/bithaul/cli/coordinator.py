@@ -13,12 +13,17 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from filelock import FileLock, Timeout
 
 from bithaul.errors import Conflict, InvalidConfig
+
+if TYPE_CHECKING:
+    from bithaul.coordinator.context import Coordinator
+
+FIRST_ADMIN = "admin"
 
 app = typer.Typer()
 
@@ -49,14 +54,18 @@ def coordinator(
         raise InvalidConfig(
             f"There is no run folder {directory}; make one with: bithaul up --dir {directory}"
         )
-    wanted = load_settings(directory, host=host, port=port, public_url=public_url)
+    insecure = allow_insecure_lan or None  # the option switches on and never off
+    wanted = load_settings(
+        directory, host=host, port=port, public_url=public_url, allow_insecure_lan=insecure
+    )
     listener = bind(wanted.host, wanted.port)
     try:
         url = url_of(wanted.host, listener)
+        port = listener.getsockname()[1]
         settings = load_settings(
-            directory, host=wanted.host, port=listener.getsockname()[1], public_url=public_url
+            directory, host=wanted.host, port=port, public_url=public_url, allow_insecure_lan=insecure
         )
-        warning = check_public_url(settings.base_url, allow_insecure_lan=allow_insecure_lan)
+        warning = check_public_url(settings.base_url, allow_insecure_lan=settings.allow_insecure_lan)
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         if warning is not None:
@@ -70,6 +79,7 @@ def coordinator(
         context = open_coordinator(settings)
         try:
             check_run(context)
+            _ensure_admin(context)
             file = directory / "coordinator.url"
 
             def ready() -> None:
@@ -89,6 +99,23 @@ def coordinator(
             lock.release()
     finally:
         listener.close()
+
+
+def _ensure_admin(c: Coordinator) -> None:
+    """The first start makes the first person; a terminal is told the password, else a file of mode 0600."""
+    from bithaul.coordinator.identity import secretfiles
+    from bithaul.coordinator.identity.clients import secrets_folder
+    from bithaul.coordinator.identity.people import count_people, create_person
+
+    if count_people(c):
+        return
+    password = create_person(c, FIRST_ADMIN, actor="system")
+    if sys.stderr.isatty():
+        told = f"the password {password} (shown once)"
+    else:
+        note = secretfiles.write_note(secrets_folder(c), secretfiles.FIRST_PASSWORD, password + "\n")
+        told = f"the password in {note}"
+    print(f"bithaul: sign in at {c.settings.base_url}/admin as {FIRST_ADMIN} with {told}", file=sys.stderr)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""`bithaul keys`: create, list, rotate and disable client secrets of one run, on the coordinator's machine.
+"""`bithaul keys`: clients of one run and their secrets, on the coordinator's machine.
 
 Works on the run's folder, with the coordinator running or not. A secret is printed once and kept nowhere.
 """
@@ -6,28 +6,15 @@ Works on the run's folder, with the coordinator running or not. A secret is prin
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from bithaul.errors import InvalidConfig, OutOfDisk, Unavailable
+from bithaul.cli.opened import Directory, Json, opened, shown_time
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 
-if TYPE_CHECKING:
-    from bithaul.coordinator.context import Coordinator
-
 app = typer.Typer(no_args_is_help=True)
-
-Directory = Annotated[Path, typer.Option("--dir", help="The run's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_FULL_BELOW = 2**20  # bytes; SQLite reports a full disk as "full" or as an I/O error
 
 
 @app.command()
@@ -41,7 +28,7 @@ def create(
     from bithaul.coordinator.identity.clients import create_client
 
     scope = ADMIN_SCOPE if admin else WORKER_SCOPE
-    with _opened(directory) as c:
+    with opened(directory) as c:
         secret = create_client(c, client_id, scope=scope)
     _print_secret(client_id, secret, scope=scope, as_json=as_json)
 
@@ -51,14 +38,16 @@ def list_keys(directory: Directory, as_json: Json = False) -> None:
     """List clients, without secrets."""
     from bithaul.coordinator.identity.clients import list_clients
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         clients = list_clients(c)
     if as_json:
         print(json.dumps([asdict(client) for client in clients]))
         return
     for client in clients:
         state = "disabled" if client.disabled else "active"
-        used = "never" if client.last_used_at is None else _time(client.last_used_at)
+        used = "never" if client.last_used_at is None else shown_time(client.last_used_at)
+        if client.last_used_from is not None:
+            used += f" from {client.last_used_from}"
         print(f"{client.id:24} {client.scope:16} {state:8} {client.hint}…  last used {used}")
 
 
@@ -74,7 +63,7 @@ def rotate(
     """Give a client a new secret; its tokens die at once."""
     from bithaul.coordinator.identity.clients import rotate_client
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         secret = rotate_client(c, client_id, grace_seconds=grace)
     _print_secret(client_id, secret, scope=None, as_json=as_json)
 
@@ -86,9 +75,63 @@ def disable(
     """Refuse a client's secret and tokens from now on."""
     from bithaul.coordinator.identity.clients import disable_client
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         disable_client(c, client_id)
     print(json.dumps({"client_id": client_id, "disabled": True}) if as_json else f"{client_id} is disabled.")
+
+
+@app.command()
+def enable(
+    client_id: Annotated[str, typer.Argument(help="The client.")], directory: Directory, as_json: Json = False
+) -> None:
+    """Accept a disabled client's secret again."""
+    from bithaul.coordinator.identity.clients import enable_client
+
+    with opened(directory) as c:
+        enable_client(c, client_id)
+    print(json.dumps({"client_id": client_id, "disabled": False}) if as_json else f"{client_id} is enabled.")
+
+
+@app.command()
+def delete(
+    client_id: Annotated[str, typer.Argument(help="The client.")], directory: Directory, as_json: Json = False
+) -> None:
+    """Forget a client; its secret and tokens are refused from now on."""
+    from bithaul.coordinator.identity.clients import delete_client
+
+    with opened(directory) as c:
+        delete_client(c, client_id)
+    print(json.dumps({"client_id": client_id, "deleted": True}) if as_json else f"{client_id} is deleted.")
+
+
+@app.command()
+def register(
+    client_id: Annotated[str, typer.Argument(help="a-z, 0-9, '.', '_', '-'.")],
+    directory: Directory,
+    redirect_uri: Annotated[
+        list[str], typer.Option("--redirect-uri", help="Where codes may be sent; may be given again.")
+    ],
+    logout_uri: Annotated[
+        list[str] | None, typer.Option("--logout-uri", help="Where signing out may lead; may be given again.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="No secret: an app in a browser or phone.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Register an application that signs people in here (OpenID Connect)."""
+    from bithaul.coordinator.identity.apps import register_app
+    from bithaul.coordinator.identity.clients import APP_SCOPE
+
+    with opened(directory) as c:
+        secret = register_app(
+            c, client_id, redirect_uris=redirect_uri, logout_uris=logout_uri or (), public=public
+        )
+    if secret is not None:
+        _print_secret(client_id, secret, scope=APP_SCOPE, as_json=as_json)
+    else:
+        told = {"client_id": client_id, "secret": None, "scope": APP_SCOPE}
+        print(json.dumps(told) if as_json else f"client id: {client_id}")
 
 
 @app.command("rotate-signing")
@@ -96,7 +139,7 @@ def rotate_signing(directory: Directory, as_json: Json = False) -> None:
     """Sign with the next key; the old one stays valid until its last token has expired."""
     from bithaul.coordinator.identity.keys import SigningKeys
 
-    with _opened(directory) as c:
+    with opened(directory) as c:
         keys = SigningKeys(c)
         keys.rotate()
         states = keys.states()
@@ -107,35 +150,8 @@ def rotate_signing(directory: Directory, as_json: Json = False) -> None:
         print(f"{state.kid}  {state.state}")
 
 
-@contextmanager
-def _opened(directory: Path) -> Iterator[Coordinator]:
-    from sqlalchemy.exc import DBAPIError
-
-    from bithaul.coordinator.context import open_coordinator
-    from bithaul.coordinator.settings import load_settings
-
-    if not directory.is_dir():
-        raise InvalidConfig(
-            f"There is no run folder {directory}; make one with: bithaul up --dir {directory}"
-        )
-    settings = load_settings(directory)
-    try:
-        with closing(open_coordinator(settings)) as c:
-            yield c
-    except (Unavailable, DBAPIError) as error:
-        if shutil.disk_usage(directory).free >= _FULL_BELOW:
-            raise
-        raise OutOfDisk(
-            f"The database in {directory} cannot be written: the disk is full; free some space and try again."
-        ) from error
-
-
 def _print_secret(client_id: str, secret: str, *, scope: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"client_id": client_id, "secret": secret} | ({"scope": scope} if scope else {})))
         return
     print(f"client id: {client_id}\nsecret:    {secret}\nThis secret is shown once; store it now.")
-
-
-def _time(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -30,6 +30,17 @@ def tokens(text: str) -> int:
     return round(value)
 
 
+def merge_option(text: str) -> tuple[str, float | str]:
+    """`mu=0.6` or `aggregator=krum`; which there are is the rule's to say."""
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise InvalidInput(f"{text!r} is not an option of a merge rule; write NAME=VALUE, such as mu=0.6.")
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
 def up(
     directory: Annotated[
         Path, typer.Option("--dir", help="The run's folder; made when missing, resumed when there.")
@@ -54,6 +65,17 @@ def up(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads per worker (cores / workers).")] = None,
     merge_rule: Annotated[
         str | None, typer.Option(help="How updates are merged: sync, staleness_sgd, buffered_nesterov, ...")
+    ] = None,
+    merge_options: Annotated[
+        list[str] | None,
+        typer.Option("--merge-option", metavar="NAME=VALUE", help="An option of the merge rule; repeatable."),
+    ] = None,
+    gates: Annotated[
+        list[str] | None,
+        typer.Option("--gate", help="Switch a gate on: norm, speed, copy or rollback; repeatable."),
+    ] = None,
+    max_update_norm: Annotated[
+        float | None, typer.Option(help="Refuse updates with a larger L2 norm (no ceiling).")
     ] = None,
     codec: Annotated[
         str | None, typer.Option(help="How updates travel: int8-block-v1, int8-ef-v1 or fp32-v1.")
@@ -96,6 +118,7 @@ def up(
     from bithaul.cli.local.session import Session, Wishes
     from bithaul.cli.local.watch import choose_display
     from bithaul.corpus.augment import parse_augmentation
+    from bithaul.rounds.gates import gates_named
     from bithaul.training.recipe import read_recipe_changes
 
     if (train is None) != (valid is None):
@@ -116,6 +139,9 @@ def up(
         budget_seconds=None if budget_minutes is None else budget_minutes * 60,
         threads=threads,
         merge_rule=merge_rule,
+        merge_options=None if merge_options is None else dict(merge_option(text) for text in merge_options),
+        gates=None if gates is None else [str(gate) for gate in gates_named(gates)],
+        max_update_norm=max_update_norm,
         codec=codec,
         task_seconds=task_seconds,
         vocab_size=vocab_size,

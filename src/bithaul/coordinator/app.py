@@ -19,16 +19,21 @@ from bithaul import __version__
 from bithaul.coordinator.api import problems
 from bithaul.coordinator.api.admin import admin_routes
 from bithaul.coordinator.api.blobs import blob_routes
+from bithaul.coordinator.api.cookies import Cookies
+from bithaul.coordinator.api.csrf import CsrfGuard
 from bithaul.coordinator.api.gradient import gradient_routes
 from bithaul.coordinator.api.metrics import HttpMetrics
 from bithaul.coordinator.api.middleware import Envelope, allowed_hosts
 from bithaul.coordinator.api.openapi import RESPONSES, Api
+from bithaul.coordinator.api.openid import openid_routes
+from bithaul.coordinator.api.peer import Peers
 from bithaul.coordinator.api.public import public_routes
 from bithaul.coordinator.api.worker import worker_routes
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.identity.throttle import Limits
 from bithaul.coordinator.services.runner import ServiceRunner
+from bithaul.coordinator.site.routes import site_routes
 
 
 def create_api(
@@ -61,11 +66,16 @@ def create_api(
     )
     app.state.identity = identity
     problems.install(app)
-    app.include_router(public_routes(c, identity))
+    cookies = Cookies(c.settings)
+    peers = Peers(c.settings)
+    app.add_middleware(CsrfGuard, cookies=cookies, sessions=identity.sessions, public_url=c.settings.base_url)
+    app.include_router(public_routes(c))
+    app.include_router(openid_routes(identity, peers))
     app.include_router(worker_routes(c))
     app.include_router(gradient_routes(c, identity))
     app.include_router(blob_routes(c))
     app.include_router(admin_routes(c, http))
+    app.include_router(site_routes(c, identity, cookies, peers))
     return app
 
 

@@ -43,6 +43,10 @@ class CrashPoints:
         "flush.snapshot_written",
         "flush.recorded",
         "flush.committed",
+        "rollback.decided",
+        "rollback.blob_written",
+        "rollback.recorded",
+        "rollback.committed",
         "retention.half",
         "sweep.half",
     )
@@ -83,6 +87,8 @@ def open_coordinator(
     Does not start services and does not judge the run in it: `services.startup.check_run` does.
     """
     settings.directory.mkdir(parents=True, exist_ok=True)
+    if not settings.database_url:  # SQLite would make it readable by others; its WAL takes the same mode
+        settings.database_file.touch(mode=0o600, exist_ok=True)
     database = Database.open(settings.database, lock_folder=settings.directory)
     blobs = LocalBlobStore(settings.blob_folder, incoming=settings.incoming_folder)
     return Coordinator(

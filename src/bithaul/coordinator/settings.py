@@ -6,10 +6,11 @@ An unknown key in the file or in an argument is an error. Everything with a path
 
 from __future__ import annotations
 
+import ipaddress
 import tomllib
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -29,6 +30,10 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8817, ge=0, le=65_535)
     public_url: str = ""  # what workers dial; empty: http://host:port
+    allow_insecure_lan: bool = False  # accept plain http on a private network: anyone on it can read secrets
+    trusted_proxies: tuple[str, ...] = ()  # addresses or networks whose X-Forwarded-For is believed
+    session_idle_seconds: float = Field(default=43_200.0, gt=0, le=7 * 86_400)
+    session_days: float = Field(default=7.0, gt=0, le=30)
     database_url: str = ""  # empty: SQLite in `directory`
 
     heartbeat_seconds: float = Field(default=10.0, gt=0)
@@ -44,7 +49,15 @@ class Settings(BaseSettings):
     retention_keep: int = Field(default=4, ge=2)
     retention_every: int = Field(default=0, ge=0)  # also keep each Nth version; 0: none
     payload_keep_versions: int = Field(default=8, ge=0)  # merged updates stay so many versions longer
+    inspection_keep: int = Field(default=4, ge=0)  # refused updates that are kept for a person to look at
     disk_reserve_bytes: int = Field(default=256 * 2**20, ge=0)  # uploads are refused below this
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            ipaddress.ip_network(name)
+        return value
 
     @property
     def base_url(self) -> str:
@@ -53,11 +66,20 @@ class Settings(BaseSettings):
 
     @property
     def database(self) -> str:
-        return self.database_url or f"sqlite:///{(self.directory / 'coordinator.db').absolute().as_posix()}"
+        return self.database_url or f"sqlite:///{self.database_file.absolute().as_posix()}"
+
+    @property
+    def database_file(self) -> Path:
+        """The SQLite file that is used without a `database_url`."""
+        return self.directory / "coordinator.db"
 
     @property
     def blob_folder(self) -> Path:
         return self.directory / "blobs"
+
+    @property
+    def inspection_folder(self) -> Path:
+        return self.directory / "inspection"
 
     @property
     def incoming_folder(self) -> Path:

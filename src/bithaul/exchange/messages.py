@@ -101,6 +101,7 @@ class TaskMessage(Message):
 
     task: int
     fence: Fence
+    lineage: Annotated[int, Field(ge=1)] = 1  # of the base; counts up at each rollback
     base_version: int
     weights_sha256: Sha256
     weights_size: int
@@ -126,6 +127,7 @@ class ReportHeader(Message):
     codec: Name
     run: str
     layout_hash: Sha256
+    lineage: Annotated[int, Field(ge=1)] = 1  # of the base
     base_version: int
     task: int
     fence: Fence
@@ -143,8 +145,9 @@ class ReportHeader(Message):
 
 class Verdict(StrEnum):
     ACCEPTED = "accepted"
+    COMPARED = "compared"  # well-formed, credited, not merged: its worker is set aside or rests
     TOO_LATE = "too_late"  # another report of this task was accepted first
-    STALE = "stale"  # the base is too many versions behind
+    STALE = "stale"  # the base is too many versions behind, or of a lineage that was given up
     REJECTED = "rejected"  # a gate refused it; see `code`
 
 
@@ -158,6 +161,7 @@ class Receipt(Message):
     reason: str = ""
     tokens: int = 0
     staleness: int = 0
+    clip: Annotated[float, Field(gt=0, le=1)] = 1.0  # factor on the update; what was cut off is dropped
 
 
 class LeaseOutcome(StrEnum):

@@ -64,9 +64,13 @@ class Flush:
 
 @dataclass(frozen=True)
 class Past:
-    """What a step looks back on: `flushes` and `reports` (tokens of merged reports), the newest last."""
+    """What a step looks back on: `flushes` and `reports` (tokens of merged reports), the newest last.
+
+    `trust` is the highest weight of a worker that may take work: what a full one is among them.
+    """
 
     version: int = 1  # the base of the step
     active: int = 0  # workers that may take work
     flushes: Sequence[Flush] = ()
     reports: Sequence[int] = ()
+    trust: float = 1.0

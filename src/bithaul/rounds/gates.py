@@ -1,8 +1,8 @@
 """What an update must look like before it counts, as far as numbers decide it (exchange.md, §9, 4 to 8).
 
 Pure: norms, speeds, indices and cosines come in, a verdict goes out. Thresholds marked *idea* there are ours
-and unproven on mixed machines, so nothing here is in force by itself; a run switches a gate on. What needs
-files (length, hash, finite values) is the coordinator's.
+and unproven on mixed machines, so a gate of `Gate` is in force only in a run that switched it on. What needs
+files (length, hash, finite values) is the coordinator's and always in force.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
+
+from bithaul.errors import UnknownName
 
 REMEMBERED = 64
 PER_WORKER = 4
@@ -26,6 +29,23 @@ LARGEST = 4096  # indices compared for a copy
 COPY_ABOVE = 0.4
 AUDIT_COSINE = 0.9
 AUDIT_MISSES = 2
+
+
+class Gate(StrEnum):
+    """The gates a run may switch on."""
+
+    NORM = "norm"  # clip above twice the usual size, refuse above ten times
+    SPEED = "speed"  # no credit beyond three times the calibrated speed
+    COPY = "copy"  # refuse the payload of another worker
+    ROLLBACK = "rollback"  # go back when the held-out loss jumps
+
+
+def gates_named(names: Iterable[str]) -> tuple[Gate, ...]:
+    """Each gate once, in a fixed order. `UnknownName` lists the known ones."""
+    wanted = set(names)
+    for name in sorted(wanted - set(Gate)):
+        raise UnknownName(f"There is no gate {name!r}; the gates are {', '.join(Gate)}.")
+    return tuple(gate for gate in Gate if gate in wanted)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,7 @@ class Ending(StrEnum):
     REJECTED = "rejected"  # a gate refused its report
     STALE = "stale"
     REVOKED = "revoked"  # its base became unusable
+    COMPARED = "compared"  # its report is well, and merges nothing
 
 
 T, L = TaskState, LeaseState
@@ -78,6 +79,7 @@ ENDS: Mapping[Ending, LeaseState] = MappingProxyType(
         Ending.REJECTED: L.REPORTED,
         Ending.STALE: L.REPORTED,
         Ending.REVOKED: L.REVOKED,
+        Ending.COMPARED: L.REPORTED,
     }
 )
 
@@ -125,6 +127,7 @@ class ClaimFacts:
 
     ready: bool  # layout hash and formats agreed, calibrated
     drained: bool
+    set_aside: bool  # by the operator: what it reports would not be merged
     rest_seconds: float
     run_running: bool  # ready or running, not paused or finished
     work_left: bool  # budget not yet covered by merged, accepted and leased work
@@ -137,6 +140,7 @@ class NoLease(StrEnum):
     NOT_READY = "not_ready"
     DRAINED = "drained"
     NOT_RUNNING = "not_running"
+    SET_ASIDE = "set_aside"
     RESTING = "resting"
     MERGING = "merging"
     NO_WORK = "no_work"
@@ -150,6 +154,8 @@ def refuse_claim(facts: ClaimFacts) -> NoLease | None:
         return NoLease.NOT_READY
     if facts.drained:
         return NoLease.DRAINED
+    if facts.set_aside:
+        return NoLease.SET_ASIDE
     if facts.rest_seconds > 0:
         return NoLease.RESTING
     if facts.waits_for_merge:

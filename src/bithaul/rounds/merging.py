@@ -121,6 +121,11 @@ def weights_of(given: Sequence[Contribution]) -> list[float]:
     return [w / total for w in weights]
 
 
+def share_of_trust(given: Contribution, past: Past) -> float:
+    """Its worker's weight against the best of the fleet, for rules that merge one report at a time."""
+    return given.trust / max(given.trust, past.trust) if given.trust > 0 else 0.0
+
+
 def fraction(taken: Sequence[Contribution], past: Past) -> float:
     """rho: the share of a full step that so many tokens are worth, at most 1.
 

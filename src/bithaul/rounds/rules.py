@@ -22,6 +22,7 @@ from bithaul.rounds.merging import (
     fraction,
     mixed,
     quorum,
+    share_of_trust,
     smoothed_lag,
     weights_of,
 )
@@ -159,10 +160,12 @@ class StalenessSgd:
         self,
         taken: Sequence[Contribution],
         *,
-        past: Past,  # noqa: ARG002 - the protocol's signature
-        products: Wide | None = None,  # noqa: ARG002
+        past: Past,
+        products: Wide | None = None,  # noqa: ARG002 - the protocol's signature
     ) -> Plan:
-        factors = [self.lr / (1.0 + c.staleness * self.alpha) * c.clip * c.trust for c in taken]
+        factors = [
+            self.lr / (1.0 + c.staleness * self.alpha) * c.clip * share_of_trust(c, past) for c in taken
+        ]
         return Plan(Mix("mean", tuple(factors)), outer.plain(1.0))
 
 
@@ -201,7 +204,7 @@ class DelayedNesterov:
         products: Wide | None = None,  # noqa: ARG002 - the protocol's signature
     ) -> Plan:
         place = (past.version - 1) % self.buffer
-        mix = Mix("mean", tuple(c.clip * c.trust for c in taken))
+        mix = Mix("mean", tuple(c.clip * share_of_trust(c, past) for c in taken))
         return Plan(mix, outer.delayed_nesterov(eta=self.eta, mu=self.mu, buffer=self.buffer, place=place))
 
 

@@ -1,8 +1,9 @@
 """How much a worker's updates weigh: a number and a state named without blame (exchange.md section 9).
 
 Probation (weight 0.5) for the first three accepted reports and after a strike, then steady; resting until a
-stated time; set aside by the operator only. Each state says why and what leads out. Pure: events in, the
-next state out. The mean is normalised, so a fleet of newcomers is not slowed.
+stated time; set aside by the operator only. Strikes that use the score up are a rest of an hour, after which
+a quarter is there again. Each state says why and what leads out. Pure: events in, the next state out. The
+mean is normalised, so a fleet of newcomers is not slowed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ FIRST_REPORTS = 3
 STRIKE = 0.25
 RETURN = 0.05
 PROBATION_WEIGHT = 0.5
+LONG_REST = 3600.0  # seconds, when the score is used up
 
 
 class Standing(StrEnum):
@@ -38,18 +40,20 @@ class Trust:
         """The factor on this worker's updates; 0: compared, not merged."""
         if self.pinned:
             return 1.0
-        match self.at(now).standing:
+        here = self.at(now)
+        match here.standing:
             case Standing.STEADY:
-                return self.score
+                return here.score
             case Standing.PROBATION:
-                return PROBATION_WEIGHT * self.score
+                return PROBATION_WEIGHT * here.score
             case _:
                 return 0.0
 
     def at(self, now: float) -> Trust:
         """A rest ends by itself, in probation."""
         if self.standing is Standing.RESTING and now >= self.until:
-            return replace(self, standing=Standing.PROBATION, to_go=FIRST_REPORTS)
+            score = max(self.score, STRIKE)
+            return replace(self, standing=Standing.PROBATION, score=score, to_go=FIRST_REPORTS)
         return self
 
     @property
@@ -79,11 +83,15 @@ def accepted(trust: Trust, *, now: float) -> Trust:
 
 
 def strike(trust: Trust, reason: str, *, now: float) -> Trust:
-    """After a gate found something: a quarter less, and probation again."""
+    """After a gate found something: a quarter less, and probation again. A pinned worker stays as it is."""
     trust = trust.at(now)
+    if trust.pinned:
+        return trust
     score = max(0.0, trust.score - STRIKE)
     if trust.standing in (Standing.RESTING, Standing.SET_ASIDE):
         return replace(trust, score=score)
+    if score == 0.0:
+        return replace(trust, standing=Standing.RESTING, score=score, until=now + LONG_REST, reason=reason)
     return replace(trust, standing=Standing.PROBATION, score=score, to_go=FIRST_REPORTS, reason=reason)
 
 
@@ -99,10 +107,18 @@ def set_aside(trust: Trust, reason: str) -> Trust:
 
 
 def restore(trust: Trust, reason: str) -> Trust:
-    """Back into probation: by the operator, or after a rollback."""
+    """Back into probation, by the operator; ends a rest and a pin too."""
+    score = max(trust.score, STRIKE)
+    return Trust(Standing.PROBATION, score, FIRST_REPORTS, until=0.0, reason=reason)
+
+
+def rolled_back(trust: Trust, reason: str) -> Trust:
+    """After a rollback of a version it had a part in: probation, unless it is pinned or not at work."""
+    if trust.pinned or trust.standing in (Standing.RESTING, Standing.SET_ASIDE):
+        return trust
     return replace(trust, standing=Standing.PROBATION, to_go=FIRST_REPORTS, reason=reason)
 
 
-def pin(trust: Trust) -> Trust:
-    """By the operator, for machines of one's own."""
-    return replace(trust, standing=Standing.STEADY, score=1.0, to_go=0, reason="pinned", pinned=True)
+def pin() -> Trust:
+    """By the operator, for machines of one's own: full weight, whatever was before."""
+    return Trust(Standing.STEADY, to_go=0, reason="pinned by the operator", pinned=True)

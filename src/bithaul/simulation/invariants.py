@@ -47,6 +47,11 @@ class Task:
     examples: int
     spans: tuple[tuple[int, int], ...]
 
+    @property
+    def held(self) -> int:
+        """Examples it is the place of; after a rollback another task has them."""
+        return 0 if self.state is TaskState.DISCARDED else self.examples
+
 
 class Checker:
     """`step` after every event, `audit` when something big happened, `final` when all is quiet."""
@@ -130,10 +135,10 @@ class Checker:
         if before is not None:
             if now.state not in REACH[before.state]:
                 raise Broken(f"task {number} went from {before.state} to {now.state}")
-            self._examples -= before.examples
+            self._examples -= before.held
         self._tasks[number] = now
         self._newest = max(self._newest, number)
-        self._examples += examples
+        self._examples += now.held
 
     def _conserved(self, db: sqlite3.Connection) -> None:
         cursor = db.execute("SELECT position_cursor FROM runs").fetchone()[0]
@@ -164,7 +169,7 @@ class Checker:
 
     def _places(self, db: sqlite3.Connection) -> None:
         """Every position below the cursor in exactly one place."""
-        spans = [span for task in self._tasks.values() for span in task.spans]
+        spans = [span for task in self._tasks.values() if task.held for span in task.spans]
         spans += db.execute("SELECT start, count FROM returned_positions").fetchall()
         cursor = db.execute("SELECT position_cursor FROM runs").fetchone()[0]
         at = 0
@@ -184,6 +189,7 @@ class Checker:
         rows = db.execute(
             "SELECT seq, task_id, tokens, merged_in FROM reports WHERE verdict = 'accepted'"
         ).fetchall()
+        self._given_up(db)
         tokens: Counter[int] = Counter()
         reports: Counter[int] = Counter()
         for seq, task, count, merged in rows:
@@ -201,16 +207,29 @@ class Checker:
         if gone or unmerged:
             self.counts.acknowledged_lost += len(gone | unmerged)
             raise Broken(f"reports vanished: {sorted(gone)[:5]}, left their version: {sorted(unmerged)[:5]}")
-        total = 0
-        for version, made, said, running in db.execute(
-            "SELECT version, reports, tokens, tokens_total FROM versions ORDER BY version"
+        total, totals = 0, {0: 0}
+        for version, made, said, running, restores in db.execute(
+            "SELECT version, reports, tokens, tokens_total, restores FROM versions ORDER BY version"
         ):
-            total += said
+            total = said + (total if restores is None else totals[restores])
+            totals[version] = total
             if (reports[version], tokens[version], total) != (made, said, running):
                 raise Broken(
                     f"version {version} says {made} reports with {said} tokens, {running} in all; the ledger "
                     f"has {reports[version]} with {tokens[version]}, {total} in all"
                 )
+
+    def _given_up(self, db: sqlite3.Connection) -> None:
+        """A report is discarded with its task, and only by a rollback to before its version or base."""
+        for seq, state, lost in db.execute(
+            "SELECT r.seq, t.state, v.version IS NULL FROM reports r JOIN tasks t ON t.id = r.task_id "
+            "LEFT JOIN versions v ON v.version = r.discarded_in "
+            "AND v.restores < coalesce(r.merged_in, r.base_version) "
+            "WHERE r.verdict = 'accepted' AND (r.discarded_in IS NOT NULL OR t.state = 'discarded')"
+        ):
+            if lost or state != TaskState.DISCARDED:
+                self.counts.acknowledged_lost += 1
+                raise Broken(f"report {seq} of a task that is {state} was given up without a rollback")
 
     def _leases(self, db: sqlite3.Connection) -> None:
         many = db.execute(
@@ -260,7 +279,8 @@ class Checker:
         self.audit()
         db = self._open()
         waiting = db.execute(
-            "SELECT count(*) FROM reports WHERE verdict = 'accepted' AND merged_in IS NULL"
+            "SELECT count(*) FROM reports WHERE verdict = 'accepted' AND merged_in IS NULL "
+            "AND discarded_in IS NULL"
         ).fetchone()[0]
         if waiting:
             self.counts.acknowledged_lost += waiting

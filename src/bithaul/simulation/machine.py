@@ -37,11 +37,12 @@ LONGEST_WAIT = 300.0  # seconds between tries while the coordinator is away
 
 @dataclass(frozen=True)
 class Spec:
-    """What a machine can do; `speed` in tokens per second."""
+    """What a machine can do; `speed` in tokens per second. `poisoned`: see `Scenario`."""
 
     name: str
     speed: float
     line: Line
+    poisoned: bool = False
 
 
 class VirtualStop(Stop):
@@ -230,7 +231,8 @@ class Machine:
 
     def _struck(self) -> Sequence[Fault]:
         task = self._pulse.state.task if self._pulse is not None else None
-        return self._faults.strike(Moment(Where.TRAIN, worker=self.spec.name, task=task or 0))
+        struck = self._faults.strike(Moment(Where.TRAIN, worker=self.spec.name, task=task or 0))
+        return [*struck, Fault(Kind.SIGN_FLIP, 10.0)] if self.spec.poisoned else struck
 
     def _suffer(self, fault: Fault) -> None:
         match fault.kind:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from bithaul.coordinator.database import runs, versions, work
+from bithaul.coordinator.database import runs, tables, versions, work
 from bithaul.coordinator.database.tables import leases, reports, tasks
 from bithaul.exchange.weights import open_weights
 from bithaul.simulation.house import House
@@ -20,6 +20,7 @@ class Facts:
     verdicts: dict[str, int]
     leases: dict[str, int]
     given_up: int  # examples in failed tasks
+    rollbacks: int
     ledger: list[tuple[int, str, str, int | None, str | None]]
 
 
@@ -61,11 +62,7 @@ class Record:
         with self._house.c.database.read() as connection:
             run = runs.get_run(connection)
             open_leases = work.open_leases(connection, run.id)
-            waiting = connection.execute(
-                select(func.count())
-                .select_from(reports)
-                .where(reports.c.verdict == "accepted", reports.c.merged_in.is_(None))
-            ).scalar_one()
+            waiting = ledger.unmerged(connection, run.id)
         return not open_leases and not waiting
 
     def facts(self) -> Facts:
@@ -77,6 +74,9 @@ class Record:
             ended = connection.execute(select(leases.c.state, func.count()).group_by(leases.c.state)).all()
             given_up = connection.execute(
                 select(func.coalesce(func.sum(tasks.c.examples), 0)).where(tasks.c.state == "failed")
+            ).scalar_one()
+            back = connection.execute(
+                select(func.count()).where(tables.versions.c.restores.is_not(None))
             ).scalar_one()
             ledger = connection.execute(
                 select(
@@ -91,8 +91,21 @@ class Record:
             {str(v): int(n) for v, n in verdicts},
             {str(s): int(n) for s, n in ended},
             int(given_up),
+            int(back),
             [(row[0], row[1], row[2], row[3], row[4]) for row in ledger],
         )
+
+    def judged(self, poisoned: Set[str]) -> dict[str, dict[str, int]]:
+        """How many reports the gates clipped and refused for their size, of honest and poisoned machines."""
+        found = {who: {"reports": 0, "clipped": 0, "refused": 0} for who in ("honest", "poisoned")}
+        with self._house.c.database.read() as connection:
+            rows = connection.execute(select(reports.c.worker, reports.c.code, reports.c.clip)).all()
+        for worker, code, clip in rows:
+            counts = found["poisoned" if worker in poisoned else "honest"]
+            counts["reports"] += 1
+            counts["clipped"] += clip < 1.0
+            counts["refused"] += code == "norm"
+        return found
 
     def timeline(self, title: str, *, names: Sequence[str], now: float) -> Timeline:
         """For the picture."""

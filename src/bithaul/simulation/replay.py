@@ -1,7 +1,8 @@
 """The weights again, from the ledger alone: whole vectors, version by version, compared bit for bit.
 
-A version follows from the one before, the payloads that name it and the numbers stored with it. What was
-applied twice, left out, weighed differently or stored differently shows here.
+A version follows from the one before, the payloads that name it and the numbers stored with it; one that a
+rollback made is the version it restores, without momentum if that was not kept. What was applied twice, left
+out, weighed differently or stored differently shows here.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from bithaul.rounds.outer import OuterStep
 from bithaul.simulation.house import House
 
 FloatVector = npt.NDArray[np.float32]
+REMEMBERED = 64  # versions a rollback may go back over
 
 
 class Replay:
@@ -37,6 +39,7 @@ class Replay:
         self._version = 0
         self._theta: FloatVector | None = None
         self._momentum: FloatVector | None = None
+        self._made: dict[int, tuple[FloatVector, FloatVector | None]] = {}
         self.identical = True
         self.differing: list[int] = []
         self.versions = 0
@@ -46,12 +49,12 @@ class Replay:
             model, self._codec = db.execute("SELECT model, codec FROM runs").fetchone()
             self._layout = layout_of(ModelConfig.model_validate(json.loads(model)))
         rows = db.execute(
-            "SELECT version, sha256, momentum_sha256, outer_step, retired_at FROM versions "
+            "SELECT version, sha256, momentum_sha256, outer_step, restores, retired_at FROM versions "
             "WHERE version > ? ORDER BY version",
             (self._version,),
         ).fetchall()
-        for version, sha256, momentum, numbers, retired in rows:
-            self._one(db, version, sha256, momentum, numbers, retired is not None)
+        for version, sha256, momentum, numbers, restores, retired in rows:
+            self._one(db, version, sha256, momentum, numbers, restores, retired is not None)
 
     def _one(
         self,
@@ -60,6 +63,7 @@ class Replay:
         sha256: str,
         momentum: str | None,
         numbers: str | None,
+        restores: int | None,
         retired: bool,
     ) -> None:
         blobs, layout = self._house.c.blobs, self._layout
@@ -67,14 +71,18 @@ class Replay:
         if self._theta is None:
             self._theta = _vector(blobs, sha256, layout)
         else:
-            assert numbers is not None, "every version but the first has the numbers of its step"
-            payloads = db.execute(
-                "SELECT blob_sha256 FROM reports WHERE merged_in = ? ORDER BY seq", (version,)
-            ).fetchall()
-            updates = [self._update(blobs, sha, layout) for (sha,) in payloads]
-            plan = plan_from(json.loads(numbers))
-            moved = step(plan, self._theta, self._momentum, updates)
-            self._theta, self._momentum = moved.theta, moved.momentum
+            if restores is not None:
+                theta, carried = self._made[restores]
+                self._theta, self._momentum = theta, carried if momentum is not None else None
+            else:
+                assert numbers is not None, "a version that restores none has the numbers of its step"
+                payloads = db.execute(
+                    "SELECT blob_sha256 FROM reports WHERE merged_in = ? ORDER BY seq", (version,)
+                ).fetchall()
+                updates = [self._update(blobs, sha, layout) for (sha,) in payloads]
+                plan = plan_from(json.loads(numbers))
+                moved = step(plan, self._theta, self._momentum, updates)
+                self._theta, self._momentum = moved.theta, moved.momentum
             same = retired or np.array_equal(self._theta, _vector(blobs, sha256, layout))
             if momentum is not None and self._momentum is not None:
                 same = same and np.array_equal(self._momentum, _vector(blobs, momentum, layout))
@@ -83,6 +91,8 @@ class Replay:
                 self.differing.append(version)
                 self._theta = _vector(blobs, sha256, layout)
         self._version = version
+        self._made[version] = self._theta, self._momentum
+        self._made.pop(version - REMEMBERED, None)
         self.versions += 1
 
     def _update(self, blobs: BlobStore, sha256: str, layout: Layout) -> Any:

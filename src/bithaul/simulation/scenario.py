@@ -15,11 +15,12 @@ from pathlib import Path
 from random import Random
 
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
+from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.commands.steer import pause_run
 from bithaul.coordinator.context import CrashPoints
 from bithaul.corpus.build import CorpusManifest
 from bithaul.corpus.shards import write_shard
-from bithaul.errors import UnknownName
+from bithaul.errors import Conflict, UnknownName
 from bithaul.model.config import ModelConfig
 from bithaul.simulation.faults import Faults, Kind, Rates
 from bithaul.simulation.house import House
@@ -30,6 +31,7 @@ from bithaul.simulation.picture import Timeline
 from bithaul.simulation.record import Record
 from bithaul.simulation.virtual import VirtualTime
 from bithaul.training.recipe import TrainingRecipe
+from bithaul.worker.link import Later
 
 EPOCH = 4_000_000_000.0  # later than any file's time stamp: old files are told from new ones by age
 HOUR = 3600.0
@@ -37,12 +39,14 @@ MODEL = ModelConfig(
     vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=64
 )
 EXAMPLES, EXAMPLE_TOKENS, BATCH = 4096, 32, 4
+CRASHES = [name for name in CrashPoints.NAMES if not name.startswith("rollback.")]  # those always passed
 STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """`spread`: how many times faster the fastest machine is; `crashes`: of the coordinator."""
+    """`spread`: how many times faster the fastest machine is; `crashes`: of the coordinator; `rollbacks`: by
+    its operator; `poisoned` machines send updates ten times as large in the wrong direction."""
 
     name: str
     workers: int = 200
@@ -53,7 +57,10 @@ class Scenario:
     task_seconds: float = 600.0
     spread: float = 3.0
     slowest: float = 4.0  # tokens per second
+    gates: tuple[str, ...] = ()
+    poisoned: int = 0
     crashes: int = 0
+    rollbacks: int = 0
     rates: Rates = field(default_factory=Rates)
     quiet_hours: float = 12.0  # at most, until everything is delivered, merged or given up
 
@@ -74,7 +81,7 @@ STORM = Rates(
 )
 SCENARIOS = {
     "calm": Scenario("calm"),
-    "storm": Scenario("storm", crashes=5, rates=STORM),
+    "storm": Scenario("storm", crashes=5, rollbacks=1, rates=STORM),
 }
 
 
@@ -99,6 +106,8 @@ class Outcome:
     seed: int
     workers: int
     rule: str
+    gates: tuple[str, ...]
+    poisoned: int
     hours: float
     simulated_hours: float
     wall_seconds: float
@@ -113,6 +122,8 @@ class Outcome:
     faults: dict[str, int]
     worker_deaths: int
     coordinator_crashes: list[str]
+    rollbacks: int
+    judged: dict[str, dict[str, int]]
     longest_gap_rounds: float
     loss_first: float
     loss_last: float
@@ -156,6 +167,7 @@ class Rehearsal:
                 budget_tokens=1e12,
                 merge_rule=scenario.rule,
                 merge_options=options,
+                gates=scenario.gates,
                 task_seconds=scenario.task_seconds,
                 seed=scenario.seed,
                 probe_every=4,
@@ -215,7 +227,7 @@ class Rehearsal:
             line = Line(
                 0.02 + 0.2 * random.random(), 2e5 * (1 + random.random()), 200.0 * (1 + 9 * random.random())
             )
-            specs.append(Spec(f"w{i + 1:0{width}}", speed, line))
+            specs.append(Spec(f"w{i + 1:0{width}}", speed, line, poisoned=i < self.scenario.poisoned))
         return specs
 
     def _storm(self) -> None:
@@ -225,10 +237,25 @@ class Rehearsal:
         for machine in self.machines:
             self.time.after(60.0 * random.random(), machine.start)
         for i in range(self.scenario.crashes):
-            point = random.choice(CrashPoints.NAMES)
+            point = random.choice(CRASHES)
             share = (i + 0.2 + 0.6 * random.random()) / self.scenario.crashes
             self.time.at(EPOCH + share * (end - EPOCH), self._crash(point, 30.0 + 300.0 * random.random()))
+        random = self._random("operator")
+        for i in range(self.scenario.rollbacks):
+            share = (i + 0.3 + 0.5 * random.random()) / self.scenario.rollbacks
+            self.time.at(EPOCH + share * (end - EPOCH), self._go_back)
         self.time.run(end, after_each=self._after)
+
+    def _go_back(self) -> None:
+        """Two versions back, by a patient operator: again later while that cannot be or nobody answers."""
+        if self.faults.calm:
+            return
+        try:
+            self.house.call(lambda c: roll_back(c, max(1, self.record.newest - 2)))
+        except (Later, Conflict):
+            self.time.after(600.0, self._go_back)
+        else:
+            self._changed("operator")
 
     def _crash(self, point: str, back_after: float) -> Callable[[], None]:
         return lambda: self.faults.crash_coordinator(point, back_after=back_after)
@@ -254,7 +281,8 @@ class Rehearsal:
         """The coordinator's services did something, or it came back."""
         if what == "sweeper":
             self.checker.deadlines()
-        if what == "rise" or (what == "merger" and self.record.new_version(self.time.now())):
+        made = what in ("merger", "operator") and self.record.new_version(self.time.now())
+        if what == "rise" or made:
             self.checker.audit()
             self._digest.update(f"{self.time.now():.6f} {what} {self.record.newest}\n".encode())
 
@@ -279,6 +307,8 @@ class Rehearsal:
             seed=scenario.seed,
             workers=scenario.workers,
             rule=scenario.rule,
+            gates=scenario.gates,
+            poisoned=scenario.poisoned,
             hours=scenario.hours,
             simulated_hours=round((self.time.now() - EPOCH) / HOUR, 3),
             wall_seconds=round(wall.perf_counter() - self._began, 2),
@@ -293,6 +323,8 @@ class Rehearsal:
             faults=dict(sorted(self.faults.counts.items())),
             worker_deaths=sum(m.deaths for m in self.machines),
             coordinator_crashes=[point for _, point in self.house.crashes],
+            rollbacks=facts.rollbacks,
+            judged=self.record.judged({m.spec.name for m in self.machines if m.spec.poisoned}),
             longest_gap_rounds=round(gap, 2),
             loss_first=round(self.record.losses[0][1], 4),
             loss_last=round(self.record.losses[-1][1], 4),

@@ -196,9 +196,16 @@ class Worker:
         facts = {"task": header.task, "fence": header.fence, "staleness": receipt.staleness}
         if receipt.verdict is Verdict.ACCEPTED:
             self._tools.crash_points.hit("receipt.heard")
-            target = self._residuals.path(run=header.run, layout_hash=header.layout_hash, codec=header.codec)
-            self._residuals.commit(entry.residual, target)
+            target = self._residuals.path(
+                run=header.run,
+                lineage=header.lineage,
+                layout_hash=header.layout_hash,
+                codec=header.codec,
+            )
+            self._residuals.commit(entry.residual, target, clip=receipt.clip)
             self._tools.crash_points.hit("residual.renamed")
+            if receipt.clip < 1.0:
+                self._log.warning("update clipped, the rest is dropped", clip=round(receipt.clip, 4), **facts)
             self._log.info("update accepted", **facts)
         else:
             self._log.warning(

@@ -75,6 +75,7 @@ class TaskRunner:
         self._log = log
         self._tools = tools
         self._shards: dict[str, Shard] = {}
+        self._lineage = 1
 
     def run(self, task: TaskMessage) -> Entry | Ended:
         """Train one task. Raises only `Stopped`, `Gone`, `Unauthorized` and `Forbidden`."""
@@ -144,6 +145,9 @@ class TaskRunner:
     def _train(self, task: TaskMessage, start: FloatVector, examples: Examples) -> Entry | Ended:
         session = self._session
         self._pulse.report("training", tokens=0)
+        if task.lineage != self._lineage:  # the moments belong to weights that were given up
+            session.trainer.reset_moments()
+            self._lineage = task.lineage
         session.trainer.load(start)
         heldout = self._probe(task) if task.probe else None
         result = session.trainer.train(
@@ -178,7 +182,9 @@ class TaskRunner:
         run, codec, layout = self._session.description, self._session.codec, self._session.layout
         self._pulse.report("uploading", tokens=result.tokens)
         u = pseudo_gradient(start, self._session.trainer.vector(), exact=codec.lossless)
-        place = self._residuals.path(run=run.run, layout_hash=run.layout_hash, codec=codec.name)
+        place = self._residuals.path(
+            run=run.run, lineage=task.lineage, layout_hash=run.layout_hash, codec=codec.name
+        )
         residual = self._residuals.load(place, count=layout.size, base_version=task.base_version)
         try:
             payload, next_residual = encode_with_feedback(codec, u, residual, layout)
@@ -189,6 +195,7 @@ class TaskRunner:
             codec=codec.name,
             run=run.run,
             layout_hash=run.layout_hash,
+            lineage=task.lineage,
             base_version=task.base_version,
             task=task.task,
             fence=task.fence,

@@ -173,6 +173,7 @@ class House:
             "codec": run.codec,
             "run": run.name,
             "layout_hash": run.layout_hash,
+            "lineage": leased.lineage,
             "base_version": leased.base_version,
             "task": leased.task,
             "fence": leased.fence,

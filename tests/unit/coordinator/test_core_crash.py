@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import select
 
 from bithaul.coordinator.commands.heartbeat import heartbeat
+from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.context import CrashPoints
 from bithaul.coordinator.database import runs, versions, work
 from bithaul.coordinator.database.tables import reports, tasks
@@ -18,9 +19,10 @@ from bithaul.coordinator.services.retention import retain
 from bithaul.coordinator.services.startup import check_run
 from bithaul.coordinator.services.sweeper import sweep
 from bithaul.exchange.messages import HeartbeatRequest, Receipt, Verdict
+from bithaul.rounds.leases import TaskState
 
 House = Any
-ROUNDS = 4
+ROUNDS = 5
 WORKERS = ("ann", "bob")
 OPTIONS = {"merge_options": {"eta": 0.7, "mu": 0.5}, "codec": "int8-block-v1"}
 
@@ -41,6 +43,8 @@ class Script:
 
     def one_round(self) -> None:
         house = self.house
+        if house.newest.version == 3:
+            roll_back(house.c, 2)
         if not self.lost_lease:
             house.register("cat")
             house.claim("cat")
@@ -87,11 +91,15 @@ def check(script: Script) -> None:
         rows = versions.list_versions(connection, run.id)
         ledger = connection.execute(select(reports)).mappings().all()
     places = Counter(p for s in free.returned for p in range(s.start, s.end))
-    places.update(p for t in found for s in t.positions for p in range(s.start, s.end))
+    held = [t for t in found if t.state is not TaskState.DISCARDED]
+    places.update(p for t in held for s in t.positions for p in range(s.start, s.end))
     assert places == Counter(range(run.position_cursor)), "each position is at exactly one place"
     accepted = [r for r in ledger if r["verdict"] == Verdict.ACCEPTED]
     assert len({r["task_id"] for r in accepted}) == len(accepted)
     assert all(r["merged_in"] is not None for r in accepted), "when all is quiet, everything is merged"
+    given_up = {r["merged_in"] for r in accepted if r["discarded_in"] is not None}
+    assert given_up == {3}, "the rollback gave up what version 3 had merged, and nothing else"
+    assert [r.lineage for r in rows] == [1, 1, 1, *[2] * (len(rows) - 3)]
     told = {key for key, receipt in script.receipts.items() if receipt.verdict is Verdict.ACCEPTED}
     assert told == {(r["task_id"], r["fence"]) for r in accepted}, "none acknowledged was lost, none appeared"
     assert [r.version for r in rows] == list(range(1, len(rows) + 1))
@@ -112,7 +120,7 @@ def undisturbed(make_module_house: Callable[..., House]) -> np.ndarray[Any, np.d
     return script.house.theta()
 
 
-ONCE = ("sweep.half",)
+ONCE = ("sweep.half", *(name for name in CrashPoints.NAMES if name.startswith("rollback.")))
 CRASHES = [(name, n) for name in CrashPoints.NAMES for n in (1, 3) if n == 1 or name not in ONCE]
 
 

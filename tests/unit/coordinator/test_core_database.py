@@ -11,11 +11,12 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text
+from sqlalchemy.exc import IntegrityError
 
 from bithaul.coordinator.database.engine import Database
 from bithaul.coordinator.database.metadata import metadata
 from bithaul.coordinator.database.migrate import downgrade, import_tables, upgrade
-from bithaul.coordinator.database.tables import workers
+from bithaul.coordinator.database.tables import reports, workers
 from bithaul.coordinator.settings import Settings, load_settings
 from bithaul.errors import CorruptFile, InvalidConfig, OutOfDisk, Unavailable
 
@@ -52,6 +53,30 @@ def test_down_and_up_again_with_data(house: House) -> None:
     assert "runs" in names(house.c.database)
     with pytest.raises(InvalidConfig, match="no schema revision"):
         downgrade(engine, lock_folder=folder, revision="nonsense")
+
+
+def test_an_old_database_gets_credit_trust_and_lineages(house: House) -> None:
+    """Catches an upgrade that slows workers who have delivered, and checks that a copied table loses."""
+    house.report("ann", house.claim("ann"))
+    engine, folder = house.c.database.writer_engine, house.directory
+    downgrade(engine, lock_folder=folder, revision="0002")
+    with house.c.database.write() as connection:
+        assert "weight" not in {c["name"] for c in inspect(connection).get_columns("reports")}
+        with pytest.raises(IntegrityError):
+            connection.execute(text("UPDATE reports SET verdict = 'compared'"))
+    upgrade(engine, lock_folder=folder)
+    with house.c.database.write() as connection:
+        row = connection.execute(select(reports)).mappings().one()
+        assert (row["weight"], row["clip"], row["credited"]) == (1.0, 1.0, row["tokens"])
+        standing = dict(connection.execute(select(workers.c.id, workers.c.standing)).all())
+        assert standing == {"ann": "steady", "bob": "probation"}
+        connection.execute(text("UPDATE reports SET verdict = 'compared'"))
+        for wrong in ("UPDATE reports SET verdict = 'liked'", "UPDATE reports SET lease_id = 99"):
+            with pytest.raises(IntegrityError):
+                connection.execute(text(wrong))
+        indexes = {i["name"]: i for i in inspect(connection).get_indexes("reports")}
+        assert indexes["uq_reports_accepted_task"]["unique"]
+        assert "verdict" in str(indexes["uq_reports_accepted_task"]["dialect_options"]["sqlite_where"])
 
 
 def test_a_newer_database_is_refused(tmp_path: Path, database: Database) -> None:

@@ -9,10 +9,13 @@ import pytest
 from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 
-from bithaul.coordinator.database import fleet
+from bithaul.coordinator.commands.round import read_outline, read_round
+from bithaul.coordinator.database import fleet, runs
 from bithaul.coordinator.database.engine import Database
 from bithaul.coordinator.database.prepared import Prepared, insert_row, update_row
 from bithaul.coordinator.database.tables import workers
+from bithaul.rounds.sizing import DEFAULT_SPEED
+from bithaul.rounds.trust import Standing
 
 
 @pytest.fixture
@@ -81,3 +84,36 @@ def test_what_changes_may_be_what_finds_the_row(database: Database) -> None:
 def _row(connection: Any, worker: str) -> dict[str, Any]:
     found = connection.execute(select(workers).where(workers.c.id == worker)).mappings().one()
     return dict(found)
+
+
+def test_sums_in_the_database_are_what_python_adds_up(house: Any) -> None:
+    """Catches a rule of who may work, or of whose speed counts, that is changed in one place only."""
+    values: dict[str, dict[str, Any]] = {
+        "measured": {"ready": True, "speed": 700.0, "calibrated_speed": 5.0},
+        "calibrated": {"ready": True, "calibrated_speed": 300.0},
+        "unknown": {"ready": True},
+        "new": {"speed": 1e6},
+        "drained": {"ready": True, "speed": 2e6, "drained": True},
+        "silent": {"ready": True, "speed": 4e6, "gone": True},
+        "resting": {"ready": True, "speed": 8e6, "rest_until": house.clock.now() + 1.0},
+        "rested": {"ready": True, "speed": 11.0, "rest_until": house.clock.now()},
+        "aside": {"ready": True, "speed": 16e6, "standing": Standing.SET_ASIDE},
+    }
+    now = house.clock.now()
+    with house.c.database.write() as connection:
+        for name, changes in values.items():
+            fleet.insert_worker(connection, name, now=now)
+            update_row(connection, workers, {"id": name}, changes)
+    house.claim("measured")
+    with house.c.database.read() as connection:
+        run = runs.get_run(connection)
+        here = read_round(connection, run, now=now)
+        outline = read_outline(connection, run, now=now)
+        speed = fleet.fleet_speed(connection, now=now)
+    busy = {lease.worker for lease in here.leases}
+    assert busy == {"measured"}
+    assert speed.all == pytest.approx(sum(w.planning_speed for w in here.may_work))
+    assert speed.idle == pytest.approx(sum(w.planning_speed for w in here.may_work if w.id not in busy))
+    assert speed.idle > 300.0 + DEFAULT_SPEED + 11.0
+    assert outline.spent == here.spent
+    assert outline.spent.leased > 0

@@ -48,7 +48,12 @@ def view() -> ProgressView:
         accepted=7,
         tokens=3000,
         share=1.0,
+        credited=3000,
         last_seen=0.0,
+        standing="steady",
+        weight=1.0,
+        why="",
+        way_out="",
     )
     return ProgressView(
         run="demo",

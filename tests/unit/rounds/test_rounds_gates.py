@@ -94,7 +94,7 @@ def test_rest_ends_by_itself_and_setting_aside_does_not() -> None:
     aside = trust.set_aside(Trust(), "by the operator")
     assert trust.accepted(aside, now=1e9).weight(1e9) == 0.0
     assert trust.restore(aside, "by the operator").weight(0.0) == 0.5
-    assert trust.strike(trust.pin(Trust()), "norm", now=0.0).weight(0.0) == 1.0
+    assert trust.strike(trust.pin(), "norm", now=0.0).weight(0.0) == 1.0
 
 
 @given(st.lists(st.sampled_from(["accepted", "strike", "rest", "aside", "restore"]), max_size=40))

@@ -25,7 +25,13 @@ from bithaul.rounds.leases import (
 )
 
 READY = ClaimFacts(
-    ready=True, drained=False, rest_seconds=0, run_running=True, work_left=True, waits_for_merge=False
+    ready=True,
+    drained=False,
+    set_aside=False,
+    rest_seconds=0,
+    run_running=True,
+    work_left=True,
+    waits_for_merge=False,
 )
 
 

@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 def test_residual_changes_only_by_commit_and_twice_is_harmless(tmp_path: Path) -> None:
     """Catches a residual that advances with a refused update (pitfall T9)."""
     store = ResidualStore(tmp_path / "residual")
-    target = store.path(run="r", layout_hash="a" * 64, codec="c")
+    target = store.path(run="r", lineage=1, layout_hash="a" * 64, codec="c")
     entry = Outbox(tmp_path / "outbox").put(header(), PAYLOAD, residual=np.ones(5, np.float32))
     assert store.load(target, count=5, base_version=5) is None
     store.commit(entry.residual, target)
@@ -118,7 +118,7 @@ def test_residual_changes_only_by_commit_and_twice_is_harmless(tmp_path: Path) -
 
 def test_residual_of_another_base_or_damaged_counts_as_none(tmp_path: Path) -> None:
     store = ResidualStore(tmp_path / "residual")
-    target = store.path(run="r", layout_hash="a" * 64, codec="c")
+    target = store.path(run="r", lineage=1, layout_hash="a" * 64, codec="c")
     entry = Outbox(tmp_path / "outbox").put(header(), PAYLOAD, residual=np.ones(5, np.float32))
     store.commit(entry.residual, target)
     assert store.load(target, count=5, base_version=4 + 16) is not None
@@ -128,10 +128,33 @@ def test_residual_of_another_base_or_damaged_counts_as_none(tmp_path: Path) -> N
     assert store.load(target, count=5, base_version=5) is None
 
 
+def test_the_residual_of_a_clipped_update_shrinks_with_it_twice_alike(tmp_path: Path) -> None:
+    """Catches a cut that is banked: what a gate took off would come in the next update."""
+    store = ResidualStore(tmp_path / "residual")
+    target = store.path(run="r", lineage=1, layout_hash="a" * 64, codec="c")
+    entry = Outbox(tmp_path / "outbox").put(header(), PAYLOAD, residual=np.ones(5, np.float32))
+    for _ in range(2):  # a crash before the entry is deleted repeats it
+        store.commit(entry.residual, target, clip=0.25)
+        loaded = store.load(target, count=5, base_version=5)
+        assert loaded is not None
+        assert loaded.tolist() == [0.25] * 5
+    assert [path.name for path in (tmp_path / "residual").iterdir()] == [target.name]
+
+
+def test_the_residual_of_another_lineage_is_dropped(tmp_path: Path) -> None:
+    """Catches a correction of weights that were given up, added to those that were restored."""
+    store = ResidualStore(tmp_path / "residual")
+    old, new = (store.path(run="r", lineage=n, layout_hash="a" * 64, codec="c") for n in (1, 2))
+    entry = Outbox(tmp_path / "outbox").put(header(), PAYLOAD, residual=np.ones(5, np.float32))
+    store.commit(entry.residual, old)
+    assert store.load(new, count=5, base_version=5) is None
+    assert list((tmp_path / "residual").iterdir()) == []
+
+
 def test_residuals_are_kept_apart(tmp_path: Path) -> None:
     store = ResidualStore(tmp_path)
     keys = [("r", "a", "c"), ("s", "a", "c"), ("r", "b", "c"), ("r", "a", "d")]
-    assert len({store.path(run=r, layout_hash=h, codec=c) for r, h, c in keys}) == 4
+    assert len({store.path(run=r, lineage=1, layout_hash=h, codec=c) for r, h, c in keys}) == 4
 
 
 def entry(number: int) -> LogEntry:

@@ -42,6 +42,9 @@ class RunSpec(BaseModel):
     examples: int | None = None  # how many Truck Mate requests were generated
     vocab_size: int = 5_174
     merge_rule: str = "sync"
+    merge_options: dict[str, float | str] = {}
+    gates: list[str] = []  # those switched on
+    max_update_norm: float | None = None
     codec: str = "int8-block-v1"
     ternary: bool = True
     as_given: bool = False

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bithaul.cli.local.folder import RunFolder, RunSpec
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
+from bithaul.coordinator.commands.standing import pin_worker
 from bithaul.coordinator.context import Coordinator, open_coordinator
 from bithaul.coordinator.identity.clients import create_client, list_clients, rotate_client
 from bithaul.coordinator.settings import load_settings
@@ -50,7 +51,7 @@ def prepare(
     # A wrong name is said before anything is built.
     load_config(spec.preset, vocab_size=spec.vocab_size)
     codec_named(spec.codec)
-    rule_named(spec.merge_rule, {})
+    rule_named(spec.merge_rule, spec.merge_options)
     TrainingRecipe().changed(spec.recipe)
     if not math.isfinite(spec.task_seconds):
         raise InvalidConfig(f"A task must take some seconds, not {spec.task_seconds}.")
@@ -70,7 +71,9 @@ def prepare(
                 recipe=recipe.changed(spec.recipe).model_dump(mode="json"),
                 corpus_dir=folder.corpus,
                 merge_rule=spec.merge_rule,
-                merge_options={},
+                merge_options=spec.merge_options,
+                gates=spec.gates,
+                max_update_norm=spec.max_update_norm,
                 budget_tokens=budget_tokens,
                 budget_seconds=budget_seconds,
                 task_seconds=spec.task_seconds,
@@ -154,4 +157,6 @@ def _make_clients(coordinator: Coordinator, folder: RunFolder, workers: int) -> 
             secret = rotate_client(coordinator, client_id, actor="up")
         else:
             secret = create_client(coordinator, client_id, scope=scope, actor="up")
+            if scope == WORKER_SCOPE:
+                pin_worker(coordinator, client_id, expected=True)  # a machine of one's own is no stranger
         folder.write_secret(client_id, secret)

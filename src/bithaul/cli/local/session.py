@@ -30,7 +30,7 @@ DEFAULT_BUDGET_TOKENS = 3_000_000
 EXIT_STOPPED = 130
 _FIXED = (
     *("vocab_size", "word_pieces", "as_given", "augmentation", "recipe"),
-    *("merge_rule", "codec", "seed", "task_seconds"),
+    *("merge_rule", "merge_options", "gates", "max_update_norm", "codec", "seed", "task_seconds"),
 )  # wishes that a run keeps under the same name
 _LOST = (
     "The database {database} of this run {state}: restore it from a backup, or give another --dir; "
@@ -51,6 +51,9 @@ class Wishes:
     budget_seconds: float | None
     threads: int | None
     merge_rule: str | None
+    merge_options: dict[str, float | str] | None
+    gates: list[str] | None
+    max_update_norm: float | None
     codec: str | None
     task_seconds: float | None
     vocab_size: int | None

@@ -113,6 +113,8 @@ class Standstill:
             if now - self._answered < QUIET_SECONDS:
                 return None
             words = f"the coordinator has not answered for {now - self._answered:.0f} s ({silence})"
+        elif view.problems and view.state is RunState.PAUSED:
+            words = f"the run is paused: {' '.join(view.problems)}"
         elif view.problems and still >= QUIET_SECONDS:
             words = f"no new version for {still:.0f} s: {' '.join(view.problems)}"
         elif still >= QUIET_SECONDS:

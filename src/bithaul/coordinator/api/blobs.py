@@ -80,24 +80,25 @@ def blob_routes(c: Coordinator) -> APIRouter:
     @router.get("/weights/{version}", response_class=Response, responses=_RESPONSES)
     async def weights(request: Request, version: Version) -> Response:
         """The weights of one version."""
-        return await _answer(request, lambda: weights_blob(c, int(version)))
+        return await answer_blob(request, lambda: weights_blob(c, int(version)))
 
     @router.head("/corpus/{shard}", include_in_schema=False)
     @router.get("/corpus/{shard}", response_class=Response, responses=_RESPONSES)
     async def corpus(request: Request, shard: Shard) -> Response:
         """Token ids of one shard."""
-        return await _answer(request, lambda: corpus_blob(c, shard, kind="data"))
+        return await answer_blob(request, lambda: corpus_blob(c, shard, kind="data"))
 
     @router.head("/corpus/{shard}/index", include_in_schema=False)
     @router.get("/corpus/{shard}/index", response_class=Response, responses=_RESPONSES)
     async def corpus_index(request: Request, shard: Shard) -> Response:
         """Example boundaries of one shard."""
-        return await _answer(request, lambda: corpus_blob(c, shard, kind="index"))
+        return await answer_blob(request, lambda: corpus_blob(c, shard, kind="index"))
 
     return router
 
 
-async def _answer(request: Request, find: Callable[[], BlobRef]) -> Response:
+async def answer_blob(request: Request, find: Callable[[], BlobRef]) -> Response:
+    """The blob that `find` names, whole or in ranges, or 304. Raises `NotFound`, `Unavailable`."""
     ref, stat_result = await run_in_threadpool(_look_up, find)
     if _not_modified(request, etag(ref)):
         return Response(status_code=304, headers={"etag": etag(ref), "cache-control": _FOREVER})

@@ -26,7 +26,8 @@ from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 
 MAX_JSON_BYTES = 1 << 20
 MAX_JSON_DEPTH = 32
-_JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)
+MAX_JSON_MEMBERS = 20_000  # each may become an error message, so they cost a thousand times their bytes
+_JSON_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[\]{}:]', re.DOTALL)
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -107,6 +108,8 @@ async def _bounded(request: Request) -> Request:
     body = await read_body(request, limit=MAX_JSON_BYTES)
     if depth(body) > MAX_JSON_DEPTH:
         raise BadRequest(f"The JSON is nested deeper than {MAX_JSON_DEPTH} levels.", code="json_too_deep")
+    if members(body) > MAX_JSON_MEMBERS:
+        raise BadRequest(f"The JSON has more than {MAX_JSON_MEMBERS} members.", code="json_too_many")
 
     async def replay() -> Message:
         return {"type": "http.request", "body": body, "more_body": False}
@@ -129,3 +132,10 @@ def depth(body: bytes) -> int:
             case _:
                 pass
     return deepest
+
+
+def members(body: bytes) -> int:
+    """How many members all objects have together: colons outside of strings."""
+    if body.count(b":") <= MAX_JSON_MEMBERS:
+        return 0
+    return sum(match[0] == b":" for match in _JSON_TOKEN.finditer(body))

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from bithaul.coordinator.queries.metrics import Sample
 
-_METHODS = frozenset({"GET", "HEAD", "POST"})
+_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE"})
 
 
 class HttpMetrics:

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.errors import BithaulError, Forbidden, Unauthorized, Unavailable
 from bithaul.exchange.messages import Problem
 
@@ -49,15 +50,6 @@ class RangeNotSatisfiable(BithaulError):
         self.size = size
 
 
-class Throttled(BithaulError):
-    code = "throttled"
-    http_status = 429
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"Too many failed attempts; try again in {retry_after} s.")
-        self.retry_after = retry_after
-
-
 def problem(
     status: int, detail: str, *, code: str, headers: dict[str, str] | None = None, **extra: str
 ) -> JSONResponse:
@@ -70,7 +62,7 @@ def problem(
 
 def of_error(error: BithaulError) -> JSONResponse:
     """The answer to one of the project's errors."""
-    return problem(error.http_status, error.message, code=error.error_code, headers=_headers(error))
+    return problem(error.http_status, error.message, code=error.error_code, headers=headers_of(error))
 
 
 def install(app: FastAPI) -> None:
@@ -81,7 +73,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _on_defect)
 
 
-def _headers(error: BithaulError) -> dict[str, str]:
+def headers_of(error: BithaulError) -> dict[str, str]:
+    """What an answer to this error carries beside its body."""
     match error:
         case Unauthorized():
             return {"WWW-Authenticate": 'Bearer realm="bithaul", error="invalid_token"'}
@@ -89,7 +82,7 @@ def _headers(error: BithaulError) -> dict[str, str]:
             return {"WWW-Authenticate": 'Bearer realm="bithaul", error="insufficient_scope"'}
         case RangeNotSatisfiable():
             return {"Content-Range": f"bytes */{error.size}"}
-        case Throttled():
+        case TooManyAttempts():
             return {"Retry-After": str(error.retry_after)}
         case Unavailable():
             return {"Retry-After": "5"}

@@ -6,7 +6,7 @@ the next start clears away, and no run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bithaul.exchange.weights import weights_pieces
 from bithaul.model.config import ModelConfig
 from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
+from bithaul.rounds.gates import gates_named
 from bithaul.rounds.positions import BLOCK
 from bithaul.rounds.rules import rule_named
 
@@ -47,6 +48,7 @@ class CreateRun:
     seed: int = 0
     probe_every: int = 2  # measure every k-th version on the held-out probe; 0: none
     max_update_norm: float | None = None  # updates with a larger L2 norm are refused
+    gates: Sequence[str] = ()  # of `rounds.gates.Gate`
 
 
 def create_run(c: Coordinator, wanted: CreateRun) -> RunRow:
@@ -80,6 +82,7 @@ def create_run(c: Coordinator, wanted: CreateRun) -> RunRow:
                 "task_seconds": wanted.task_seconds,
                 "probe_every": wanted.probe_every,
                 "max_update_norm": wanted.max_update_norm,
+                "gates": list(gates_named(wanted.gates)),
                 "seed": wanted.seed,
                 "tokens_per_example": max(1.0, counted / examples),
                 "position_block": BLOCK,
@@ -105,6 +108,7 @@ def _check(wanted: CreateRun) -> CorpusManifest:
     manifest = CorpusManifest.load(wanted.corpus_dir)
     rule_named(wanted.merge_rule, wanted.merge_options)
     codec_named(wanted.codec)
+    gates_named(wanted.gates)
     if wanted.budget_tokens is None and wanted.budget_seconds is None:
         raise InvalidConfig("A run needs a budget of tokens or of seconds.")
     for name in ("budget_tokens", "budget_seconds", "task_seconds", "max_update_norm"):

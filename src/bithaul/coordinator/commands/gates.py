@@ -1,11 +1,15 @@
-"""The gates an update passes before it may count, in order of cost (exchange.md §9, 2 to 4).
+"""The gates an update passes before it may count, in order of cost (exchange.md §9, 2 to 4, and 7).
 
-Reads the whole frame once for its SHA-256 and once to decode it, in pieces; writes nothing.
+Reads the whole frame once for its SHA-256 and once to decode it, in pieces; writes nothing. Form, hash,
+finite values and the run's ceiling always hold; the gates `norm` and `copy` where the run switched them on. A
+copy is a payload that is another's to the byte: the overlap of largest indices, by which Templar finds near
+copies among sparse updates, honest dense ones may have too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,17 +19,20 @@ from bithaul.errors import CorruptFile, InvalidInput
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import read_header, verify_payload
 from bithaul.exchange.messages import ReportHeader
+from bithaul.rounds.gates import Gate, Seen, norm_gate
 
 CHUNK_VALUES = 262_144
 NON_FINITE = {"payload_not_finite", "payload_scale"}
+NON_FINITE_CODE = "non_finite"
 
 
 @dataclass(frozen=True)
 class Passed:
-    """The update is well-formed; `norm` is the L2 norm of the decoded vector."""
+    """The update is well-formed; `norm` is the L2 norm of the decoded vector, `clip` the factor on it."""
 
     header: ReportHeader
     norm: float
+    clip: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,23 +43,40 @@ class Refused:
     reason: str
     header: ReportHeader | None
 
+    @property
+    def strikes(self) -> bool:
+        """Whether it says something about the worker, and not only about the way the bytes came."""
+        return self.code in (NON_FINITE_CODE, "norm")
 
-def judge(run: RunRow, lease: LeaseRow, path: Path, *, slice_examples: int) -> Passed | Refused:
-    """Whether the frame at `path` is an acceptable report for this lease."""
+
+@dataclass(frozen=True)
+class Before:
+    """What the gates compare with: `past` updates, the newest last; whether a payload was another's."""
+
+    past: Sequence[Seen] = ()
+    is_anothers: Callable[[str], bool] = lambda _: False
+
+
+def judge(
+    run: RunRow, lease: LeaseRow, path: Path, *, lineage: int, slice_examples: int, before: Before
+) -> Passed | Refused:
+    """Whether the frame at `path` is an acceptable report for this lease, whose base is of `lineage`."""
     header: ReportHeader | None = None
     try:
         with path.open("rb") as file:
             header = read_header(file)
-            wrong = _header(run, lease, header, slice_examples=slice_examples)
+            wrong = judge_header(run, lease, header, lineage=lineage, slice_examples=slice_examples)
             if wrong is not None:
                 return wrong
             verify_payload(file, header)
+            if Gate.COPY in run.gates and before.is_anothers(header.payload_sha256):
+                return Refused("copy", "Another worker has delivered this very update.", header)
             square = 0.0
             codec = codec_named(run.codec)
             for piece in codec.pieces(file, run.layout, chunk_values=CHUNK_VALUES):
                 square += piece.square()
     except (CorruptFile, InvalidInput) as error:
-        code = "non_finite" if error.error_code in NON_FINITE else error.error_code
+        code = NON_FINITE_CODE if error.error_code in NON_FINITE else error.error_code
         return Refused(code, error.message, header)
     norm = math.sqrt(square) if math.isfinite(square) else math.inf
     if not math.isfinite(norm):
@@ -63,10 +87,19 @@ def judge(run: RunRow, lease: LeaseRow, path: Path, *, slice_examples: int) -> P
             f"The update's norm {norm:.4g} is above the run's ceiling {run.max_update_norm:.4g}.",
             header,
         )
-    return Passed(header, norm)
+    if Gate.NORM not in run.gates:
+        return Passed(header, norm)
+    verdict = norm_gate(Seen(lease.worker, norm, header.steps), before.past)
+    if verdict.refused:
+        return Refused("norm", verdict.reason, header)
+    return Passed(header, norm, verdict.clip)
 
 
-def _header(run: RunRow, lease: LeaseRow, header: ReportHeader, *, slice_examples: int) -> Refused | None:
+def judge_header(
+    run: RunRow, lease: LeaseRow, header: ReportHeader, *, lineage: int, slice_examples: int
+) -> Refused | None:
+    """Whether the header describes a report of this lease; None: it does."""
+
     def refused(code: str, reason: str) -> Refused:
         return Refused(code, reason, header)
 
@@ -83,9 +116,11 @@ def _header(run: RunRow, lease: LeaseRow, header: ReportHeader, *, slice_example
         return refused(
             "wrong_length", f"The payload has {header.payload_size} bytes, it must have {expected}."
         )
-    if header.base_version != lease.base_version:
+    if header.base_version != lease.base_version or header.lineage != lineage:
         return refused(
-            "foreign_base", f"The update starts from version {header.base_version}, not {lease.base_version}."
+            "foreign_base",
+            f"The update starts from version {header.base_version} of lineage {header.lineage}, not from "
+            f"version {lease.base_version} of lineage {lineage}.",
         )
     if not 1 <= header.examples <= slice_examples:
         return refused("counts", f"{header.examples} examples were used of a slice of {slice_examples}.")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
+from bithaul.coordinator.commands import standing
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, runs, work
 from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.exchange.messages import HeartbeatRequest, HeartbeatResponse, LeaseOutcome, RunState
-from bithaul.rounds.leases import Ending, LeaseState, renewed_deadline, rest_seconds
+from bithaul.rounds.leases import Ending, LeaseState, renewed_deadline
 from bithaul.rounds.sizing import LAST_FACTOR, RENEWAL_FACTOR
 
 
@@ -60,8 +61,7 @@ def _end(
     ending = Ending.FAILED if failed else Ending.RELEASED
     work.end_lease(connection, lease, ending, now=now, reason=beat.code or str(ending))
     if failed:
-        failures = worker.failures + 1
-        fleet.update_worker(connection, worker.id, failures=failures, rest_until=now + rest_seconds(failures))
+        standing.failed(connection, worker, struck="", now=now)
 
 
 def _renew(

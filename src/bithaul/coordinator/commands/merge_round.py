@@ -49,7 +49,7 @@ def merge_round(c: Coordinator) -> VersionRow | None:
 
 def _make_version(
     c: Coordinator, here: Round, taken: Sequence[Contribution], reports: Sequence[ReportRow]
-) -> VersionRow:
+) -> VersionRow | None:
     run, base = here.run, here.version
     began = c.clock.monotonic()
     past = _past(c, here)
@@ -66,9 +66,11 @@ def _make_version(
         plan=lambda products: run.rule.plan(taken, past=past, products=products),
     )
     with c.database.write() as connection:
-        row = _announce(
-            connection, here, taken, reports, merged, now=c.clock.now(), seconds=c.clock.monotonic() - began
-        )
+        newest = versions.newest_version(connection, run.id)
+        if newest.lineage != base.lineage:
+            return None  # the run went back meanwhile; what waits is looked at anew
+        seconds = c.clock.monotonic() - began
+        row = _announce(connection, here, newest, taken, reports, merged, now=c.clock.now(), seconds=seconds)
         c.crash_points.hit("flush.recorded")
     c.crash_points.hit("flush.committed")
     return row
@@ -83,6 +85,7 @@ def _past(c: Coordinator, here: Round) -> Past:
         active=len(here.may_work),
         flushes=[Flush(v.tokens, v.staleness) for v in made if v.reports],
         reports=sizes,
+        trust=max((w.trust.weight(here.now) for w in here.may_work), default=1.0),
     )
 
 
@@ -95,6 +98,7 @@ def _payload(report: ReportRow) -> str:
 def _announce(
     connection: Connection,
     here: Round,
+    newest: VersionRow,
     taken: Sequence[Contribution],
     reports: Sequence[ReportRow],
     merged: Merged,
@@ -103,7 +107,7 @@ def _announce(
     seconds: float,
 ) -> VersionRow:
     run, base = here.run, here.version
-    if versions.newest_version(connection, run.id).version != base.version:
+    if newest.version != base.version:
         raise Conflict("Another coordinator has made a version of this run; only one may serve a folder.")
     tokens = sum(r.tokens for r in reports)
     weight = max(1, tokens)
@@ -123,6 +127,8 @@ def _announce(
         train_loss=math.fsum(r.loss_mean * r.tokens for r in reports) / weight,
         merge_seconds=seconds,
         outer_step=asdict(merged.plan),
+        lineage=base.lineage,
+        active_seconds=run.seconds_at(now),
     )
     versions.insert_version(connection, row)
     ledger.mark_merged(connection, [r.seq for r in reports], row.version)

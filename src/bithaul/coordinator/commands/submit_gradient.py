@@ -12,32 +12,67 @@ from sqlalchemy import Connection
 
 from bithaul.coordinator.blobs.store import UploadedFile
 from bithaul.coordinator.commands.begin_upload import unknown_fence
-from bithaul.coordinator.commands.gates import Refused, judge
+from bithaul.coordinator.commands.gates import NON_FINITE_CODE, Before, Refused, judge, judge_header
+from bithaul.coordinator.commands.inspection import keep_for_inspection
+from bithaul.coordinator.commands.standing import delivered, failed
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, ledger, runs, versions, work
+from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.ledger import ReportRow
 from bithaul.coordinator.database.runs import RunRow
+from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow, TaskRow
 from bithaul.errors import BithaulError, Conflict
 from bithaul.exchange.frame import read_header
 from bithaul.exchange.messages import Receipt, ReportHeader, Verdict
 from bithaul.rounds import positions
-from bithaul.rounds.leases import Ending, LeaseState, TaskState, rest_seconds
+from bithaul.rounds.gates import Gate, Seen, SpeedVerdict, speed_gate
+from bithaul.rounds.leases import Ending, LeaseState, TaskState
 from bithaul.rounds.sizing import next_speed
 
 LIVE = (TaskState.PENDING, TaskState.LEASED)
+MERGEABLE = (Verdict.ACCEPTED, Verdict.COMPARED)  # they passed every gate
+LOOKED_BACK = 1024  # accepted reports among which the norm gate finds its 64
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What will be written. `header` None: the frame could not be read."""
+    """What will be written. `header` None: the frame could not be read, or its counts are impossible."""
 
     verdict: Verdict
     code: str
     reason: str
     header: ReportHeader | None
-    norm: float
-    blob_sha256: str | None
+    norm: float = 0.0
+    clip: float = 1.0
+    blob_sha256: str | None = None
+    struck: str = ""  # why it is a strike
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The lease a report is for, and where the run stands."""
+
+    run: RunRow
+    worker: WorkerRow
+    lease: LeaseRow
+    task: TaskRow
+    base: VersionRow | None  # None: the coordinator was restored from a backup
+    newest: VersionRow
+
+    @property
+    def staleness(self) -> int:
+        return max(0, self.newest.version - self.lease.base_version)
+
+    @property
+    def lineage(self) -> int:
+        return self.base.lineage if self.base is not None else self.newest.lineage
+
+    @property
+    def slice_examples(self) -> int:
+        """As it was leased: an accepted report has cut it to what was used."""
+        leased = round(self.lease.expected_tokens / self.run.tokens_per_example)
+        return max(self.task.examples, leased)
 
 
 def submit_gradient(c: Coordinator, worker: str, *, task: int, fence: str, upload: UploadedFile) -> Receipt:
@@ -53,17 +88,12 @@ def submit_gradient(c: Coordinator, worker: str, *, task: int, fence: str, uploa
 
 def _submit(c: Coordinator, worker: str, *, task: int, fence: str, upload: UploadedFile) -> Receipt:
     with c.database.read() as connection:
-        run = runs.get_run(connection)
-        fleet.get_worker(connection, worker)
-        known = ledger.find_report(connection, worker, task=task, fence=fence)
+        known = _known(connection, worker, task=task, fence=fence)
         if known is not None:
-            return known.receipt
-        lease = work.find_lease(connection, worker, task=task, fence=fence)
-        if lease is None:
-            raise unknown_fence()
-        row = work.get_task(connection, task)
-        newest = versions.newest_version(connection, run.id).version
-    judgement = _judge(run, lease, row, upload, newest=newest)
+            return known
+        asked = _asked(connection, worker, task=task, fence=fence)
+        past = _past(connection, asked.run)
+    judgement = _judge(c, asked, upload, past)
     c.crash_points.hit("submit.gated")
     if judgement.verdict is Verdict.ACCEPTED:
         c.blobs.adopt(upload)
@@ -72,53 +102,120 @@ def _submit(c: Coordinator, worker: str, *, task: int, fence: str, upload: Uploa
         receipt = _record(c, connection, judgement, worker=worker, task=task, fence=fence)
         c.crash_points.hit("submit.recorded")
     c.crash_points.hit("submit.committed")
+    if judgement.code == NON_FINITE_CODE:
+        keep_for_inspection(c, upload, task=task, fence=fence)
     c.events.merge.set()
     return receipt
 
 
-def _judge(run: RunRow, lease: LeaseRow, task: TaskRow, upload: UploadedFile, *, newest: int) -> Judgement:
-    if task.state not in LIVE:
-        return _unmerged(*_too_late(task), upload)
-    if lease.base_version > newest:
+def _known(connection: Connection, worker: str, *, task: int, fence: str) -> Receipt | None:
+    fleet.get_worker(connection, worker)
+    report = ledger.find_report(connection, worker, task=task, fence=fence)
+    return None if report is None else report.receipt
+
+
+def _asked(connection: Connection, worker: str, *, task: int, fence: str) -> Asked:
+    run = runs.get_run(connection)
+    lease = work.find_lease(connection, worker, task=task, fence=fence)
+    if lease is None:
+        raise unknown_fence()
+    return Asked(
+        run=run,
+        worker=fleet.get_worker(connection, worker),
+        lease=lease,
+        task=work.get_task(connection, task),
+        base=versions.find_version(connection, run.id, lease.base_version),
+        newest=versions.newest_version(connection, run.id),
+    )
+
+
+def _past(connection: Connection, run: RunRow) -> list[Seen]:
+    if Gate.NORM not in run.gates:
+        return []
+    return ledger.last_accepted(connection, run.id, count=LOOKED_BACK)
+
+
+def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen]) -> Judgement:
+    run, lease = asked.run, asked.lease
+
+    def is_anothers(sha256: str) -> bool:
+        with c.database.read() as connection:
+            return ledger.has_payload_of_another(connection, run.id, lease.worker, sha256)
+
+    closed = _closed(asked)
+    if closed is not None:
+        return _unmerged(*closed, asked, upload)
+    if lease.base_version > asked.newest.version:
         raise Conflict(
-            f"The update starts from version {lease.base_version}, the newest here is {newest}: the "
-            "coordinator was restored from a backup; ask for work again.",
+            f"The update starts from version {lease.base_version}, the newest here is "
+            f"{asked.newest.version}: the coordinator was restored from a backup; ask for work again.",
             code="base_from_future",
         )
-    if newest - lease.base_version > run.rule.max_staleness:
-        return _unmerged(*_stale(run, newest - lease.base_version), upload)
-    verdict = judge(run, lease, upload.path, slice_examples=task.examples)
+    verdict = judge(
+        run,
+        lease,
+        upload.path,
+        lineage=asked.lineage,
+        slice_examples=asked.task.examples,
+        before=Before(past, is_anothers),
+    )
     if isinstance(verdict, Refused):
-        if verdict.header is not None and verdict.header.base_version > newest:
+        if verdict.header is not None and verdict.header.base_version > asked.newest.version:
             raise Conflict(
-                f"The update starts from version {verdict.header.base_version}, the newest here is {newest}; "
-                "ask for work again.",
+                f"The update starts from version {verdict.header.base_version}, the newest here is "
+                f"{asked.newest.version}; ask for work again.",
                 code="base_from_future",
             )
-        return Judgement(Verdict.REJECTED, verdict.code, verdict.reason, verdict.header, 0.0, None)
-    return Judgement(Verdict.ACCEPTED, "", "", verdict.header, verdict.norm, upload.sha256)
+        struck = verdict.reason if verdict.strikes else ""
+        return Judgement(Verdict.REJECTED, verdict.code, verdict.reason, verdict.header, struck=struck)
+    passed = Judgement(
+        Verdict.ACCEPTED,
+        "",
+        "",
+        verdict.header,
+        norm=verdict.norm,
+        clip=verdict.clip,
+        blob_sha256=upload.sha256,
+    )
+    return _weighed(passed, asked.worker, now=c.clock.now())
 
 
-def _too_late(task: TaskRow) -> tuple[Verdict, str, str]:
+def _closed(asked: Asked) -> tuple[Verdict, str, str] | None:
+    """Why nothing of this lease can be merged any more."""
+    task, run = asked.task, asked.run
     if task.state in (TaskState.ACCEPTED, TaskState.MERGED):
         return Verdict.TOO_LATE, "too_late", "Another report of this task was accepted first."
-    return Verdict.TOO_LATE, "task_closed", f"The task is {task.state}; its slice was given up."
+    if task.state not in LIVE:
+        return Verdict.TOO_LATE, "task_closed", f"The task is {task.state}; its slice was given up."
+    if asked.lineage != asked.newest.lineage:
+        return Verdict.STALE, "rolled_back", "The run went back to an older version meanwhile."
+    if asked.staleness > run.rule.max_staleness:
+        limit = run.rule.max_staleness
+        reason = f"The base is {asked.staleness} versions old, at most {limit} are merged."
+        return Verdict.STALE, "stale", reason
+    return None
 
 
-def _stale(run: RunRow, staleness: int) -> tuple[Verdict, str, str]:
-    limit = run.rule.max_staleness
-    return Verdict.STALE, "stale", f"The base is {staleness} versions old, at most {limit} are merged."
+def _weighed(judgement: Judgement, worker: WorkerRow, *, now: float) -> Judgement:
+    """An update of weight 0 is compared, not merged."""
+    if worker.trust.weight(now) > 0:
+        return judgement
+    state = worker.trust.at(now)
+    reason = f"This worker is {state.standing} ({state.reason}); its way out: {state.way_out}."
+    return Judgement(Verdict.COMPARED, "no_weight", reason, judgement.header, norm=judgement.norm)
 
 
-def _unmerged(verdict: Verdict, code: str, reason: str, upload: UploadedFile) -> Judgement:
+def _unmerged(verdict: Verdict, code: str, reason: str, asked: Asked, upload: UploadedFile) -> Judgement:
     """Of a report that is not merged only the header matters, for credit as compute."""
-    header = None
     try:
         with upload.path.open("rb") as file:
             header = read_header(file)
     except BithaulError:
-        pass  # not even a header: nothing to credit
-    return Judgement(verdict, code, reason, header, 0.0, None)
+        return Judgement(verdict, code, reason, None)  # not even a header: nothing to credit
+    wrong = judge_header(
+        asked.run, asked.lease, header, lineage=asked.lineage, slice_examples=asked.slice_examples
+    )
+    return Judgement(verdict, code, reason, header if wrong is None else None)
 
 
 def _record(
@@ -126,34 +223,45 @@ def _record(
 ) -> Receipt:
     """The one transaction. Looks at everything again: another report may have come first."""
     now = c.clock.now()
-    known = ledger.find_report(connection, worker, task=task, fence=fence)
+    known = _known(connection, worker, task=task, fence=fence)
     if known is not None:
-        return known.receipt
-    run = runs.get_run(connection)
-    lease = work.find_lease(connection, worker, task=task, fence=fence)
-    assert lease is not None, "a lease row stays"
-    row = work.get_task(connection, task)
-    newest = versions.newest_version(connection, run.id).version
-    staleness = newest - lease.base_version
-    if judgement.verdict is Verdict.ACCEPTED:
-        changed = None
-        if row.state not in LIVE:
-            changed = _too_late(row)
-        elif staleness > run.rule.max_staleness:
-            changed = _stale(run, staleness)
-        if changed is not None:
-            judgement = Judgement(*changed, judgement.header, judgement.norm, None)
-    report = ledger.insert_report(connection, _values(judgement, lease, now=now, staleness=max(0, staleness)))
+        return known
+    asked = _asked(connection, worker, task=task, fence=fence)
+    if judgement.verdict in MERGEABLE:
+        closed = _closed(asked)
+        if closed is not None:
+            judgement = Judgement(*closed, judgement.header)
+        else:
+            judgement = _weighed(judgement, asked.worker, now=now)
+    credit = _credit(asked, judgement, now=now)
+    report = ledger.insert_report(connection, _values(asked, judgement, credit, now=now))
     if report.verdict is Verdict.ACCEPTED:
-        _accept(connection, run, row, lease, report, now=now)
-        _keep_probe(connection, lease, judgement.header)
+        _accept(connection, asked, report, now=now)
+        _keep_probe(connection, asked.lease, judgement.header)
+        struck = "faster than its calibration allows" if credit.strike else ""
+        delivered(connection, asked.worker, struck=struck, now=now)
     else:
-        _refuse(connection, lease, report, now=now)
+        _refuse(connection, asked, report, struck=judgement.struck, now=now)
     return report.receipt
 
 
-def _values(judgement: Judgement, lease: LeaseRow, *, now: float, staleness: int) -> dict[str, object]:
+def _credit(asked: Asked, judgement: Judgement, *, now: float) -> SpeedVerdict:
+    """What the report earns: its tokens, also when it is not merged; nothing when it is rejected.
+
+    For its speed, it took no longer than its lease is old, whatever it says.
+    """
     header = judgement.header
+    if header is None or judgement.verdict is Verdict.REJECTED:
+        return SpeedVerdict(0, strike=False)
+    if Gate.SPEED not in asked.run.gates:
+        return SpeedVerdict(header.tokens, strike=False)
+    seconds = min(header.seconds, now - asked.lease.granted_at)
+    return speed_gate(tokens=header.tokens, seconds=seconds, calibrated=asked.worker.calibrated_speed)
+
+
+def _values(asked: Asked, judgement: Judgement, credit: SpeedVerdict, *, now: float) -> dict[str, object]:
+    header, lease = judgement.header, asked.lease
+    accepted = judgement.verdict is Verdict.ACCEPTED
     return {
         "run_id": lease.run_id,
         "task_id": lease.task_id,
@@ -165,7 +273,7 @@ def _values(judgement: Judgement, lease: LeaseRow, *, now: float, staleness: int
         "reason": judgement.reason[:400],
         "received_at": now,
         "base_version": lease.base_version,
-        "staleness": staleness,
+        "staleness": asked.staleness,
         "examples": header.examples if header else 0,
         "tokens": header.tokens if header else 0,
         "steps": header.steps if header else 0,
@@ -174,13 +282,16 @@ def _values(judgement: Judgement, lease: LeaseRow, *, now: float, staleness: int
         "loss_last": header.loss_last if header else 0.0,
         "loss_mean": header.loss_mean if header else 0.0,
         "norm": judgement.norm,
+        "weight": asked.worker.trust.weight(now) if accepted else 0.0,
+        "clip": judgement.clip if accepted else 1.0,
+        "credited": credit.tokens,
+        "payload_sha256": header.payload_sha256 if header else None,
         "blob_sha256": judgement.blob_sha256,
     }
 
 
-def _accept(
-    connection: Connection, run: RunRow, task: TaskRow, lease: LeaseRow, report: ReportRow, *, now: float
-) -> None:
+def _accept(connection: Connection, asked: Asked, report: ReportRow, *, now: float) -> None:
+    run, task, lease, worker = asked.run, asked.task, asked.lease, asked.worker
     other = work.open_lease_of_task(connection, task.id)
     if other is not None and other.id != lease.id:
         work.move_lease(connection, other, LeaseState.SUPERSEDED, now=now, reason="another report came first")
@@ -196,13 +307,10 @@ def _accept(
     )
     if tail:
         work.write_free(connection, run, work.read_free(connection, run).give_back(tail))
-    worker = fleet.get_worker(connection, lease.worker)
     speed = next_speed(
         worker.speed, tokens=report.tokens, seconds=report.seconds, calibrated=worker.calibrated_speed
     )
-    fleet.update_worker(
-        connection, worker.id, speed=speed, failures=0, rest_until=0.0, last_seen=now, gone=False
-    )
+    fleet.update_worker(connection, worker.id, speed=speed)
     fleet.insert_telemetry(
         connection,
         time=now,
@@ -230,12 +338,18 @@ def _keep_probe(connection: Connection, lease: LeaseRow, header: ReportHeader | 
         )
 
 
-def _refuse(connection: Connection, lease: LeaseRow, report: ReportRow, *, now: float) -> None:
-    ending = Ending.REJECTED if report.verdict is Verdict.REJECTED else Ending.STALE
+ENDINGS = {
+    Verdict.REJECTED: Ending.REJECTED,
+    Verdict.COMPARED: Ending.COMPARED,
+    Verdict.STALE: Ending.STALE,
+    Verdict.TOO_LATE: Ending.STALE,
+}
+
+
+def _refuse(connection: Connection, asked: Asked, report: ReportRow, *, struck: str, now: float) -> None:
     reason = f"{report.verdict}: {report.code}"
-    work.end_lease(connection, lease, ending, now=now, reason=reason)
-    values: dict[str, object] = {"last_seen": now, "gone": False}
+    work.end_lease(connection, asked.lease, ENDINGS[report.verdict], now=now, reason=reason)
     if report.verdict is Verdict.REJECTED:
-        failures = fleet.get_worker(connection, lease.worker).failures + 1
-        values |= {"failures": failures, "rest_until": now + rest_seconds(failures)}
-    fleet.update_worker(connection, lease.worker, **values)
+        failed(connection, asked.worker, struck=struck, now=now)
+    else:
+        fleet.update_worker(connection, asked.worker.id, last_seen=now, gone=False)

@@ -61,7 +61,6 @@ class Database:
     @property
     def writer_engine(self) -> Engine:
         """For migrations and backup; use cases use `write`."""
-        self._let_go()
         return self._writer
 
     @contextmanager
@@ -87,7 +86,7 @@ class Database:
     def shrink(self) -> None:
         """Give freed pages back to the file system (SQLite); elsewhere the database does it by itself."""
         if self._writer.dialect.name == "sqlite":
-            with _translated(), self.writer_engine.connect() as connection:
+            with _translated(), self._writer.connect() as connection:
                 raw = connection.connection.driver_connection
                 assert isinstance(raw, sqlite3.Connection)
                 raw.execute("PRAGMA incremental_vacuum").fetchall()
@@ -103,14 +102,11 @@ class Database:
         finally:
             self._turn.release()
 
-    def _let_go(self) -> None:
+    def close(self) -> None:
         with self._my_turn():
             if self._kept is not None:
                 self._kept.close()
                 self._kept = None
-
-    def close(self) -> None:
-        self._let_go()
         self._reader.dispose()
         self._writer.dispose()
 
@@ -135,7 +131,7 @@ def _translated() -> Iterator[None]:
 
 
 def _sqlite(url: str, *, immediate: bool) -> Engine:
-    pool = {"pool_size": 1 if immediate else READERS, "max_overflow": 0 if immediate else READERS}
+    pool = {"pool_size": 1 if immediate else READERS, "max_overflow": 1 if immediate else READERS}
     begin = Prepared(text("BEGIN IMMEDIATE" if immediate else "BEGIN"))
     engine = create_engine(
         url,

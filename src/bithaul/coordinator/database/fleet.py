@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, null, select
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, select
 
 from bithaul.coordinator.database.prepared import Prepared, insert_row, update_row
-from bithaul.coordinator.database.tables import logs, telemetry, workers
+from bithaul.coordinator.database.tables import leases, logs, telemetry, workers
 from bithaul.errors import Gone
 from bithaul.exchange.messages import LogEntry
-from bithaul.rounds.sizing import speed_of
+from bithaul.rounds.leases import LeaseState
+from bithaul.rounds.sizing import DEFAULT_SPEED, speed_of
+from bithaul.rounds.trust import Standing, Trust
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,24 @@ class WorkerRow:
     activity: str
     failures: int
     rest_until: float
+    standing: str
+    trust_score: float
+    trust_to_go: int
+    trust_reason: str
+    pinned: bool
     registered_at: float
     last_seen: float
+
+    @property
+    def trust(self) -> Trust:
+        return Trust(
+            standing=Standing(self.standing),
+            score=self.trust_score,
+            to_go=self.trust_to_go,
+            until=self.rest_until,
+            reason=self.trust_reason,
+            pinned=self.pinned,
+        )
 
     @property
     def planning_speed(self) -> float:
@@ -42,14 +60,50 @@ class WorkerRow:
         return "gone" if self.gone else "drained" if self.drained else "active"
 
     def may_work(self, now: float) -> bool:
-        return self.ready and not self.drained and not self.gone and self.rest_until <= now
+        refused = self.drained or self.gone or self.standing == Standing.SET_ASIDE
+        return self.ready and not refused and self.rest_until <= now
 
 
-_COLUMNS = [workers.c[field.name] for field in fields(WorkerRow)]
+_RENAMED = {"trust_score": "trust"}
+_COLUMNS = [workers.c[_RENAMED.get(field.name, field.name)] for field in fields(WorkerRow)]
 _WORKER = Prepared(select(*_COLUMNS).where(workers.c.id == bindparam("worker")))
 _WORKERS = Prepared(
     select(*(null() if c.name == "capabilities" else c for c in _COLUMNS)).order_by(workers.c.id)
 )
+
+
+_MAY_WORK = (  # as `WorkerRow.may_work` says it
+    workers.c.ready,
+    ~workers.c.drained,
+    ~workers.c.gone,
+    workers.c.standing != Standing.SET_ASIDE,
+    workers.c.rest_until <= bindparam("now"),
+)
+_PLANNED = case(  # as `speed_of` says it
+    (workers.c.speed > 0, workers.c.speed),
+    (workers.c.calibrated_speed > 0, workers.c.calibrated_speed),
+    else_=DEFAULT_SPEED,
+)
+_BUSY = workers.c.id.in_(select(leases.c.worker).where(leases.c.state == LeaseState.OPEN))
+_SPEEDS = Prepared(
+    select(
+        func.coalesce(func.sum(_PLANNED), 0.0),
+        func.coalesce(func.sum(case((_BUSY, 0.0), else_=_PLANNED)), 0.0),
+    ).where(*_MAY_WORK)
+)
+
+
+@dataclass(frozen=True)
+class FleetSpeed:
+    """Planning speeds added up, tokens per second: of all that may work, and of those without a lease."""
+
+    all: float
+    idle: float
+
+
+def fleet_speed(connection: Connection, *, now: float) -> FleetSpeed:
+    row = _SPEEDS.first(connection, now=now)
+    return FleetSpeed(*row) if row else FleetSpeed(0.0, 0.0)
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
@@ -65,27 +119,40 @@ def get_worker(connection: Connection, worker: str) -> WorkerRow:
 
 
 def list_workers(connection: Connection) -> list[WorkerRow]:
-    """All of them, without capabilities: every claim reads this, and decoding them would be most of it."""
+    """All of them, without capabilities: every merge reads this, and decoding them would be most of it."""
     return [WorkerRow(*row) for row in _WORKERS.all(connection)]
 
 
-def insert_worker(connection: Connection, worker: str, *, now: float) -> WorkerRow:
+def insert_worker(connection: Connection, worker: str, *, now: float, gone: bool = False) -> WorkerRow:
+    """A worker on probation. `gone`: it was not heard yet."""
     row: dict[str, Any] = {
         "id": worker,
         "ready": False,
         "drained": False,
-        "gone": False,
+        "gone": gone,
         "capabilities": None,
         "calibrated_speed": 0.0,
         "speed": 0.0,
         "activity": "idle",
         "failures": 0,
-        "rest_until": 0.0,
         "registered_at": now,
         "last_seen": now,
+        **trust_values(Trust()),
     }
     insert_row(connection, workers, row)
-    return WorkerRow(**row)
+    return get_worker(connection, worker)
+
+
+def trust_values(trust: Trust) -> dict[str, object]:
+    """What `update_worker` is given to store it."""
+    return {
+        "standing": trust.standing,
+        "trust": trust.score,
+        "trust_to_go": trust.to_go,
+        "trust_reason": trust.reason[:200],
+        "rest_until": trust.until,
+        "pinned": trust.pinned,
+    }
 
 
 def see_worker(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
@@ -138,6 +205,13 @@ def insert_logs(connection: Connection, worker: str, entries: Sequence[LogEntry]
                 for e in entries
             ],
         )
+
+
+def count_logs(connection: Connection, worker: str, *, since: float) -> int:
+    """How many entries of a worker came in after that moment."""
+    query = select(func.count()).select_from(logs)
+    query = query.where(logs.c.worker == worker, logs.c.received_at > since)
+    return int(connection.execute(query).scalar_one())
 
 
 def prune_before(connection: Connection, *, telemetry_before: float, logs_before: float) -> tuple[int, int]:

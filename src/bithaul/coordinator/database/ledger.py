@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, func, select, update
+from sqlalchemy import Connection, bindparam, exists, func, or_, select, update
 
 from bithaul.coordinator.database.prepared import Prepared, Values, insert_row
 from bithaul.coordinator.database.tables import reports
 from bithaul.exchange.messages import Receipt, Verdict
+from bithaul.rounds.gates import Seen
+from bithaul.rounds.rollback import MergedReport
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,13 @@ class ReportRow:
     loss_last: float
     loss_mean: float
     norm: float
+    weight: float
+    clip: float
+    credited: int
+    payload_sha256: str | None
     blob_sha256: str | None
     merged_in: int | None
+    discarded_in: int | None
 
     @property
     def receipt(self) -> Receipt:
@@ -51,6 +58,7 @@ class ReportRow:
             reason=self.reason,
             tokens=self.tokens,
             staleness=self.staleness,
+            clip=self.clip,
         )
 
 
@@ -61,9 +69,11 @@ _UNMERGED = (
     reports.c.run_id == bindparam("run"),
     reports.c.verdict == Verdict.ACCEPTED,
     reports.c.merged_in.is_(None),
+    reports.c.discarded_in.is_(None),
 )
 _WAITING = Prepared(select(*_COLUMNS).where(*_UNMERGED).order_by(reports.c.seq))
 _WAITS = Prepared(select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker"))))
+_UNMERGED_TOKENS = Prepared(select(func.coalesce(func.sum(reports.c.tokens), 0)).where(*_UNMERGED))
 _REPORT = Prepared(
     select(*_COLUMNS).where(
         reports.c.fence == bindparam("fence"),
@@ -73,7 +83,11 @@ _REPORT = Prepared(
 )
 _LAST_TOKENS = Prepared(
     select(reports.c.tokens)
-    .where(reports.c.run_id == bindparam("run"), reports.c.merged_in.is_not(None))
+    .where(
+        reports.c.run_id == bindparam("run"),
+        reports.c.merged_in.is_not(None),
+        reports.c.discarded_in.is_(None),
+    )
     .order_by(reports.c.seq.desc())
     .limit(bindparam("count"))
 )
@@ -82,6 +96,7 @@ _MERGE = Prepared(
     .where(
         reports.c.seq == bindparam("number"),
         reports.c.merged_in.is_(None),
+        reports.c.discarded_in.is_(None),
         reports.c.verdict == Verdict.ACCEPTED,
     )
     .values(merged_in=bindparam("made"))
@@ -106,7 +121,7 @@ def accepted_report(connection: Connection, task: int) -> ReportRow | None:
 
 
 def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
-    insert_row(connection, reports, {**values, "merged_in": None})
+    insert_row(connection, reports, {**values, "merged_in": None, "discarded_in": None})
     report = find_report(connection, values["worker"], task=values["task_id"], fence=values["fence"])
     assert report is not None
     return report
@@ -115,6 +130,12 @@ def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
 def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
     """Accepted reports that are in no version yet, by seq."""
     return [_report(row) for row in _WAITING.all(connection, run=run_id)]
+
+
+def unmerged_tokens(connection: Connection, run_id: int) -> int:
+    """Tokens of the accepted reports that are in no version yet."""
+    row = _UNMERGED_TOKENS.first(connection, run=run_id)
+    return int(row[0]) if row else 0
 
 
 def has_unmerged(connection: Connection, run_id: int, worker: str) -> bool:
@@ -128,11 +149,68 @@ def last_merged_tokens(connection: Connection, run_id: int, *, count: int) -> li
     return [int(tokens) for (tokens,) in _LAST_TOKENS.all(connection, run=run_id, count=count)][::-1]
 
 
+def last_accepted(connection: Connection, run_id: int, *, count: int) -> list[Seen]:
+    """The sizes of the `count` last accepted updates as they were merged, oldest first."""
+    query = (
+        select(reports.c.worker, reports.c.norm * reports.c.clip, reports.c.steps)
+        .where(
+            reports.c.run_id == run_id,
+            reports.c.verdict == Verdict.ACCEPTED,
+            reports.c.discarded_in.is_(None),
+        )
+        .order_by(reports.c.seq.desc())
+        .limit(count)
+    )
+    return [Seen(*row) for row in connection.execute(query)][::-1]
+
+
+def has_payload_of_another(connection: Connection, run_id: int, worker: str, sha256: str) -> bool:
+    """Whether this payload was accepted from another worker."""
+    query = select(
+        exists().where(
+            reports.c.payload_sha256 == sha256,
+            reports.c.run_id == run_id,
+            reports.c.verdict == Verdict.ACCEPTED,
+            reports.c.worker != worker,
+        )
+    )
+    return bool(connection.execute(query).scalar_one())
+
+
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:
     """Name the one version of these reports. ValueError if one was merged before or is not accepted."""
     changed = sum(_MERGE.run(connection, number=seq, made=version) for seq in seqs)
     if changed != len(seqs):
         raise ValueError("an update would have been merged twice")
+
+
+def merged_after(connection: Connection, run_id: int, *, version: int) -> list[MergedReport]:
+    """What was merged after that version and not given up, and what waits to be merged."""
+    query = (
+        select(
+            reports.c.seq, reports.c.task_id, reports.c.worker, reports.c.merged_in, reports.c.base_version
+        )
+        .where(
+            reports.c.run_id == run_id,
+            reports.c.verdict == Verdict.ACCEPTED,
+            reports.c.discarded_in.is_(None),
+            or_(reports.c.merged_in.is_(None), reports.c.merged_in > version),
+        )
+        .order_by(reports.c.seq)
+    )
+    return [
+        MergedReport(seq, task, worker, merged or 0, base)
+        for seq, task, worker, merged, base in connection.execute(query)
+    ]
+
+
+def discard(connection: Connection, task_ids: Sequence[int], *, version: int) -> None:
+    """A rollback that made this version gives the accepted reports of these tasks up."""
+    connection.execute(
+        update(reports)
+        .where(reports.c.task_id.in_(task_ids), reports.c.verdict == Verdict.ACCEPTED)
+        .values(discarded_in=version)
+    )
 
 
 def verdict_counts(connection: Connection, run_id: int) -> dict[str, int]:
@@ -155,19 +233,28 @@ def rejected_counts(connection: Connection, run_id: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Credit:
+    """`accepted` updates with their `tokens`; `credited` tokens of all its reports, late ones included."""
+
     worker: str
-    accepted: int
-    tokens: int
+    accepted: int = 0
+    tokens: int = 0
+    credited: int = 0
 
 
 def credits_by_worker(connection: Connection, run_id: int) -> dict[str, Credit]:
     """Totals are sums over the ledger, never counters."""
+    accepted = reports.c.verdict == Verdict.ACCEPTED
     query = (
-        select(reports.c.worker, func.count(), func.sum(reports.c.tokens))
-        .where(reports.c.run_id == run_id, reports.c.verdict == Verdict.ACCEPTED)
+        select(
+            reports.c.worker,
+            func.count().filter(accepted),
+            func.coalesce(func.sum(reports.c.tokens).filter(accepted), 0),
+            func.sum(reports.c.credited),
+        )
+        .where(reports.c.run_id == run_id)
         .group_by(reports.c.worker)
     )
-    return {w: Credit(w, int(count), int(tokens or 0)) for w, count, tokens in connection.execute(query)}
+    return {row[0]: Credit(row[0], *(int(n) for n in row[1:])) for row in connection.execute(query)}
 
 
 def blobs_in_use(connection: Connection) -> set[str]:
@@ -176,10 +263,10 @@ def blobs_in_use(connection: Connection) -> set[str]:
 
 
 def forget_payloads(connection: Connection, run_id: int, *, merged_before: int) -> set[str]:
-    """Payloads merged before that version are not needed any more: the blobs that no row names now."""
+    """Payloads merged or discarded before that version are not needed: the blobs that no row names now."""
     old = (
         reports.c.run_id == run_id,
-        reports.c.merged_in < merged_before,
+        or_(reports.c.merged_in < merged_before, reports.c.discarded_in < merged_before),
         reports.c.blob_sha256.is_not(None),
     )
     found = {str(sha) for (sha,) in connection.execute(select(reports.c.blob_sha256).where(*old))}

@@ -89,7 +89,7 @@ class Prepared:
 def _compile(statement: Any, dialect: Dialect) -> _Compiled:
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert isinstance(compiled, SQLCompiler)
-    inputs = [(name, bind.type.bind_processor(dialect)) for name, bind in compiled.binds.items()]
+    inputs = [(name, bind.type.bind_processor(dialect)) for bind, name in compiled.bind_names.items()]
     columns = getattr(statement, "exported_columns", ())
     outputs = [(i, column.type.result_processor(dialect, None)) for i, column in enumerate(columns)]
     return _Compiled(

@@ -18,6 +18,7 @@ from bithaul.exchange.messages import RunDescription, RunState, ShardRef
 from bithaul.exchange.weights import WEIGHT_FORMAT
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import Layout, layout_of
+from bithaul.rounds.gates import Gate
 from bithaul.rounds.merging import MergeRule
 from bithaul.rounds.rules import rule_named
 from bithaul.rounds.sizing import progress_share
@@ -45,6 +46,8 @@ class RunRow:
     task_seconds: float
     probe_every: int
     max_update_norm: float | None
+    gates: tuple[Gate, ...]
+    paused_because: str
     seed: int
     tokens_per_example: float
     position_block: int
@@ -139,6 +142,7 @@ def find_run(connection: Connection) -> RunRow | None:
     values["model"] = _model(values["model"])
     values["recipe"] = _parsed(values["recipe"])
     values["merge_options"] = _parsed(values["merge_options"])
+    values["gates"] = tuple(Gate(name) for name in values["gates"])
     return RunRow(**values)
 
 
@@ -232,7 +236,7 @@ class Spent:
 def spent(connection: Connection, run_id: int) -> Spent:
     in_ledger = (
         select(reports.c.merged_in.is_not(None).label("merged"), func.sum(reports.c.tokens))
-        .where(reports.c.run_id == run_id, reports.c.verdict == "accepted")
+        .where(reports.c.run_id == run_id, reports.c.verdict == "accepted", reports.c.discarded_in.is_(None))
         .group_by(reports.c.merged_in.is_not(None))
     )
     sums = {bool(merged): int(total) for merged, total in connection.execute(in_ledger)}

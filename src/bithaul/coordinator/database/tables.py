@@ -52,6 +52,8 @@ runs = Table(
     Column("task_seconds", Double, nullable=False),
     Column("probe_every", Integer, nullable=False),
     Column("max_update_norm", Double),
+    Column("gates", JSON, nullable=False, server_default="[]"),  # names of those switched on
+    Column("paused_because", String(400), nullable=False, server_default=""),  # when no person paused it
     Column("seed", BigInteger, nullable=False),
     Column("tokens_per_example", Double, nullable=False),
     Column("position_block", Integer, nullable=False),  # examples that stay together in every pass
@@ -99,7 +101,11 @@ versions = Table(
     Column("heldout_tokens", BigInteger),
     Column("probe_leased_at", Double),  # a worker was asked to measure it
     Column("merge_seconds", Double, nullable=False),
-    Column("outer_step", JSON),  # the numbers of the step that made it; None for the first
+    Column("outer_step", JSON),  # the numbers of the step that made it; None when no step did
+    Column("lineage", Integer, nullable=False, server_default="1"),  # counts up at each rollback
+    Column("restores", BigInteger),  # the version whose weights a rollback put in force again
+    Column("automatic", Boolean, nullable=False, server_default=false()),  # that rollback
+    Column("active_seconds", Double),  # of the run when it was made
 )
 
 returned = Table(  # positions below the cursor that nobody has; disjoint, joined
@@ -122,6 +128,7 @@ tasks = Table(
     Column("attempts", Integer, nullable=False),  # expiries and reported failures
     Column("failed_by", JSON, nullable=False),  # workers that failed it
     Column("reason", String(200), nullable=False),
+    Column("parent", BigInteger),  # the discarded task whose slice this one has
     Column("created_at", Double, nullable=False),
     Column("changed_at", Double, nullable=False),
     CheckConstraint(
@@ -144,6 +151,11 @@ workers = Table(
     Column("activity", String(16), nullable=False),
     Column("failures", Integer, nullable=False),  # in a row
     Column("rest_until", Double, nullable=False),
+    Column("standing", String(16), nullable=False, server_default="probation"),
+    Column("trust", Double, nullable=False, server_default="1"),  # the score, 0 to 1
+    Column("trust_to_go", Integer, nullable=False, server_default="3"),  # reports left of the probation
+    Column("trust_reason", String(200), nullable=False, server_default="new here"),
+    Column("pinned", Boolean, nullable=False, server_default=false()),  # by the operator, at weight 1
     Column("registered_at", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
 )
@@ -208,11 +220,19 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
     Column("loss_last", Double, nullable=False),
     Column("loss_mean", Double, nullable=False),
     Column("norm", Double, nullable=False),
+    Column("weight", Double, nullable=False, server_default="1"),  # its worker's trust at acceptance
+    Column("clip", Double, nullable=False, server_default="1"),  # a gate's factor on the update
+    Column("credited", BigInteger, nullable=False, server_default="0"),  # tokens
+    Column("payload_sha256", String(64)),  # without the frame's head: what a copy shares
     Column("blob_sha256", String(64)),  # the whole frame; None when it was not kept or was retired
     Column("merged_in", BigInteger),
-    CheckConstraint("verdict IN ('accepted', 'too_late', 'stale', 'rejected')", name="verdict_known"),
+    Column("discarded_in", BigInteger),  # the version of the rollback that gave it up
+    CheckConstraint(
+        "verdict IN ('accepted', 'compared', 'too_late', 'stale', 'rejected')", name="verdict_known"
+    ),
     Index("ix_reports_run_merged", "run_id", "verdict", "merged_in"),
     Index("ix_reports_worker", "worker"),
+    Index("ix_reports_payload", "payload_sha256"),
     Index(
         "uq_reports_accepted_task",
         "task_id",

@@ -36,6 +36,10 @@ class VersionRow:
     probe_leased_at: float | None = None
     merge_seconds: float = 0.0
     outer_step: Mapping[str, Any] | None = None  # the numbers it was made with, for a replay
+    lineage: int = 1
+    restores: int | None = None  # a rollback made it: the version whose weights it has again
+    automatic: bool = False  # that rollback
+    active_seconds: float | None = None  # of the run when it was made
 
 
 _COLUMNS = [versions.c[field.name] for field in fields(VersionRow)]
@@ -63,6 +67,17 @@ def list_versions(connection: Connection, run_id: int) -> Sequence[VersionRow]:
 def newest_versions(connection: Connection, run_id: int, *, count: int) -> Sequence[VersionRow]:
     """The last `count`, oldest first."""
     return [VersionRow(*row) for row in _NEWEST.all(connection, run=run_id, count=count)][::-1]
+
+
+def live(rows: Sequence[VersionRow]) -> list[VersionRow]:
+    """Those of `rows`, oldest first, that lead to the newest: without what rollbacks gave up."""
+    found: list[VersionRow] = []
+    limit = rows[-1].version
+    for row in reversed(rows):
+        if row.version <= limit:
+            found.append(row)
+            limit = row.restores if row.restores is not None else limit
+    return found[::-1]
 
 
 def insert_version(connection: Connection, row: VersionRow) -> None:

@@ -33,6 +33,7 @@ class TaskRow:
     attempts: int
     failed_by: tuple[str, ...]
     reason: str
+    parent: int | None  # the discarded task whose slice this one has
     created_at: float
     changed_at: float
 
@@ -99,6 +100,11 @@ _OPEN = (
     .order_by(leases.c.id)
 )
 _OPEN_LEASES = Prepared(_OPEN)
+_LEASED_TOKENS = Prepared(
+    select(func.coalesce(func.sum(leases.c.expected_tokens), 0.0)).where(
+        leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN
+    )
+)
 _OPEN_LEASES_OF_WORKER = Prepared(_OPEN.where(leases.c.worker == bindparam("worker")))
 _OPEN_LEASE_OF_TASK = Prepared(
     select(*_LEASE_COLUMNS).where(leases.c.task_id == bindparam("task"), leases.c.state == LeaseState.OPEN)
@@ -128,7 +134,14 @@ def write_free(connection: Connection, run: RunRow, free: Free) -> None:
         update_run(connection, run.id, position_cursor=free.cursor)
 
 
-def insert_task(connection: Connection, run_id: int, positions: Sequence[Span], *, now: float) -> TaskRow:
+def insert_task(
+    connection: Connection,
+    run_id: int,
+    positions: Sequence[Span],
+    *,
+    now: float,
+    parent: int | None = None,
+) -> TaskRow:
     """A new pending task."""
     examples = sum(s.count for s in positions)
     values: dict[str, Any] = {
@@ -139,6 +152,7 @@ def insert_task(connection: Connection, run_id: int, positions: Sequence[Span], 
         "attempts": 0,
         "failed_by": [],
         "reason": "",
+        "parent": parent,
         "created_at": now,
         "changed_at": now,
     }
@@ -149,6 +163,10 @@ def insert_task(connection: Connection, run_id: int, positions: Sequence[Span], 
 def get_task(connection: Connection, task: int) -> TaskRow:
     (row,) = _TASK.all(connection, task=task)
     return _task(row)
+
+
+def has_task(connection: Connection, task: int) -> bool:
+    return _TASK.first(connection, task=task) is not None
 
 
 def list_tasks(connection: Connection, run_id: int) -> list[TaskRow]:
@@ -205,6 +223,12 @@ def open_leases(connection: Connection, run_id: int, *, worker: str | None = Non
     else:
         found = _OPEN_LEASES_OF_WORKER.all(connection, run=run_id, worker=worker)
     return [_lease(row) for row in found]
+
+
+def leased_tokens(connection: Connection, run_id: int) -> float:
+    """Tokens that the open leases are expected to bring."""
+    row = _LEASED_TOKENS.first(connection, run=run_id)
+    return float(row[0]) if row else 0.0
 
 
 def open_lease_of_task(connection: Connection, task: int) -> LeaseRow | None:

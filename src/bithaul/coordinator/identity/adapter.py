@@ -1,8 +1,9 @@
-"""The token endpoint on Authlib's AuthorizationServer: request, client methods, grants, answers.
+"""Authlib's AuthorizationServer over one database session: request, client methods, answers.
 
 Authlib has no Starlette side, so this is ours; it does no I/O but the database session it is given, and it
-is used inside one call of the thread pool. The overrides of the security page are marked A1 to A10: each is
-pinned by a test of that number. One `TokenServer` serves one request and is thrown away.
+is used inside one call of the thread pool. The overrides of the security page are marked A1 to A11: each is
+pinned by a test of that number. One `ProviderServer` serves one request and is thrown away. The grants are in
+`grants.py`.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from urllib.parse import unquote_plus
 
 from authlib.oauth2.rfc6749 import AuthorizationServer, ClientMixin, InvalidRequestError, OAuth2Request
 from authlib.oauth2.rfc6749.errors import InvalidClientError, InvalidScopeError, OAuth2Error
-from authlib.oauth2.rfc6749.grants import ClientCredentialsGrant
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc6750 import BearerTokenGenerator
 from sqlalchemy import Connection, RowMapping
 
 from bithaul.coordinator.identity.clients import SecretHasher, find
-from bithaul.coordinator.identity.tokens import Tokens, lifetime
+from bithaul.coordinator.identity.sessions import Sessions
+from bithaul.coordinator.identity.tokens import Grant, Tokens, lifetime
 
 METHODS = ["client_secret_basic", "client_secret_post"]
+CLIENT_CREDENTIALS, AUTHORIZATION_CODE = "client_credentials", "authorization_code"
+OPENID = "openid"
 _DESCRIPTION = "Client authentication failed."
 _MAX_SCOPE = 200
-_GRANT = "client_credentials"
+_ENDPOINTS = {"token", "revocation", "introspection"}
 
 
 @dataclass(frozen=True)
 class TokenForm:
-    """A parsed token request: the form's fields (none repeated) and the Authorization header, if any."""
+    """A parsed request: its fields (none repeated) and the Authorization header, if any."""
 
     fields: Mapping[str, str]
     authorization: str | None
@@ -51,7 +54,8 @@ class TokenAnswer:
 
     @property
     def failed_authentication(self) -> bool:
-        return self.status == 401
+        """A guess at a secret or at a code, to be counted."""
+        return self.status == 401 or self.body.get("error") == "invalid_grant"
 
 
 class _Request(OAuth2Request):  # type: ignore[misc]  # Authlib carries no types
@@ -72,7 +76,7 @@ class _Request(OAuth2Request):  # type: ignore[misc]  # Authlib carries no types
         return self._fields
 
 
-class _Client(ClientMixin):  # type: ignore[misc]  # Authlib carries no types
+class Client(ClientMixin):  # type: ignore[misc]  # Authlib carries no types
     """A client row in Authlib's clothes."""
 
     def __init__(self, row: RowMapping) -> None:
@@ -82,55 +86,59 @@ class _Client(ClientMixin):  # type: ignore[misc]  # Authlib carries no types
     def get_client_id(self) -> str:
         return self.id
 
+    @property
+    def redirect_uris(self) -> list[str]:
+        """Empty for a client that has no code flow."""
+        return list(self.row["redirect_uris"] or [])
+
     def check_endpoint_auth_method(self, method: str, endpoint: str) -> bool:
-        return endpoint == "token" and method in METHODS
+        return endpoint in _ENDPOINTS and method in METHODS
 
     def check_grant_type(self, grant_type: str) -> bool:
-        return grant_type == _GRANT
+        return grant_type == (AUTHORIZATION_CODE if self.redirect_uris else CLIENT_CREDENTIALS)
 
     def get_allowed_scope(self, scope: str | None) -> str:
-        """All registered scopes when none is asked for; never more than the registered ones."""
+        """All registered scopes when none is asked for; never more than the registered ones.
+
+        The code flow ignores unknown scopes (OpenID Connect Core, 3.1.2.1) and needs `openid`.
+        """
         registered: list[str] = self.row["scope"].split(" ")
         wanted = scope.split(" ") if scope else registered
-        if len(scope or "") > _MAX_SCOPE or not set(wanted) <= set(registered):
+        known = bool(self.redirect_uris) or set(wanted) <= set(registered)
+        if len(scope or "") > _MAX_SCOPE or not known or (self.redirect_uris and OPENID not in wanted):
             raise InvalidScopeError
         return " ".join(name for name in registered if name in wanted)
 
 
-class _ClientCredentials(ClientCredentialsGrant):  # type: ignore[misc]  # Authlib carries no types
-    TOKEN_ENDPOINT_AUTH_METHODS = METHODS
+@dataclass(frozen=True)
+class Redemption:
+    """Authlib's "user" of the token that a code gives."""
+
+    grant: Grant
+    jti: str
 
 
-class _AnyOtherGrant(ClientCredentialsGrant):  # type: ignore[misc]  # Authlib carries no types
-    """What is not offered is refused only to a proven client; all others get the one 401 (A3, SEC-01)."""
+class ProviderServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries no types
+    """Authlib's server over one database session. `register_grant` is called by who knows the grants."""
 
-    TOKEN_ENDPOINT_AUTH_METHODS = METHODS
-
-    @classmethod
-    def check_token_endpoint(cls, request: OAuth2Request) -> bool:
-        return bool(request.payload.grant_type != _GRANT)
-
-    def validate_token_request(self) -> NoReturn:
-        self.request.client = self.authenticate_token_endpoint_client()
-        if not self.request.payload.grant_type:
-            raise InvalidRequestError("The parameter grant_type is missing.")
-        raise OAuth2Error("Only grant_type=client_credentials is offered.", error="unsupported_grant_type")
-
-
-class TokenServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries no types
-    """Authlib's server over one database session."""
-
-    def __init__(self, connection: Connection, *, hasher: SecretHasher, tokens: Tokens, now: float) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        hasher: SecretHasher,
+        tokens: Tokens,
+        sessions: Sessions,
+        now: float,
+    ) -> None:
         super().__init__()
-        self._connection = connection
+        self.connection = connection
+        self.tokens = tokens
+        self.sessions = sessions
+        self.now = now
         self._hasher = hasher
-        self._tokens = tokens
-        self._now = now
         self._proven: str | None = None
         self.register_client_auth_method("client_secret_basic", self._by_basic)
         self.register_client_auth_method("client_secret_post", self._by_post)
-        self.register_grant(_ClientCredentials)
-        self.register_grant(_AnyOtherGrant)
         # A1: our own lifetimes; A8: the signer sees exactly one key, in Tokens.mint.
         self.register_token_generator(
             "default", BearerTokenGenerator(self._access_token, expires_generator=self._expires)
@@ -142,28 +150,40 @@ class TokenServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries
         assert isinstance(answer, TokenAnswer)
         return answer
 
+    def prove(self, form: TokenForm, *, endpoint: str) -> Client | TokenAnswer:
+        """The client that proves itself at another endpoint, or the answer to who does not."""
+        request = self.create_oauth2_request(form)
+        try:
+            client = self.authenticate_client(request, METHODS, endpoint)
+        except OAuth2Error as error:
+            refusal = self.handle_error_response(request, error)
+            assert isinstance(refusal, TokenAnswer)
+            return refusal
+        assert isinstance(client, Client)
+        return client
+
     # What Authlib asks of a framework
 
     def create_oauth2_request(self, request: TokenForm | OAuth2Request) -> OAuth2Request:
         return request if isinstance(request, OAuth2Request) else _Request(request)
 
-    def query_client(self, client_id: str) -> _Client | None:
-        row = find(self._connection, client_id)
-        return None if row is None else _Client(row)
+    def query_client(self, client_id: str) -> Client | None:
+        row = find(self.connection, client_id)
+        return None if row is None else Client(row)
 
     def save_token(self, token: dict[str, object], request: OAuth2Request) -> None:
         """Tokens are not stored; `last_used_at` is written by the caller from the answer's client."""
 
     def handle_response(self, status: int, body: Any, headers: list[tuple[str, str]]) -> TokenAnswer:
         fixed = {"Cache-Control": "no-store", "Pragma": "no-cache"}
-        return TokenAnswer(status, dict(body), {**dict(headers), **fixed}, self._proven)
+        return TokenAnswer(status, dict(body or {}), {**dict(headers), **fixed}, self._proven)
 
     def send_signal(self, name: str, *args: object, **kwargs: object) -> None:
         """No listeners: proven clients and failures are recorded by the caller, in its transaction."""
 
     # Client methods: one path, one message, one status (A3); bad Basic is the ordinary 401 (A4)
 
-    def _by_basic(self, _query_client: object, request: _Request) -> _Client | None:
+    def _by_basic(self, _query_client: object, request: _Request) -> Client | None:
         header = request.headers.get("Authorization")
         if header is None:
             return None
@@ -176,27 +196,34 @@ class TokenServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carries
             raise InvalidRequestError("Use one way of client authentication, not two.")
         return self._prove(client_id, secret)
 
-    def _by_post(self, _query_client: object, request: _Request) -> _Client:
+    def _by_post(self, _query_client: object, request: _Request) -> Client:
+        """Also a public client, which has no secret: its code flow is proven by PKCE."""
         posted = request.form
-        return self._prove(posted.get("client_id", ""), posted.get("client_secret", ""))
+        return self._prove(posted.get("client_id", ""), posted.get("client_secret"))
 
-    def _prove(self, client_id: str, secret: str) -> _Client:
+    def _prove(self, client_id: str, secret: str | None) -> Client:
         client = self.query_client(client_id)
-        if not self._hasher.proves(client.row if client else None, secret, now=self._now) or client is None:
+        proven = self._hasher.proves(client.row if client else None, secret or "", now=self.now)
+        if client is not None and client.row["public"] and not client.row["disabled"]:
+            proven = secret is None
+        if not proven or client is None:
             _refuse()
         self._proven = client.id
         return client
 
     def _access_token(
         self,
-        client: _Client,
+        client: Client,
         grant_type: str,  # noqa: ARG002 - Authlib's name
-        user: None,  # noqa: ARG002 - Authlib's name
+        user: Redemption | None,
         scope: str,
     ) -> str:
-        return self._tokens.mint(self._connection, client_id=client.id, scope=scope, cv=client.row["cv"])
+        grant, jti = (None, None) if user is None else (user.grant, user.jti)
+        return self.tokens.mint(
+            self.connection, client_id=client.id, scope=scope, cv=client.row["cv"], jti=jti, grant=grant
+        )
 
-    def _expires(self, client: _Client, _grant_type: str) -> int:
+    def _expires(self, client: Client, _grant_type: str) -> int:
         return lifetime(client.row["scope"])
 
 

@@ -7,7 +7,6 @@ next request on, also after a restart. Nothing here talks HTTP.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import re
@@ -15,20 +14,23 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, RowMapping, insert, select, update
+from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity import secretfiles
+from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.secretfiles import RandomBytes
-from bithaul.coordinator.identity.tables import audit, clients
+from bithaul.coordinator.identity.tables import clients, codes
 from bithaul.errors import Conflict, InvalidInput, NotFound, UnknownName
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 
-PREFIXES = {WORKER_SCOPE: "bhw_", ADMIN_SCOPE: "bha_"}
+APP_SCOPE = "openid profile"  # of the code flow's clients
+PREFIXES = {WORKER_SCOPE: "bhw_", ADMIN_SCOPE: "bha_", APP_SCOPE: "bho_"}
+ADMIN_SITE = "bithaul-admin"  # the client id of the coordinator's own admin site
 LONGEST_GRACE = 7 * 24 * 3600.0
 _CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_HINT = 8
+HINT = 8
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Client:
     created_at: float
     rotated_at: float | None
     last_used_at: float | None
+    last_used_from: str | None
+    redirect_uris: list[str] | None
 
 
 class SecretHasher:
@@ -83,20 +87,15 @@ def create_client(
     random: RandomBytes = secrets.token_bytes,
 ) -> str:
     """Create a client and return its secret, which is never shown again. Conflict when the id is taken."""
-    if not _CLIENT_ID.fullmatch(client_id):
-        raise InvalidInput(
-            f"The client id {client_id[:80]!r} is not allowed: use 1 to 64 characters a-z, 0-9, '.', '_', "
-            "'-', starting with a letter or digit.",
-            code="invalid_client_id",
-        )
-    secret = _new_secret(scope, random)
+    check_client_id(client_id)
+    secret = new_secret(scope, random)
     now = c.clock.now()
     row = {
         "id": client_id,
         "scope": scope,
         "secret_hash": SecretHasher.of(c).hash(secret),
-        "secret_hint": secret[:_HINT],
-        "cv": 1,
+        "secret_hint": secret[:HINT],
+        "cv": first_cv(),
         "created_at": now,
     }
     try:
@@ -131,13 +130,13 @@ def rotate_client(
     hasher = SecretHasher.of(c)
     with c.database.write() as connection:
         row = _require(connection, client_id)
-        secret = _new_secret(row["scope"], random)
+        secret = new_secret(row["scope"], random)
         connection.execute(
             update(clients)
             .where(clients.c.id == client_id)
             .values(
                 secret_hash=hasher.hash(secret),
-                secret_hint=secret[:_HINT],
+                secret_hint=secret[:HINT],
                 previous_hash=row["secret_hash"] if grace_seconds > 0 else None,
                 previous_until=now + grace_seconds if grace_seconds > 0 else None,
                 cv=clients.c.cv + 1,
@@ -162,6 +161,27 @@ def disable_client(c: Coordinator, client_id: str, *, actor: str = "cli") -> Non
         record(connection, now, actor=actor, action="client.disable", subject=client_id)
 
 
+def enable_client(c: Coordinator, client_id: str, *, actor: str = "cli") -> None:
+    """Accept a client's secret again; tokens from before it was disabled stay dead."""
+    now = c.clock.now()
+    with c.database.write() as connection:
+        _require(connection, client_id)
+        connection.execute(update(clients).where(clients.c.id == client_id).values(disabled=False))
+        record(connection, now, actor=actor, action="client.enable", subject=client_id)
+
+
+def delete_client(c: Coordinator, client_id: str, *, actor: str = "cli") -> None:
+    """Forget a client; its secret and tokens are refused as those of an unknown one. What it did stays."""
+    if client_id == ADMIN_SITE:
+        raise InvalidInput("The admin site's own client cannot be deleted.", code="invalid_client_id")
+    now = c.clock.now()
+    with c.database.write() as connection:
+        _require(connection, client_id)
+        connection.execute(delete(codes).where(codes.c.client_id == client_id))
+        connection.execute(delete(clients).where(clients.c.id == client_id))
+        record(connection, now, actor=actor, action="client.delete", subject=client_id)
+
+
 def list_clients(c: Coordinator) -> list[Client]:
     with c.database.read() as connection:
         return [_client(row) for row in connection.execute(select(clients).order_by(clients.c.id)).mappings()]
@@ -171,21 +191,25 @@ def find(connection: Connection, client_id: str) -> RowMapping | None:
     return connection.execute(select(clients).where(clients.c.id == client_id)).mappings().one_or_none()
 
 
-def record(
-    connection: Connection, time: float, *, actor: str, action: str, subject: str, detail: str = ""
-) -> None:
-    """Add one audit row to the transaction that does the thing."""
-    connection.execute(
-        insert(audit).values(
-            time=time, actor=actor[:64], action=action, subject=subject[:64], detail=detail[:400]
+def check_client_id(client_id: str) -> None:
+    if not _CLIENT_ID.fullmatch(client_id):
+        raise InvalidInput(
+            f"The client id {client_id[:80]!r} is not allowed: use 1 to 64 characters a-z, 0-9, '.', '_', "
+            "'-', starting with a letter or digit.",
+            code="invalid_client_id",
         )
-    )
 
 
-def _new_secret(scope: str, random: RandomBytes) -> str:
+def first_cv() -> int:
+    """Random, so that a client deleted and created again under its id shares no version with its past."""
+    return 1 + secrets.randbelow(2**30)
+
+
+def new_secret(scope: str, random: RandomBytes = secrets.token_bytes) -> str:
+    """256 random bits with a readable prefix."""
     if scope not in PREFIXES:
         raise UnknownName(f"Unknown scope {scope[:80]!r}; known: {', '.join(sorted(PREFIXES))}.")
-    return PREFIXES[scope] + base64.urlsafe_b64encode(random(32)).rstrip(b"=").decode()
+    return PREFIXES[scope] + secretfiles.urlsafe(random(32))
 
 
 def _require(connection: Connection, client_id: str) -> RowMapping:
@@ -207,4 +231,6 @@ def _client(row: RowMapping) -> Client:
         created_at=row["created_at"],
         rotated_at=row["rotated_at"],
         last_used_at=row["last_used_at"],
+        last_used_from=row["last_used_from"],
+        redirect_uris=row["redirect_uris"],
     )

@@ -16,7 +16,8 @@ from sqlalchemy import Connection, RowMapping, delete, insert, select, update
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity import secretfiles
-from bithaul.coordinator.identity.clients import record, secrets_folder
+from bithaul.coordinator.identity.audit import record
+from bithaul.coordinator.identity.clients import secrets_folder
 from bithaul.coordinator.identity.tables import signing_keys
 from bithaul.errors import Conflict, CorruptFile
 

@@ -6,6 +6,7 @@ make every issued secret void. A file that others can read is refused with a sen
 
 from __future__ import annotations
 
+import base64
 import os
 import secrets
 import stat
@@ -19,7 +20,13 @@ RandomBytes = Callable[[int], bytes]
 
 PEPPER = "pepper"
 KEY_ENCRYPTION_KEY = "signing-key-encryption"
+FIRST_PASSWORD = "first-admin-password"  # noqa: S105 - the name of a file
 SIZE = 32
+
+
+def urlsafe(value: bytes) -> str:
+    """Base64 for URLs, cookies and headers, without padding."""
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
 
 
 def read_or_create(folder: Path, name: str, *, random: RandomBytes = secrets.token_bytes) -> bytes:
@@ -52,6 +59,16 @@ def _create(path: Path, value: bytes) -> None:
     finally:
         aside.unlink()
     _fsync_folder(path.parent)
+
+
+def write_note(folder: Path, name: str, text: str) -> Path:
+    """A secret a person must read once, in a file of mode 0600; replaces a former one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(aside).replace(folder / name)
+    return folder / name
 
 
 def _fsync_folder(folder: Path) -> None:

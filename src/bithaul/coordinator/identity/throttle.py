@@ -1,7 +1,9 @@
 """Throttling of failed attempts on a credential path: per client and address, per address, and in all.
 
-It slows guessing and never locks out: only a failed attempt is counted, and only a failed attempt is ever
-answered with 429, so the right secret works under attack. Attempts are also rows, so a restart forgets none.
+It slows guessing and never locks out: only a failed attempt is counted, and only a failed attempt is
+answered with 429, so the right secret works under attack. Passwords can be guessed, 256 random bits cannot:
+where a password is asked for, `blocked` refuses the guessing address unheard, and nobody else. Attempts are
+also rows, so a restart forgets none.
 """
 
 from __future__ import annotations
@@ -10,13 +12,14 @@ import math
 import time
 from dataclasses import dataclass
 
-from limits import RateLimitItemPerMinute
+from limits import RateLimitItem, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy import delete, insert, select
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.tables import failed_attempts
+from bithaul.errors import BithaulError
 
 WINDOW_SECONDS = 60.0
 KEEP_SECONDS = 7 * 24 * 3600.0
@@ -29,6 +32,31 @@ class Limits:
     per_client_and_address: int = 10
     per_address: int = 60
     in_all: int = 600
+
+
+class TooManyAttempts(BithaulError):
+    """Too many failed attempts from this address, or in all."""
+
+    code = "throttled"
+    http_status = 429
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"Too many failed attempts; try again in {retry_after} s.")
+        self.retry_after = retry_after
+
+
+class Pace:
+    """How often one address may do what costs us a write and proves nothing. In memory only."""
+
+    def __init__(self, *, per_minute: int) -> None:
+        self._window = MovingWindowRateLimiter(MemoryStorage())
+        self._item = RateLimitItemPerMinute(per_minute)
+
+    def step(self, address: str) -> None:
+        """Raises `TooManyAttempts`."""
+        if not self._window.hit(self._item, address[:64]):
+            reset = self._window.get_window_stats(self._item, address[:64]).reset_time
+            raise TooManyAttempts(max(1, math.ceil(reset - time.time())))
 
 
 class Throttle:
@@ -46,6 +74,14 @@ class Throttle:
         with c.database.read() as connection:
             for row in connection.execute(recent.limit(limits.in_all)).mappings():
                 self._count(row["client_id"], row["address"])
+
+    def blocked(self, client_id: str, address: str) -> int | None:
+        """Retry-After when this address has guessed too often, at this name or in all; None to go on."""
+        client_id, address = client_id[:64], address[:64]
+        for item, key in ((self._address, (address,)), (self._pair, (address, client_id))):
+            if not self._window.test(item, self._path, *key):
+                return self._wait(item, key)
+        return None
 
     def failed(self, client_id: str, address: str) -> int | None:
         """Count a failed attempt. None: answer as usual; a number: answer 429 with this Retry-After."""
@@ -71,6 +107,9 @@ class Throttle:
             (self._pair, (address, client_id)),
         ):
             if not self._window.hit(item, self._path, *key):
-                reset = self._window.get_window_stats(item, self._path, *key).reset_time
-                return max(1, math.ceil(reset - time.time()))
+                return self._wait(item, key)
         return None
+
+    def _wait(self, item: RateLimitItem, key: tuple[str, ...]) -> int:
+        reset = self._window.get_window_stats(item, self._path, *key).reset_time
+        return max(1, math.ceil(reset - time.time()))

@@ -1,4 +1,6 @@
-"""Access tokens: JWTs after RFC 9068, signed with RS256, built and checked here on the injected clock.
+"""Access and ID tokens: JWTs signed with RS256, built and checked here on the injected clock.
+
+Access tokens follow RFC 9068. One of the code flow names a person (`sub`) and dies with the session (`sid`).
 
 A token is checked from cheap to dear: size, form, JOSE header, signature, claims, then the database (client
 enabled, credential version current, key still published, token not denied). Whatever is wrong, the answer is
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
 import re
 import secrets
@@ -17,20 +20,23 @@ from typing import Any, Final
 
 from joserfc import jwt
 from joserfc.errors import JoseError
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.clients import find
 from bithaul.coordinator.identity.keys import SKEW_SECONDS, SigningKeys
-from bithaul.coordinator.identity.secretfiles import RandomBytes
+from bithaul.coordinator.identity.secretfiles import RandomBytes, urlsafe
+from bithaul.coordinator.identity.sessions import Sessions
 from bithaul.coordinator.identity.tables import denied_tokens
 from bithaul.errors import Unauthorized
 from bithaul.exchange.messages import ADMIN_SCOPE, AUDIENCE, WORKER_SCOPE
 
-LIFETIMES: Final = {WORKER_SCOPE: 3600, ADMIN_SCOPE: 900}
+LIFETIMES: Final = {WORKER_SCOPE: 3600, ADMIN_SCOPE: 900, "openid": 900, "profile": 900}
+ID_TOKEN_SECONDS: Final = 300
 MAX_TOKEN_BYTES: Final = 4096
 _ALGORITHM: Final = "RS256"
 _TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
+_ID_TYPES: Final = frozenset({"jwt"})
 _SEGMENTS = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _HEADER_NAMES: Final = {"alg", "typ", "kid"}
 
@@ -42,6 +48,19 @@ class Principal:
     client_id: str
     scopes: frozenset[str]
     jti: str
+    subject: str  # the client, or the person of a token of the code flow
+    sid: str | None
+    issued_at: int
+    expires_at: int
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a token of the code flow is for: a person, in a session, since a sign-in."""
+
+    person_id: str
+    sid: str
+    auth_time: int
 
 
 class InvalidToken(Unauthorized):
@@ -59,49 +78,118 @@ class Tokens:
     """Mints and verifies the access tokens of one issuer."""
 
     def __init__(
-        self, c: Coordinator, keys: SigningKeys, *, random: RandomBytes = secrets.token_bytes
+        self,
+        c: Coordinator,
+        keys: SigningKeys,
+        sessions: Sessions,
+        *,
+        random: RandomBytes = secrets.token_bytes,
     ) -> None:
         self._c = c
         self._keys = keys
+        self._sessions = sessions
         self._random = random
         self._issuer = c.settings.base_url
 
-    def mint(self, connection: Connection, *, client_id: str, scope: str, cv: int) -> str:
+    def new_jti(self) -> str:
+        return self._random(16).hex()
+
+    def mint(
+        self,
+        connection: Connection,
+        *,
+        client_id: str,
+        scope: str,
+        cv: int,
+        jti: str | None = None,
+        grant: Grant | None = None,
+    ) -> str:
+        """An access token."""
         now = int(self._c.clock.now())
-        kid, key = self._keys.signer(connection)
-        claims = {
+        claims: dict[str, object] = {
             "iss": self._issuer,
             "aud": AUDIENCE,
-            "sub": client_id,
+            "sub": client_id if grant is None else grant.person_id,
             "client_id": client_id,
             "iat": now,
             "exp": now + lifetime(scope),
-            "jti": self._random(16).hex(),
+            "jti": jti or self.new_jti(),
             "scope": scope,
             "cv": cv,
         }
-        return jwt.encode(
-            {"alg": _ALGORITHM, "typ": "at+jwt", "kid": kid}, claims, key, algorithms=[_ALGORITHM]
-        )
+        if grant is not None:
+            claims |= {"sid": grant.sid, "auth_time": grant.auth_time}
+        return self._sign(connection, claims, typ="at+jwt")
+
+    def mint_id_token(
+        self, connection: Connection, *, client_id: str, grant: Grant, nonce: str | None, access_token: str
+    ) -> str:
+        """An OpenID Connect ID token for the client; no names in it."""
+        now = int(self._c.clock.now())
+        claims: dict[str, object] = {
+            "iss": self._issuer,
+            "aud": client_id,
+            "sub": grant.person_id,
+            "iat": now,
+            "exp": now + ID_TOKEN_SECONDS,
+            "auth_time": grant.auth_time,
+            "sid": grant.sid,
+            "at_hash": at_hash(access_token),
+        }
+        if nonce is not None:
+            claims["nonce"] = nonce
+        return self._sign(connection, claims, typ="JWT")
+
+    def read_id_token(self, token: str) -> dict[str, Any]:
+        """The claims of an ID token we issued, expired or not (a hint may be old). Raises InvalidToken."""
+        claims = self._signed(token, types=_ID_TYPES)
+        texts = all(isinstance(claims.get(name), str) for name in ("aud", "sub", "sid"))
+        if claims.get("iss") != self._issuer or not texts or "scope" in claims:
+            raise InvalidToken
+        return claims
+
+    def deny(self, connection: Connection, *, jti: str, expires_at: int) -> None:
+        """Refuse one token from now on; twice is no error."""
+        known = select(denied_tokens.c.jti).where(denied_tokens.c.jti == jti)
+        if connection.execute(known).first() is None:
+            until = expires_at + SKEW_SECONDS
+            connection.execute(insert(denied_tokens).values(jti=jti, expires_at=until))
+
+    def _sign(self, connection: Connection, claims: dict[str, object], *, typ: str) -> str:
+        kid, key = self._keys.signer(connection)
+        header = {"alg": _ALGORITHM, "typ": typ, "kid": kid}
+        return jwt.encode(header, claims, key, algorithms=[_ALGORITHM])
 
     def verify(self, token: str) -> Principal:
-        """The principal of a token, or InvalidToken."""
-        if len(token) > MAX_TOKEN_BYTES:
-            raise InvalidToken
-        kid = _key_id(token)
-        key = self._keys.verifier(kid)
-        if key is None:
-            raise InvalidToken
-        try:
-            claims: dict[str, Any] = jwt.decode(token, key, algorithms=[_ALGORITHM]).claims
-        except (JoseError, ValueError, RecursionError) as error:
-            raise InvalidToken from error
+        """The principal of an access token, or InvalidToken."""
+        claims = self._signed(token, types=_TYPES)
         now = self._c.clock.now()
         self._check_claims(claims, now)
-        principal = Principal(claims["client_id"], frozenset(claims["scope"].split(" ")), claims["jti"])
+        principal = Principal(
+            client_id=claims["client_id"],
+            scopes=frozenset(claims["scope"].split(" ")),
+            jti=claims["jti"],
+            subject=claims["sub"],
+            sid=claims.get("sid"),
+            issued_at=claims["iat"],
+            expires_at=claims["exp"],
+        )
+        kid = _key_id(token, types=_TYPES)
         with self._c.database.read() as connection:
             self._check_rows(connection, principal, kid=kid, cv=claims["cv"], now=now)
         return principal
+
+    def _signed(self, token: str, *, types: frozenset[str]) -> dict[str, Any]:
+        """The claims of a token of these types that a key of ours has signed."""
+        if len(token) > MAX_TOKEN_BYTES:
+            raise InvalidToken
+        key = self._keys.verifier(_key_id(token, types=types))
+        if key is None:
+            raise InvalidToken
+        try:
+            return dict(jwt.decode(token, key, algorithms=[_ALGORITHM]).claims)
+        except (JoseError, ValueError, RecursionError) as error:
+            raise InvalidToken from error
 
     def _check_claims(self, claims: dict[str, Any], now: float) -> None:
         audience = claims.get("aud")
@@ -110,7 +198,7 @@ class Tokens:
             claims.get("iss") == self._issuer,
             AUDIENCE in audiences,
             all(isinstance(claims.get(name), str) for name in ("sub", "client_id", "jti", "scope")),
-            claims.get("sub") == claims.get("client_id"),
+            isinstance(claims.get("sid"), str) or claims.get("sub") == claims.get("client_id"),
             all(type(claims.get(name)) is int for name in ("exp", "iat", "cv")),
             "nbf" not in claims or type(claims["nbf"]) is int,
         )
@@ -130,6 +218,10 @@ class Tokens:
             raise InvalidToken
         if not principal.scopes <= set(row["scope"].split(" ")):
             raise InvalidToken
+        if principal.sid is not None:
+            session = self._sessions.alive(connection, principal.sid)
+            if session is None or session.person_id != principal.subject:
+                raise InvalidToken
         if not self._keys.is_published(connection, kid, now=now):
             raise InvalidToken
         denied = select(denied_tokens.c.jti).where(denied_tokens.c.jti == principal.jti)
@@ -137,12 +229,17 @@ class Tokens:
             raise InvalidToken
 
 
+def at_hash(access_token: str) -> str:
+    """The left half of the SHA-256 (OpenID Connect Core, 3.1.3.6)."""
+    return urlsafe(hashlib.sha256(access_token.encode()).digest()[:16])
+
+
 def lifetime(scope: str) -> int:
     """Seconds a token of this scope lives: the shortest of its parts."""
     return min(LIFETIMES[part] for part in scope.split(" "))
 
 
-def _key_id(token: str) -> str:
+def _key_id(token: str, *, types: frozenset[str]) -> str:
     """The `kid`, after the form and the JOSE header were checked; nothing else of the header is believed."""
     match = _SEGMENTS.fullmatch(token)
     if match is None or not all(_is_canonical(segment) for segment in match.groups()):
@@ -154,7 +251,7 @@ def _key_id(token: str) -> str:
     if not isinstance(header, dict) or set(header) != _HEADER_NAMES:
         raise InvalidToken
     kid, typ = header["kid"], header["typ"]
-    if header["alg"] != _ALGORITHM or not isinstance(typ, str) or typ.lower() not in _TYPES:
+    if header["alg"] != _ALGORITHM or not isinstance(typ, str) or typ.lower() not in types:
         raise InvalidToken
     if not isinstance(kid, str):
         raise InvalidToken

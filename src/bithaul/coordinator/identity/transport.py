@@ -25,7 +25,7 @@ def check_public_url(url: str, *, allow_insecure_lan: bool) -> str | None:
         raise InvalidConfig(
             f"The public URL {url!r} must not have a path; give the coordinator its own host name."
         )
-    if parts.scheme == "https" or _is_loopback(host):
+    if parts.scheme == "https" or is_loopback(host):
         return None
     if not _is_private(host):
         raise InvalidConfig(
@@ -40,7 +40,8 @@ def check_public_url(url: str, *, allow_insecure_lan: bool) -> str | None:
     return f"{url} is plain http: anyone on this network can read secrets and change weights in flight."
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether this host name or address is this machine."""
     address = _address(host)
     return host == "localhost" if address is None else address.is_loopback
 
@@ -57,3 +58,9 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
+
+
+def is_plain_http(url: str) -> bool:
+    """Whether pages under this public URL cross a network unencrypted."""
+    parts = urlsplit(url)
+    return parts.scheme == "http" and not is_loopback(parts.hostname or "")

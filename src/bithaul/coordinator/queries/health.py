@@ -57,6 +57,9 @@ def problems(c: Coordinator) -> list[str]:
         full = [error.message]
     with c.database.read() as connection:
         results = services.list_results(connection)
+        run = runs.find_run(connection)
+    if run is not None and run.paused_because:
+        full.append(run.paused_because)
     return full + [f"{r.name}: {r.message}" for r in results if not r.ok and r.name not in (PROBE, "disk")]
 
 

@@ -40,7 +40,12 @@ class WorkerProgress(BaseModel):
     accepted: int  # accepted updates
     tokens: int  # in accepted updates
     share: float  # of all accepted updates
+    credited: int  # tokens of all its reports, late ones included
     last_seen: float
+    standing: str  # probation, steady, resting, set aside
+    weight: float  # of its updates, 0..1
+    why: str  # of its standing
+    way_out: str  # what leads to full weight
 
 
 class ProgressView(BaseModel):
@@ -86,13 +91,13 @@ def progress(c: Coordinator) -> ProgressView:
             seconds=seconds,
             version=rows[-1].version,
             versions=len(rows),
-            tokens_per_second=_recent_speed(rows),
-            eta_seconds=_eta(run, tokens=tokens, seconds=seconds),
+            tokens_per_second=recent_speed(rows),
+            eta_seconds=eta_seconds(run, tokens=tokens, seconds=seconds),
             tasks=work.task_counts(connection, run.id),
             open_leases=len(work.open_leases(connection, run.id)),
             receipts=ledger.verdict_counts(connection, run.id),
             rejected=ledger.rejected_counts(connection, run.id),
-            workers=_workers(connection, run),
+            workers=_workers(connection, run, now=now),
             series=[_point(row) for row in rows],
             problems=troubles,
         )
@@ -109,14 +114,14 @@ def _point(row: VersionRow) -> SeriesPoint:
     )
 
 
-def _recent_speed(rows: Sequence[VersionRow]) -> float:
+def recent_speed(rows: Sequence[VersionRow]) -> float:
     """Tokens per second over the last versions, merging and waiting included."""
     recent = rows[-RECENT_VERSIONS:]
     passed = recent[-1].created_at - recent[0].created_at
     return (recent[-1].tokens_total - recent[0].tokens_total) / passed if passed > 0 else 0.0
 
 
-def _eta(run: RunRow, *, tokens: int, seconds: float) -> float | None:
+def eta_seconds(run: RunRow, *, tokens: int, seconds: float) -> float | None:
     """Seconds until the first of the budgets is used up at the mean speed so far."""
     if run.state is RunState.FINISHED:
         return 0.0
@@ -128,12 +133,13 @@ def _eta(run: RunRow, *, tokens: int, seconds: float) -> float | None:
     return max(0.0, min(left)) if left else None
 
 
-def _workers(connection: Connection, run: RunRow) -> list[WorkerProgress]:
+def _workers(connection: Connection, run: RunRow, *, now: float) -> list[WorkerProgress]:
     earned = ledger.credits_by_worker(connection, run.id)
     total = sum(credit.accepted for credit in earned.values())
     out = []
     for row in fleet.list_workers(connection):
-        credit = earned.get(row.id, ledger.Credit(row.id, 0, 0))
+        credit = earned.get(row.id, ledger.Credit(row.id))
+        trust = row.trust.at(now)
         out.append(
             WorkerProgress(
                 name=row.id,
@@ -143,7 +149,12 @@ def _workers(connection: Connection, run: RunRow) -> list[WorkerProgress]:
                 accepted=credit.accepted,
                 tokens=credit.tokens,
                 share=credit.accepted / total if total else 0.0,
+                credited=credit.credited,
                 last_seen=row.last_seen,
+                standing=trust.standing,
+                weight=trust.weight(now),
+                why=trust.reason,
+                way_out=trust.way_out,
             )
         )
     return out

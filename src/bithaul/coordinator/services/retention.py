@@ -1,6 +1,7 @@
 """Which weight versions, snapshots and payloads stay on disk, and deleting the rest.
 
-Kept: the newest K versions, each Nth if wanted, pinned ones, and any base with an open lease.
+Kept: the newest K versions, each Nth if wanted, pinned ones, any base with an open lease, and for the gate
+`rollback` what it may go back to.
 Rows stay; only blobs go, and only after their row says so. Blobs that no row names (left by a crash) go too
 once they are old enough not to be in the making.
 """
@@ -16,9 +17,11 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import ledger, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
+from bithaul.rounds.gates import Gate
 
 SNAPSHOTS = 2  # momentum is kept with the newest versions only
 ORPHAN_SECONDS = 3600.0
+MEASURED = 4  # versions with a held-out loss that the gate `rollback` may have to go back over
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
     rows = versions.list_versions(connection, run.id)
     newest = rows[-1].version
     bases = {lease.base_version for lease in work.open_leases(connection, run.id)}
+    bases |= _ways_back(run, rows)
     now = c.clock.now()
     dropped: set[str] = set()
     count = 0
@@ -63,6 +67,14 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
     dropped |= ledger.forget_payloads(connection, run.id, merged_before=before)
     wanted = blobs_wanted(connection)
     return Retired(count, sorted(s for s in dropped if s not in wanted))
+
+
+def _ways_back(run: RunRow, rows: Sequence[VersionRow]) -> set[int]:
+    """The last measured versions: two bad ones, and good ones before them."""
+    if Gate.ROLLBACK not in run.gates:
+        return set()
+    measured = [v.version for v in versions.live(rows) if v.heldout_loss is not None]
+    return set(measured[-MEASURED:])
 
 
 def _kept(c: Coordinator, row: VersionRow, *, newest: int, bases: set[int]) -> bool:

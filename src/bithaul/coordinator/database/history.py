@@ -1,0 +1,217 @@
+"""What happened, for people: series of versions, losses and speeds; who did what. Reads only.
+
+Each function is one statement, with few columns, because a page asks again every few seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Integer, and_, cast, func, literal, select
+
+from bithaul.coordinator.database.tables import leases, reports, telemetry, versions, workers
+
+
+@dataclass(frozen=True)
+class VersionPoint:
+    """One version. Losses in nats per counted token; `low` and `high` bound its updates' training losses."""
+
+    version: int
+    time: float
+    tokens_total: int
+    tokens: int
+    train_loss: float | None
+    heldout_loss: float | None
+    staleness: float
+    low: float | None
+    high: float | None
+
+
+def version_series(connection: Connection, run_id: int, *, after: int = 0) -> list[VersionPoint]:
+    """All versions with a number above `after`, oldest first."""
+    spread = (
+        select(
+            reports.c.merged_in,
+            func.min(reports.c.loss_mean).label("low"),
+            func.max(reports.c.loss_mean).label("high"),
+        )
+        .where(
+            reports.c.run_id == run_id,
+            reports.c.verdict == "accepted",
+            reports.c.merged_in > after,
+        )
+        .group_by(reports.c.merged_in)
+        .subquery()
+    )
+    query = (
+        select(
+            versions.c.version,
+            versions.c.created_at,
+            versions.c.tokens_total,
+            versions.c.tokens,
+            versions.c.train_loss,
+            versions.c.heldout_loss,
+            versions.c.staleness,
+            spread.c.low,
+            spread.c.high,
+        )
+        .join(spread, spread.c.merged_in == versions.c.version, isouter=True)
+        .where(versions.c.run_id == run_id, versions.c.version > after)
+        .order_by(versions.c.version)
+    )
+    return [VersionPoint(*row) for row in connection.execute(query)]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A report that did not count, and why."""
+
+    time: float
+    worker: str
+    task: int
+    verdict: str
+    code: str
+    reason: str
+    base_version: int
+
+
+def rejections(
+    connection: Connection, run_id: int, *, count: int, worker: str | None = None
+) -> list[Rejection]:
+    """The newest reports that were not accepted, newest first."""
+    query = (
+        select(
+            reports.c.received_at,
+            reports.c.worker,
+            reports.c.task_id,
+            reports.c.verdict,
+            reports.c.code,
+            reports.c.reason,
+            reports.c.base_version,
+        )
+        .where(reports.c.run_id == run_id, reports.c.verdict != "accepted")
+        .order_by(reports.c.seq.desc())
+        .limit(count)
+    )
+    if worker is not None:
+        query = query.where(reports.c.worker == worker)
+    return [Rejection(*row) for row in connection.execute(query)]
+
+
+@dataclass(frozen=True)
+class Account:
+    """One worker's reports of a run, by verdict; sums over the ledger, never counters."""
+
+    accepted: int = 0
+    too_late: int = 0
+    stale: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    mean_staleness: float = 0.0
+
+
+def accounts(connection: Connection, run_id: int) -> Mapping[str, Account]:
+    query = (
+        select(
+            reports.c.worker,
+            reports.c.verdict,
+            func.count(),
+            func.sum(reports.c.tokens),
+            func.sum(reports.c.seconds),
+            func.avg(reports.c.staleness),
+        )
+        .where(reports.c.run_id == run_id)
+        .group_by(reports.c.worker, reports.c.verdict)
+    )
+    found: dict[str, dict[str, Any]] = {}
+    for worker, verdict, count, tokens, seconds, staleness in connection.execute(query):
+        values = found.setdefault(worker, {})
+        values[verdict] = int(count)
+        if verdict == "accepted":
+            values |= {
+                "tokens": int(tokens or 0),
+                "seconds": float(seconds or 0.0),
+                "mean_staleness": float(staleness or 0.0),
+            }
+    return {worker: Account(**values) for worker, values in found.items()}
+
+
+def capabilities(connection: Connection) -> Mapping[str, Mapping[str, Any]]:
+    """What each registered machine says of itself; empty before it has calibrated."""
+    rows = connection.execute(select(workers.c.id, workers.c.capabilities))
+    return {worker: found or {} for worker, found in rows}
+
+
+def speed_buckets(
+    connection: Connection, *, start: float, width: float, count: int, worker: str | None = None
+) -> Mapping[str, Sequence[float | None]]:
+    """Mean tokens per second of each worker in `count` buckets of `width` seconds; None without a word."""
+    index = cast((telemetry.c.time - literal(start)) / literal(width), Integer)
+    query = (
+        select(telemetry.c.worker, index, func.avg(telemetry.c.tokens_per_second))
+        .where(
+            telemetry.c.time >= start,
+            telemetry.c.time < start + width * count,
+            telemetry.c.tokens_per_second > 0,
+        )
+        .group_by(telemetry.c.worker, index)
+    )
+    if worker is not None:
+        query = query.where(telemetry.c.worker == worker)
+    found: dict[str, list[float | None]] = {}
+    for name, bucket, speed in connection.execute(query):
+        if 0 <= bucket < count:
+            found.setdefault(name, [None] * count)[int(bucket)] = float(speed)
+    return found
+
+
+def moved_at(connection: Connection, run_id: int) -> Mapping[int, float]:
+    """When each open lease last got further (its first word of the tokens it now has), by lease id."""
+    query = (
+        select(leases.c.id, func.min(telemetry.c.time))
+        .join(
+            telemetry,
+            and_(
+                telemetry.c.time >= leases.c.granted_at,
+                telemetry.c.worker == leases.c.worker,
+                telemetry.c.task_id == leases.c.task_id,
+                telemetry.c.tokens == leases.c.tokens,
+            ),
+        )
+        .where(leases.c.run_id == run_id, leases.c.state == "open", leases.c.tokens > 0)
+        .group_by(leases.c.id)
+    )
+    return {int(lease): float(time) for lease, time in connection.execute(query)}
+
+
+def reports_of(
+    connection: Connection, run_id: int, worker: str | None = None, *, count: int, task: int | None = None
+) -> Sequence[Mapping[str, Any]]:
+    """The newest reports of a worker or of a task, newest first."""
+    query = (
+        select(
+            reports.c.seq,
+            reports.c.received_at.label("time"),
+            reports.c.task_id.label("task"),
+            reports.c.verdict,
+            reports.c.code,
+            reports.c.reason,
+            reports.c.base_version,
+            reports.c.staleness,
+            reports.c.tokens,
+            reports.c.seconds,
+            reports.c.loss_mean.label("loss"),
+            reports.c.merged_in,
+        )
+        .where(reports.c.run_id == run_id)
+        .order_by(reports.c.seq.desc())
+        .limit(count)
+    )
+    if worker is not None:
+        query = query.where(reports.c.worker == worker)
+    if task is not None:
+        query = query.where(reports.c.task_id == task)
+    return [dict(row) for row in connection.execute(query).mappings()]

@@ -1,0 +1,34 @@
+"""Rows whose time is over leave the database: sessions, sign-ins, codes, denied tokens, failed attempts."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, delete
+
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.sessions import DAY, SIGN_IN_SECONDS
+from bithaul.coordinator.identity.tables import (
+    audit,
+    codes,
+    denied_tokens,
+    failed_attempts,
+    sessions,
+    sign_ins,
+)
+from bithaul.coordinator.identity.throttle import KEEP_SECONDS
+
+
+def forget_expired(c: Coordinator, connection: Connection) -> int:
+    """Delete them; how many sessions. Nothing here was still good for anything."""
+    now, settings = c.clock.now(), c.settings
+    idle = sessions.c.last_seen_at <= now - settings.session_idle_seconds
+    over = idle | (sessions.c.created_at <= now - settings.session_days * DAY)
+    ended = connection.execute(delete(sessions).where(over)).rowcount
+    connection.execute(delete(sign_ins).where(sign_ins.c.created_at <= now - SIGN_IN_SECONDS))
+    connection.execute(delete(codes).where(codes.c.expires_at <= now))
+    connection.execute(delete(denied_tokens).where(denied_tokens.c.expires_at <= now))
+    connection.execute(delete(failed_attempts).where(failed_attempts.c.time < now - KEEP_SECONDS))
+    refused = audit.c.action.in_(["sign-in.refused", "person.change-password-refused"])
+    connection.execute(
+        delete(audit).where(refused, audit.c.time < now - KEEP_SECONDS)
+    )  # strangers write these
+    return ended

@@ -1,0 +1,89 @@
+"""Passwords of people: Argon2id (RFC 9106) through argon2-cffi, rules for new ones, generated ones.
+
+No composition rules: 12 characters or more (NIST SP 800-63B). An unknown name costs the same as a known
+one. Hashing takes 19 MiB and tens of milliseconds, so `PasswordThreads` lets two run at a time and bounds
+the queue.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from functools import cache
+from typing import Final, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from bithaul.errors import InvalidInput, Unavailable
+
+SHORTEST: Final = 12
+LONGEST: Final = 256
+THREADS: Final = 2
+QUEUE: Final = 32
+_HASHER: Final = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)  # OWASP's first choice
+_ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters that are not mistaken for each other
+_GROUPS, _GROUP = 4, 5  # 100 bits
+
+Result = TypeVar("Result")
+
+
+def hash_password(password: str) -> str:
+    return _HASHER.hash(password)
+
+
+def is_password(stored: str | None, password: str) -> bool:
+    """Whether `password` is the one of this hash. None (no such person) takes as long and is False."""
+    try:
+        return (
+            _HASHER.verify(_dummy() if stored is None else stored, password[:LONGEST]) and stored is not None
+        )
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+def needs_rehash(stored: str) -> bool:
+    """Whether the parameters have changed since."""
+    return _HASHER.check_needs_rehash(stored)
+
+
+def generate_password() -> str:
+    return "-".join("".join(secrets.choice(_ALPHABET) for _ in range(_GROUP)) for _ in range(_GROUPS))
+
+
+def check_new(password: str, *, name: str) -> None:
+    """Raises `InvalidInput` with the sentence the person sees."""
+    if len(password) < SHORTEST:
+        raise InvalidInput(f"The new password needs {SHORTEST} characters or more.", code="weak_password")
+    if len(password) > LONGEST:
+        raise InvalidInput(f"The new password may have at most {LONGEST} characters.", code="weak_password")
+    if len(set(password)) < 5 or name.lower() in password.lower():
+        raise InvalidInput(
+            "The new password is too easy to guess: do not repeat a few characters or use the name.",
+            code="weak_password",
+        )
+
+
+class PasswordThreads:
+    """Two threads of their own, so that a flood of sign-ins stops neither heartbeats nor the event loop."""
+
+    def __init__(self) -> None:
+        self._limiter = CapacityLimiter(THREADS)
+        self._waiting = 0
+
+    async def run(self, work: Callable[[], Result]) -> Result:
+        """Raises `Unavailable` when the queue is full."""
+        if self._waiting >= QUEUE:
+            raise Unavailable("Too many people sign in at this moment; try again.", code="sign_in_busy")
+        self._waiting += 1
+        try:
+            return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+        finally:
+            self._waiting -= 1
+
+
+@cache
+def _dummy() -> str:
+    return hash_password(secrets.token_urlsafe(32))

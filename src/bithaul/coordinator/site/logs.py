@@ -1,0 +1,66 @@
+"""Logs: filters in the address, pages by key, counts per level, and a live tail."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bithaul.coordinator.queries.logbook import MOST, log_page, log_tail, make_filter
+from bithaul.coordinator.site.admin import ADMIN_HOME
+from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.frame import Frame
+
+Key = Annotated[int | None, Query(ge=0, le=10**15)]
+
+
+def log_pages(router: APIRouter, frame: Frame) -> None:
+    c = frame.c
+
+    @router.get(f"{ADMIN_HOME}/logs")
+    async def logs(
+        request: Request,
+        worker: str = "",
+        level: str = "",
+        q: str = "",
+        period: str = "",
+        before: Key = None,
+        after: Key = None,
+    ) -> Response:
+        def build() -> dict[str, object]:
+            wanted = make_filter(c, worker=worker, level=level, text=q, period=period)
+            view = log_page(c, wanted, before=before, after=after)
+            asked = {"worker": worker, "level": level, "q": q, "period": period}
+            return {"view": view, "asked": asked, "paged": before is not None or after is not None}
+
+        return await frame.show(request, "logs.html", build)
+
+    @router.get(f"{ADMIN_HOME}/logs/tail")
+    async def tail(
+        request: Request, after: Annotated[int, Query(ge=0)], worker: str = "", level: str = "", q: str = ""
+    ) -> Response:
+        """Rows of the table that came after one entry, for the live tail."""
+
+        def build() -> dict[str, object]:
+            wanted = make_filter(c, worker=worker, level=level, text=q)
+            return {"lines": log_tail(c, wanted, after=after), "fresh": True}
+
+        return await frame.part(request, "logrows.html", build)
+
+    @router.get(f"{ADMIN_HOME}/logs.{{kind}}")
+    async def logs_file(
+        request: Request,
+        kind: str,
+        worker: str = "",
+        level: str = "",
+        q: str = "",
+        period: str = "",
+        before: Key = None,
+    ) -> Response:
+        def build() -> Response:
+            wanted = make_filter(c, worker=worker, level=level, text=q, period=period)
+            return export(log_page(c, wanted, before=before, count=MOST).lines, name="logs", kind=kind)
+
+        return await frame.data(request, build)

@@ -1,0 +1,34 @@
+"""All pages of the site. Each family is a function that adds its routes; none is in the API document."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from bithaul.coordinator.api.cookies import Cookies
+from bithaul.coordinator.api.peer import Peers
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.provider import Identity
+from bithaul.coordinator.site.account import account_pages
+from bithaul.coordinator.site.admin import admin_pages
+from bithaul.coordinator.site.assets import Assets
+from bithaul.coordinator.site.environment import make_environment
+from bithaul.coordinator.site.frame import Frame
+from bithaul.coordinator.site.openid import openid_pages
+from bithaul.coordinator.site.operator import operator_pages
+from bithaul.coordinator.site.pages import Pages
+from bithaul.coordinator.site.signin import sign_in_pages
+from bithaul.coordinator.site.visits import Visits
+
+
+def site_routes(c: Coordinator, identity: Identity, cookies: Cookies, peers: Peers) -> APIRouter:
+    assets = Assets()
+    pages = Pages(c.settings, make_environment(assets))
+    visits = Visits(c, identity, cookies, peers)
+    router = APIRouter(route_class=pages.route_class(), include_in_schema=False)
+    sign_in_pages(router, c, identity, cookies, pages, visits)
+    account_pages(router, c, identity, cookies, pages, visits)
+    openid_pages(router, identity, cookies, pages, visits)
+    admin_pages(router, c, identity, cookies, pages, visits)
+    operator_pages(router, Frame(c, visits, pages))
+    assets.serve(router)
+    return router

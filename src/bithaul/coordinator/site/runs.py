@@ -1,0 +1,117 @@
+"""The run and its weight versions: facts, table, a page each, download, pin, and a sentence to try."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bithaul.coordinator.api.blobs import answer_blob
+from bithaul.coordinator.api.forms import read_form
+from bithaul.coordinator.commands.roll_back import roll_back
+from bithaul.coordinator.commands.steer import pause_run, pin_version, resume_run
+from bithaul.coordinator.commands.try_model import LONGEST, Trial
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.queries.blobs import weights_blob
+from bithaul.coordinator.queries.runpage import run_page, version_page
+from bithaul.coordinator.queries.ternary import TernaryView, ternary
+from bithaul.coordinator.site.admin import ADMIN_HOME
+from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.frame import Frame
+
+Number = Annotated[int, Path(ge=1, le=10**15)]
+Key = Annotated[int | None, Query(ge=0, le=10**15)]
+RUNS = f"{ADMIN_HOME}/runs"
+MOST = 5000  # rows of one export
+
+
+def run_pages(router: APIRouter, frame: Frame) -> None:
+    c = frame.c
+    trial = Trial(c)
+    pictures = _Pictures(c)
+
+    @router.get(RUNS)
+    async def runs(request: Request, before: Key = None, kept: str = "") -> Response:
+        def build() -> dict[str, object]:
+            view = run_page(c, before=before, kept=bool(kept))
+            return {"view": view, "asked": {"kept": kept}, "paged": before is not None, "longest": LONGEST}
+
+        return await frame.show(request, "runs.html", build)
+
+    @router.get(f"{RUNS}.{{kind}}")
+    async def versions_file(request: Request, kind: str, before: Key = None, kept: str = "") -> Response:
+        def build() -> Response:
+            rows = run_page(c, before=before, kept=bool(kept), count=MOST).rows
+            return export(rows, name="versions", kind=kind)
+
+        return await frame.data(request, build)
+
+    @router.post(f"{RUNS}/try")
+    async def ask(request: Request) -> Response:
+        await frame.visits.admin(request)
+        sentence = (await read_form(request)).get("sentence", "")
+        answer = await run_in_threadpool(trial.ask, sentence)
+        return frame.pages.show("answer.html", answer=answer)
+
+    @router.post(f"{RUNS}/pause")
+    async def pause(request: Request) -> Response:
+        return await frame.act(request, lambda session: pause_run(c, actor=session.name), back=RUNS)
+
+    @router.post(f"{RUNS}/resume")
+    async def resume(request: Request) -> Response:
+        return await frame.act(request, lambda session: resume_run(c, actor=session.name), back=RUNS)
+
+    @router.get(f"{RUNS}/{{version}}")
+    async def version_details(request: Request, version: Number) -> Response:
+        def build() -> dict[str, object]:
+            view = version_page(c, version)
+            return {"view": view, "ternary": pictures.of(version) if view.version.kept else None}
+
+        return await frame.show(request, "version.html", build)
+
+    @router.get(f"{RUNS}/{{version}}/weights")
+    async def download(request: Request, version: Number) -> Response:
+        await frame.visits.admin(request)
+        answer = await answer_blob(request, lambda: weights_blob(c, version))
+        answer.headers["content-disposition"] = f'attachment; filename="weights-{version}.bgwt"'
+        return answer
+
+    @router.post(f"{RUNS}/{{version}}/pin")
+    async def pin(request: Request, version: Number) -> Response:
+        return await frame.act(
+            request, lambda s: pin_version(c, version, on=True, actor=s.name), back=f"{RUNS}/{version}"
+        )
+
+    @router.post(f"{RUNS}/{{version}}/unpin")
+    async def unpin(request: Request, version: Number) -> Response:
+        return await frame.act(
+            request, lambda s: pin_version(c, version, on=False, actor=s.name), back=f"{RUNS}/{version}"
+        )
+
+    @router.post(f"{RUNS}/{{version}}/rollback")
+    async def rollback(request: Request, version: Number) -> Response:
+        return await frame.act(request, lambda s: roll_back(c, version, actor=s.name), back=RUNS)
+
+
+class _Pictures:
+    """Pictures of the last few versions that somebody looked at; reading weights takes a while."""
+
+    MOST = 8
+
+    def __init__(self, c: Coordinator) -> None:
+        self._c = c
+        self._lock = threading.Lock()
+        self._known: OrderedDict[int, TernaryView] = OrderedDict()
+
+    def of(self, version: int) -> TernaryView:
+        with self._lock:
+            if version not in self._known:
+                self._known[version] = ternary(self._c, version)
+            while len(self._known) > self.MOST:
+                self._known.popitem(last=False)
+            return self._known[version]

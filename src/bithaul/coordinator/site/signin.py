@@ -1,0 +1,93 @@
+"""The sign-in page: a form without script, bound to a sign-in that this browser has begun."""
+
+from __future__ import annotations
+
+from functools import partial
+from urllib.parse import parse_qs, urlsplit
+
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bithaul.coordinator.api.cookies import Cookies
+from bithaul.coordinator.api.forms import read_form, read_query
+from bithaul.coordinator.api.problems import headers_of
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.authorize import AUTHORIZE_PATH
+from bithaul.coordinator.identity.provider import Identity
+from bithaul.coordinator.identity.signin import WrongPassword, sign_in
+from bithaul.coordinator.identity.throttle import TooManyAttempts
+from bithaul.coordinator.site.pages import Pages, go, safe_next
+from bithaul.coordinator.site.visits import Visits
+from bithaul.errors import Unavailable
+
+
+def sign_in_pages(
+    router: APIRouter, c: Coordinator, identity: Identity, cookies: Cookies, pages: Pages, visits: Visits
+) -> None:
+    sessions = identity.sessions
+
+    async def form(
+        request: Request, next_page: str, *, status: int = 200, problem: str = "", fresh: bool = False
+    ) -> Response:
+        """The page; it begins a sign-in where the browser has none."""
+        begun = visits.sign_in_cookie(request)
+        new = None
+        if fresh or not await run_in_threadpool(sessions.is_sign_in, begun):
+            new = await visits.begin_sign_in(request)
+        token = visits.csrf(request) if new is None or visits.cookie(request) else sessions.csrf(new)
+        origin = await run_in_threadpool(_client_origin, identity, next_page)
+        page = pages.show(
+            "signin.html",
+            status=status,
+            form_action=origin,
+            problem=problem,
+            csrf_token=token,
+            next=next_page,
+        )
+        if new is not None:
+            cookies.put(page, cookies.sign_in, new)
+        return page
+
+    @router.get("/signin")
+    async def ask(request: Request) -> Response:
+        return await form(request, safe_next(read_query(request).get("next")))
+
+    @router.post("/signin")
+    async def answer(request: Request) -> Response:
+        fields = await read_form(request)
+        next_page = safe_next(fields.get("next"))
+        begun = visits.sign_in_cookie(request)
+        if not await run_in_threadpool(sessions.is_sign_in, begun):
+            text = "This page was open for too long, or your browser keeps no cookies. Sign in again."
+            return await form(request, next_page, status=403, problem=text)
+        attempt = partial(
+            sign_in,
+            c,
+            sessions,
+            identity.sign_in_throttle,
+            name=fields.get("name", "").strip().lower(),
+            password=fields.get("password", ""),
+            replaces=visits.cookie(request),
+            visitor=visits.visitor(request),
+        )
+        try:
+            cookie = await identity.password_threads.run(attempt)
+        except (WrongPassword, TooManyAttempts, Unavailable) as error:
+            page = await form(request, next_page, status=error.http_status, problem=error.message)
+            if not isinstance(error, WrongPassword):  # its challenge is for programs
+                page.headers.update(headers_of(error))
+            return page
+        response = go(next_page)
+        cookies.put(response, cookies.session, cookie)
+        return response
+
+
+def _client_origin(identity: Identity, next_page: str) -> str:
+    """Of the client that the visitor goes on to, if its address is a registered one: for form-action."""
+    parts = urlsplit(next_page)
+    if parts.path != AUTHORIZE_PATH:
+        return ""
+    fields = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    return identity.client_origin(fields)

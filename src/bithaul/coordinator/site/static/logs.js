@@ -1,0 +1,55 @@
+// Live tail: rows that came since the newest one shown. Paused, or scrolled away, it counts instead of moving the page.
+"use strict";
+(() => {
+  const { $, localise } = window.bithaul;
+  const body = $("#lines");
+  const pause = $("[data-tail]");
+  const fresh = $("[data-fresh]");
+  if (!body || !pause || body.dataset.live !== "yes") return;
+  const KEEP = 1000; // rows in the page; older ones are a page away
+  let newest = Number(body.dataset.newest);
+  let paused = false;
+  let waiting = "";
+  let count = 0;
+  let busy = false;
+
+  const show = () => {
+    body.insertAdjacentHTML("afterbegin", waiting);
+    localise(body);
+    while (body.rows.length > KEEP) body.lastElementChild.remove();
+    waiting = "";
+    count = 0;
+    fresh.hidden = true;
+  };
+  const poll = async () => {
+    if (busy || document.hidden) return;
+    busy = true;
+    try {
+      const query = new URLSearchParams(location.search);
+      query.set("after", newest);
+      for (const name of ["before", "period", "did"]) query.delete(name);
+      const answer = await fetch(`/admin/logs/tail?${query}`, { headers: { "X-Auto-Refresh": "1" }, redirect: "error" });
+      if (!answer.ok) return;
+      const text = await answer.text();
+      const ids = [...text.matchAll(/data-id="(\d+)"/g)].map((m) => Number(m[1]));
+      if (!ids.length) return;
+      newest = Math.max(newest, ...ids);
+      waiting = text + waiting;
+      count += ids.length;
+      if (!paused && scrollY < 80) show();
+      else {
+        fresh.hidden = false;
+        fresh.textContent = `${count} new`;
+      }
+    } catch { /* the banner of site.js tells when the coordinator is away */ } finally { busy = false; }
+  };
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.setAttribute("aria-pressed", String(!paused));
+    pause.textContent = paused ? "Go on" : "Pause";
+    if (!paused) { show(); poll(); }
+  });
+  fresh.addEventListener("click", () => { show(); scrollTo({ top: 0 }); });
+  document.addEventListener("bithaul:refresh", poll);
+  setInterval(poll, 2000);
+})();

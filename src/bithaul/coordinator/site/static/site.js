@@ -1,0 +1,149 @@
+// The small script of every page: refresh that keeps zoom, scroll and focus; times in the viewer's zone; keys; copy.
+"use strict";
+(() => {
+  const $ = (selector, root = document) => root.querySelector(selector);
+  const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+
+  // Times: the server writes UTC, this writes the viewer's own; "ago" is kept true between refreshes.
+  const two = (n) => String(n).padStart(2, "0");
+  const clock = (d) => `${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}`;
+  const day = (d) => `${d.getFullYear()}-${two(d.getMonth() + 1)}-${two(d.getDate())}`;
+  let skew = 0; // server time less ours, so that a wrong clock here does not make everything "in the future"
+  const span = (s) => {
+    if (s < 1) return "now";
+    if (s < 60) return `${Math.floor(s)} s ago`;
+    if (s < 3600) return `${Math.floor(s / 60)} min ${two(Math.floor(s % 60))} s ago`;
+    if (s < 86400) return `${Math.floor(s / 3600)} h ${two(Math.floor((s % 3600) / 60))} min ago`;
+    return `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h ago`;
+  };
+  const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
+  const localise = (root = document) => {
+    for (const node of $$("time[datetime]", root)) {
+      const at = new Date(node.dateTime);
+      const style = node.dataset.style;
+      if (style === "ago") put(node, span((Date.now() + skew - at) / 1000));
+      else if (style === "log") put(node, `${day(at).slice(5)} ${clock(at)}`);
+      else put(node, style === "clock" ? clock(at) : `${day(at)} ${clock(at).slice(0, 5)}`);
+    }
+  };
+
+  // Refresh: a timer that rests while the page is hidden and starts at once when it comes back.
+  const refresher = $("#refresher");
+  const choice = $("[data-interval]");
+  const away = $("#away");
+  const KEY = "bithaul.refresh";
+  let updated = Date.now();
+  let timer = 0;
+  const seconds = () => (choice ? Number(choice.value) : 0);
+  const plan = () => {
+    clearTimeout(timer);
+    if (seconds() && !document.hidden) timer = setTimeout(refresh, Math.max(200, updated + seconds() * 1000 - Date.now()));
+  };
+  const refresh = () => {
+    clearTimeout(timer);
+    if (!refresher || !window.htmx) return;
+    htmx.trigger(refresher, "bithaul:refresh");
+    document.dispatchEvent(new CustomEvent("bithaul:refresh"));
+  };
+  const say = (text, link) => {
+    document.body.classList.toggle("is-away", Boolean(text));
+    if (!away) return;
+    away.hidden = !text;
+    away.textContent = text || "";
+    if (link) {
+      const a = document.createElement("a");
+      a.href = link;
+      a.textContent = "Sign in again";
+      away.append(a);
+    }
+  };
+  const failed = () => {
+    say(`The coordinator does not answer. What you see is from ${clock(new Date(updated))}; trying again${seconds() ? ` every ${seconds()} s` : " when you press r"}.`);
+    clearTimeout(timer);
+    if (seconds() && !document.hidden) timer = setTimeout(refresh, seconds() * 1000);
+  };
+  if (refresher) {
+    const stored = localStorage.getItem(KEY);
+    if (choice && stored !== null && $$("option", choice).some((o) => o.value === stored)) choice.value = stored;
+    choice?.addEventListener("change", () => { localStorage.setItem(KEY, choice.value); updated = Math.max(updated, Date.now() - seconds() * 1000); plan(); });
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) clearTimeout(timer);
+      else if (seconds() && Date.now() - updated >= seconds() * 1000) refresh();
+      else plan();
+    });
+    refresher.addEventListener("htmx:beforeSwap", (event) => {
+      const asked = new URL(event.detail.pathInfo.finalRequestPath, location.href).pathname;
+      const got = event.detail.xhr.responseURL ? new URL(event.detail.xhr.responseURL).pathname : asked;
+      if (got !== asked || event.detail.xhr.status === 401) {
+        event.detail.shouldSwap = false;
+        say("You are signed out. ", location.href);
+      }
+    });
+    refresher.addEventListener("htmx:afterRequest", (event) => {
+      if (!event.detail.successful) { failed(); return; }
+      if (document.body.classList.contains("is-away") && !away.querySelector("a")) say("");
+      updated = Date.now();
+      const date = Date.parse(event.detail.xhr.getResponseHeader("date") || "");
+      if (date && Math.abs(date - updated) > 5000) skew = date - updated;
+      plan();
+    });
+    setInterval(() => {
+      const text = $("[data-updated]");
+      if (text) put(text, `updated ${span((Date.now() - updated) / 1000)}`);
+      localise();
+    }, 1000);
+    plan();
+  }
+  document.addEventListener("htmx:afterSwap", (event) => localise(event.target.parentNode || document));
+  document.addEventListener("htmx:oobAfterSwap", (event) => localise(event.target));
+
+  // A refresh must not close what the viewer opened, nor touch what they type.
+  if (window.Idiomorph) {
+    Idiomorph.defaults.ignoreActiveValue = true;
+    Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
+    Idiomorph.defaults.callbacks.beforeNodeMorphed = (node) => !(node.matches && node.matches(":popover-open, [data-still]"));
+    Idiomorph.defaults.callbacks.beforeNodeRemoved = (node) => !(node.matches && node.matches(":popover-open"));
+  }
+
+  // Keys: "/" search, "g d" dashboard and so on, "r" refresh, "?" help.
+  let leader = 0;
+  document.addEventListener("keydown", (event) => {
+    const field = event.target.closest?.("input, select, textarea, [contenteditable]");
+    if (event.key === "Escape" && field) { field.blur(); return; }
+    if (field || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (Date.now() - leader < 1500) {
+      leader = 0;
+      const link = $(`[data-go="${CSS.escape(event.key)}"]`);
+      if (link) { event.preventDefault(); link.click(); }
+      return;
+    }
+    if (event.key === "g") leader = Date.now();
+    else if (event.key === "r") refresh();
+    else if (event.key === "?") $("#help")?.togglePopover();
+    else if (event.key === "/") {
+      event.preventDefault();
+      const search = $("[data-search]");
+      if (search) { search.focus(); search.select(); } else location.href = "/admin/logs#search";
+    }
+  });
+  if (location.hash === "#search") $("[data-search]")?.focus();
+
+  // Filters apply when changed; copying says that it did.
+  document.addEventListener("change", (event) => { if (event.target.closest("form[data-auto]") && event.target.type !== "search") event.target.form.requestSubmit(); });
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    const text = document.getElementById(button.dataset.copy).textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "Copied";
+    } catch {
+      getSelection().selectAllChildren(document.getElementById(button.dataset.copy));
+      button.textContent = "Press Ctrl-C";
+    }
+    setTimeout(() => { button.textContent = "Copy"; }, 2000);
+  });
+
+  localise();
+  window.bithaul = { $, $$, localise, clock, day, refresh };
+})();

@@ -1,0 +1,90 @@
+"""The fleet, and a page for each machine: what it does, what it did, why something of it did not count."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bithaul.coordinator.commands.standing import pin_worker, restore_worker, set_aside_worker
+from bithaul.coordinator.commands.steer import call_gone, drain_worker
+from bithaul.coordinator.queries.machines import MachineView, machines
+from bithaul.coordinator.queries.workerpage import worker_page
+from bithaul.coordinator.site.admin import ADMIN_HOME
+from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.frame import Frame
+from bithaul.exchange.messages import Name
+
+WorkerName = Annotated[Name, Path()]
+
+
+def worker_pages(router: APIRouter, frame: Frame) -> None:
+    c = frame.c
+
+    def chosen(search: str, state: str) -> list[MachineView]:
+        text = search.lower()
+        return [
+            m
+            for m in machines(c).machines
+            if (not text or text in f"{m.name} {m.device} {m.software}".lower())
+            and (not state or m.state == state)
+        ]
+
+    @router.get(f"{ADMIN_HOME}/workers")
+    async def workers(request: Request, q: str = "", state: str = "") -> Response:
+        def build() -> dict[str, object]:
+            fleet = machines(c)
+            states = sorted({m.state for m in fleet.machines})
+            return {"view": fleet, "rows": chosen(q, state), "states": states, "q": q, "state": state}
+
+        return await frame.show(request, "workers.html", build)
+
+    @router.get(f"{ADMIN_HOME}/workers.{{kind}}")
+    async def workers_file(request: Request, kind: str, q: str = "", state: str = "") -> Response:
+        return await frame.data(request, lambda: export(chosen(q, state), name="workers", kind=kind))
+
+    @router.get(f"{ADMIN_HOME}/workers/{{worker}}")
+    async def worker_details(request: Request, worker: WorkerName) -> Response:
+        return await frame.show(request, "worker.html", lambda: {"view": worker_page(c, worker)})
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/drain")
+    async def drain(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: drain_worker(c, worker, on=True, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/resume")
+    async def resume(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: drain_worker(c, worker, on=False, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/gone")
+    async def gone(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: call_gone(c, worker, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/set-aside")
+    async def set_aside(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: set_aside_worker(c, worker, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/restore")
+    async def restore(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: restore_worker(c, worker, actor=person.name), back=_page(worker)
+        )
+
+    @router.post(f"{ADMIN_HOME}/workers/{{worker}}/pin")
+    async def pin(request: Request, worker: WorkerName) -> Response:
+        return await frame.act(
+            request, lambda person: pin_worker(c, worker, actor=person.name), back=_page(worker)
+        )
+
+
+def _page(worker: str) -> str:
+    return f"{ADMIN_HOME}/workers/{worker}"

@@ -1,0 +1,174 @@
+"""A real coordinator process on a pretended run, and the system's Chromium before it.
+
+Skipped, with the reason, where Playwright or a Chromium is missing; `.ci/run` installs one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import update
+
+from bithaul.coordinator.context import Coordinator, open_coordinator
+from bithaul.coordinator.identity.clients import create_client
+from bithaul.coordinator.identity.passwords import hash_password
+from bithaul.coordinator.identity.people import create_person
+from bithaul.coordinator.identity.tables import people
+from bithaul.coordinator.settings import load_settings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+sys.path.insert(0, str(Path(__file__).parent))
+from pretend import MACHINES, pretend_run
+
+NAME, PASSWORD = "ada", "correct horse battery staple"
+WATCH = """
+window.__violations = [];
+document.addEventListener("securitypolicyviolation", (e) => window.__violations.push(
+  `${e.violatedDirective} ${e.blockedURI} ${e.sourceFile}:${e.lineNumber}`));
+"""
+
+
+def chromium_path() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def prepare(folder: Path, *, versions: int) -> None:
+    """A run folder with a pretended run, keys for its machines and one person with a known password."""
+    (folder / "bithaul.toml").write_text("worker_gone_seconds = 86400\ndisk_reserve_bytes = 0\n")
+    c = open_coordinator(load_settings(folder))
+    pretend_run(c, count=versions, weights=True)
+    for machine in MACHINES:
+        create_client(c, machine, scope="bithaul.worker")
+    create_person(c, NAME)
+    values = {"password_hash": hash_password(PASSWORD), "must_change": False}
+    with c.database.write() as connection:
+        connection.execute(update(people).where(people.c.name == NAME).values(values))
+    c.close()
+
+
+@dataclass
+class Process:
+    """`bithaul coordinator` and, for tests that write beside it, its database."""
+
+    folder: Path
+    url: str = ""
+    c: Coordinator = field(init=False)
+    process: subprocess.Popen[str] = field(init=False)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "bithaul", "coordinator", "--dir", str(self.folder), "--json"]
+        port = self.url.rpartition(":")[2] or "0"
+        log = (self.folder / "coordinator.log").open("a")
+        self.process = subprocess.Popen(
+            [*command, "--port", port], stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ
+        )
+        log.close()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, (self.folder / "coordinator.log").read_text()
+        self.url = json.loads(line)["url"]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    path = chromium_path()
+    if path is None:
+        pytest.skip("no Chromium on this machine; install the system's package `chromium`")
+    sandbox = [] if os.name != "posix" or os.geteuid() else ["--no-sandbox"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=sandbox)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def coordinator() -> Iterator[Process]:
+    folder = Path(tempfile.mkdtemp(prefix="bithaul-browser-"))
+    prepare(folder, versions=300)
+    running = Process(folder)
+    running.start()
+    running.c = open_coordinator(load_settings(folder))
+    yield running
+    running.c.close()
+    running.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def signed_in(chromium: Browser, coordinator: Process) -> dict[str, Any]:
+    """The cookies of a person who has signed in through the pages."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(coordinator.url + "/admin")
+    page.get_by_label("Name").fill(NAME)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/admin")
+    state = context.storage_state()
+    context.close()
+    return dict(state)
+
+
+@dataclass
+class Tab:
+    """A page that remembers everything it complained about."""
+
+    page: Page
+    url: str
+    complaints: list[str] = field(default_factory=list)
+
+    def go(self, path: str) -> Page:
+        self.page.goto(self.url + path)
+        return self.page
+
+    def assert_quiet(self) -> None:
+        assert self.page.evaluate("window.__violations") == []
+        assert self.complaints == []
+
+
+Open = Callable[..., Tab]
+
+
+@pytest.fixture
+def open_tab(chromium: Browser, coordinator: Process, signed_in: dict[str, Any]) -> Iterator[Open]:
+    contexts: list[BrowserContext] = []
+
+    def make(*, width: int = 1280, height: int = 900, scheme: str = "light", **options: Any) -> Tab:
+        context = chromium.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme=scheme,
+            storage_state=signed_in,
+            **options,
+        )
+        context.set_default_timeout(15_000)
+        context.add_init_script(WATCH)
+        contexts.append(context)
+        tab = Tab(context.new_page(), coordinator.url)
+        tab.page.on(
+            "console", lambda m: tab.complaints.append(m.text) if m.type in ("error", "warning") else None
+        )
+        tab.page.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        return tab
+
+    yield make
+    for context in contexts:
+        context.close()

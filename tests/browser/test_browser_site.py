@@ -1,0 +1,304 @@
+"""The admin site in a real browser: every page under its policy, and a refresh that takes nothing away."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import insert, select
+
+from bithaul.coordinator.database import fleet
+from bithaul.coordinator.database.tables import logs, workers
+from bithaul.coordinator.database.versions import insert_version, newest_version
+
+pytestmark = pytest.mark.browser
+
+PAGES = [
+    "/admin",
+    "/admin/workers",
+    "/admin/workers/kitchen-laptop",
+    "/admin/tasks",
+    "/admin/tasks/1",
+    "/admin/runs",
+    "/admin/runs/300",
+    "/admin/logs",
+    "/admin/keys",
+    "/admin/install",
+    "/account",
+]
+SCALE = "(() => { const { min, max } = window.bithaul.plots.loss.scales.x; return [min, max]; })()"
+
+
+def add_version(coordinator) -> int:
+    """The next version, as a merge would announce it."""
+    with coordinator.c.database.write() as connection:
+        newest = newest_version(connection, 1)
+        row = replace(
+            newest,
+            version=newest.version + 1,
+            created_at=coordinator.c.clock.now(),
+            tokens_total=newest.tokens_total + newest.tokens,
+        )
+        insert_version(connection, row)
+    return row.version
+
+
+def write_logs(coordinator, *events: str) -> None:
+    now = coordinator.c.clock.now()
+    rows = [
+        {"received_at": now, "time": now, "worker": "attic-nuc", "level": "info", "event": e, "fields": "{}"}
+        for e in events
+    ]
+    with coordinator.c.database.write() as connection:
+        connection.execute(insert(logs), rows)
+
+
+def refresh(page) -> None:
+    """One refresh, whole: the strip is swapped and the curve has its delta."""
+    with page.expect_response(lambda r: r.request.headers.get("hx-request") == "true"):
+        page.evaluate("window.bithaul.refresh()")
+    page.wait_for_timeout(300)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1920])
+def test_every_page_is_quiet_and_fits(open_tab, width: int, scheme: str) -> None:
+    """Catches: a policy violation, a script error, a missing file, a page wider than the screen."""
+    tab = open_tab(width=width, scheme=scheme)
+    for path in PAGES:
+        page = tab.go(path)
+        page.wait_for_load_state("networkidle")
+        if page.locator("#refresher").count():
+            refresh(page)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{path} is {wide} px wide at {width}"
+        assert page.locator("h1").count() == 1, path
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark"), path
+        tab.assert_quiet()
+
+
+def test_the_first_page_is_light(open_tab) -> None:
+    page = open_tab().go("/admin")
+    page.wait_for_load_state("networkidle")
+    sizes = page.evaluate(
+        "performance.getEntriesByType('resource').concat(performance.getEntriesByType('navigation'))"
+        ".map((e) => [e.name, e.transferSize])"
+    )
+    assert len(sizes) >= 8
+    assert all(size > 0 for _, size in sizes), sizes
+    assert sum(size for _, size in sizes) < 150_000, sizes
+
+
+def test_zoom_stays_and_the_curve_grows(open_tab, coordinator) -> None:
+    """Catches: mlflow's plots that forget their zoom at each refresh."""
+    tab = open_tab()
+    page = tab.go("/admin")
+    page.wait_for_function("window.bithaul.plots && window.bithaul.plots.loss")
+    whole = page.evaluate(SCALE)
+    over = page.locator("[data-chart=loss] .u-over").bounding_box()
+    page.mouse.move(over["x"] + over["width"] * 0.4, over["y"] + 80)
+    page.mouse.down()
+    page.mouse.move(over["x"] + over["width"] * 0.7, over["y"] + 90, steps=6)
+    page.mouse.up()
+    page.wait_for_selector("[data-chart=loss][data-zoomed=yes]")
+    zoomed = page.evaluate(SCALE)
+    assert zoomed[0] > whole[0] + 50
+    assert zoomed[1] < whole[1] - 50
+    canvas = page.locator("[data-chart=loss] canvas").element_handle()
+    made = add_version(coordinator)
+    refresh(page)
+    page.wait_for_function(f"window.bithaul.plots.loss.data[0].at(-1) === {made}")
+    assert page.evaluate(SCALE) == zoomed
+    assert canvas.evaluate("(node) => node.isConnected"), "the chart was not thrown away"
+    assert page.locator("#totals dd").nth(6).inner_text() == str(made), "the strip moved on meanwhile"
+    page.get_by_role("button", name="Show all").click()
+    assert page.evaluate(SCALE)[1] == made
+    tab.assert_quiet()
+
+
+def test_axes_change_and_are_kept(open_tab) -> None:
+    tab = open_tab()
+    page = tab.go("/admin")
+    page.wait_for_function("window.bithaul.plots && window.bithaul.plots.loss")
+    page.get_by_role("button", name="tokens").click()
+    page.get_by_role("button", name="log").click()
+    assert page.evaluate(SCALE)[1] > 1_000_000
+    assert page.evaluate("window.bithaul.plots.loss.scales.y.distr") == 3
+    page.reload()
+    page.wait_for_function("window.bithaul.plots && window.bithaul.plots.loss")
+    assert page.evaluate(SCALE)[1] > 1_000_000
+    tab.assert_quiet()
+
+
+def test_refresh_keeps_typing_focus_and_scroll(open_tab) -> None:
+    page = open_tab(height=500).go("/admin/workers")
+    page.keyboard.press("/")
+    page.keyboard.type("attic")
+    page.evaluate("scrollTo(0, 120)")
+    before = page.locator("#rows tbody tr").first.element_handle()
+    refresh(page)
+    assert page.evaluate("document.activeElement.name") == "q"
+    assert page.locator("[name=q]").input_value() == "attic"
+    assert page.evaluate("scrollY") == 120
+    assert before.evaluate("(node) => node.isConnected"), "rows are changed, not replaced"
+
+
+def test_refresh_happens_by_itself_and_can_be_switched_off(open_tab) -> None:
+    page = open_tab().go("/admin")
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url) if r.headers.get("hx-request") else None)
+    page.locator("[data-interval]").select_option("2")
+    page.wait_for_timeout(5000)
+    assert 1 <= len(asked) <= 4
+    page.locator("[data-interval]").select_option("0")
+    page.wait_for_timeout(500)
+    asked.clear()
+    page.wait_for_timeout(3500)
+    assert asked == []
+    assert re.fullmatch(r"updated \d+ s ago", page.locator("[data-updated]").inner_text())
+    page.reload()
+    assert page.locator("[data-interval]").input_value() == "0", "the choice is kept"
+
+
+def test_a_hidden_page_rests_and_wakes(open_tab) -> None:
+    page = open_tab().go("/admin")
+    page.locator("[data-interval]").select_option("2")
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.url) if r.headers.get("hx-request") else None)
+    hide = "(on) => { Object.defineProperty(document, 'hidden', { value: on, configurable: true }); "
+    hide += "document.dispatchEvent(new Event('visibilitychange')); }"
+    page.evaluate(hide, True)
+    page.wait_for_timeout(500)
+    asked.clear()
+    page.wait_for_timeout(4000)
+    assert asked == []
+    page.evaluate(hide, False)
+    page.wait_for_timeout(1000)
+    assert len(asked) == 1
+
+
+def test_the_banner_tells_when_the_coordinator_is_away_and_back(open_tab, coordinator) -> None:
+    """A real stop: the process is killed, the page keeps what it had, and goes on when it is back."""
+    tab = open_tab()
+    page = tab.go("/admin")
+    page.locator("[data-interval]").select_option("2")
+    coordinator.stop()
+    page.wait_for_selector("#away:not([hidden])")
+    assert "does not answer" in page.locator("#away").inner_text()
+    assert page.locator("#totals dd").nth(0).inner_text() == "14", "the last numbers stay"
+    coordinator.start()
+    page.wait_for_selector("#away", state="hidden", timeout=30_000)
+    assert page.evaluate("window.__violations") == []
+
+
+def test_signed_out_is_said_and_the_page_stays(open_tab, coordinator) -> None:
+    """Catches: a sign-in form swapped into the middle of a dashboard."""
+    page = open_tab().go("/admin")
+    page.context.clear_cookies()
+    refresh(page)
+    page.wait_for_selector("#away a")
+    assert "signed out" in page.locator("#away").inner_text()
+    assert page.locator("#totals").count() == 1
+    assert page.locator("input[type=password]").count() == 0
+
+
+def test_keys_go_everywhere(open_tab) -> None:
+    page = open_tab().go("/admin")
+    for letter, path in (("w", "workers"), ("t", "tasks"), ("r", "runs"), ("l", "logs"), ("k", "keys")):
+        page.keyboard.press("g")
+        page.keyboard.press(letter)
+        page.wait_for_url(f"**/admin/{path}")
+    page.keyboard.press("g")
+    page.keyboard.press("d")
+    page.wait_for_url("**/admin")
+    page.keyboard.press("/")
+    page.wait_for_url("**/admin/logs#search")
+    page.wait_for_function("document.activeElement.name === 'q'")
+    page.keyboard.press("Escape")
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+
+
+def test_an_action_asks_once_and_shows_its_result(open_tab, coordinator) -> None:
+    tab = open_tab()
+    page = tab.go("/admin/workers/desk-ryzen")
+    page.get_by_role("button", name="Drain").first.click()
+    dialog = page.locator("#drain")
+    assert "gets no more work until you resume" in dialog.inner_text()
+    dialog.get_by_role("button", name="Cancel").click()
+    assert not dialog.is_visible()
+    page.get_by_role("button", name="Drain").first.click()
+    refresh(page)
+    assert dialog.is_visible(), "a refresh does not close what the operator reads"
+    dialog.get_by_role("button", name="Drain").click()
+    page.wait_for_selector(".note.good")
+    assert "desk-ryzen finishes what it has" in page.locator(".note.good").inner_text()
+    with coordinator.c.database.read() as connection:
+        query = select(workers.c.drained).where(workers.c.id == "desk-ryzen")
+        assert connection.execute(query).scalar_one()
+    tab.assert_quiet()
+
+
+def test_the_tail_moves_only_when_it_may(open_tab, coordinator) -> None:
+    tab = open_tab()
+    page = tab.go("/admin/logs")
+    write_logs(coordinator, "brand_new <b>event</b>")
+    page.wait_for_selector("#lines tr.new")
+    assert "brand_new <b>event</b>" in page.locator("#lines tr").first.inner_text()
+    page.get_by_role("button", name="Pause").click()
+    write_logs(coordinator, "while_paused", "while_paused")
+    page.wait_for_selector("[data-fresh]:not([hidden])")
+    assert page.locator("[data-fresh]").inner_text() == "2 new"
+    assert "while_paused" not in page.locator("#lines").inner_text()
+    page.locator("[data-fresh]").click()
+    assert "while_paused" in page.locator("#lines tr").nth(1).inner_text()
+    tab.assert_quiet()
+
+
+def test_filters_live_in_the_address(open_tab) -> None:
+    page = open_tab().go("/admin/logs")
+    page.get_by_role("link", name="Errors only").click()
+    page.wait_for_url("**/admin/logs?level=error")
+    assert set(page.locator("#lines .badge").all_inner_texts()) == {"error"}
+    page.locator("[name=worker]").select_option("attic-nuc")
+    page.wait_for_url(re.compile(r"worker=attic-nuc"))
+    assert "level=error" in page.url
+
+
+def test_a_machine_is_added_and_its_page_turns_green(open_tab, coordinator) -> None:
+    tab = open_tab()
+    page = tab.go("/admin/install")
+    page.get_by_label("Name of the machine").fill("new-phone")
+    page.get_by_role("button", name="Make its key").click()
+    secret = page.locator("#secret").inner_text()
+    assert secret.startswith("bhw_")
+    assert f"BITHAUL_CLIENT_SECRET={secret}" in page.locator("#line-bash").inner_text()
+    assert "turns green" in page.locator("#arrived").inner_text()
+    with coordinator.c.database.write() as connection:
+        fleet.insert_worker(connection, "new-phone", now=time.time())
+    page.wait_for_selector("#arrived .note.good")
+    assert "new-phone has arrived" in page.locator("#arrived").inner_text()
+    kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, location.href])")
+    assert secret not in json.loads(json.dumps(kept)), "a secret is kept nowhere in the browser"
+    tab.assert_quiet()
+
+
+def test_times_are_the_viewers_with_utc_in_the_title(open_tab) -> None:
+    page = open_tab(timezone_id="Asia/Tokyo").go("/admin/runs/300")
+    made = page.locator("time[data-style=moment]").first
+    utc = made.get_attribute("title")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", utc)
+    assert int(made.inner_text()[11:13]) == (int(utc[11:13]) + 9) % 24
+
+
+def test_pages_read_without_script(open_tab) -> None:
+    """Catches: numbers that only a script can show."""
+    page = open_tab(java_script_enabled=False).go("/admin")
+    assert "Newest versions" in page.locator("main").inner_text()
+    assert page.locator("#below tbody tr").count() == 10
+    page = open_tab(java_script_enabled=False).go("/admin/logs?level=error")
+    assert page.locator("#lines tr").count() > 0

@@ -1,0 +1,174 @@
+"""Writes docs/security-matrix.md: every SEC number with the tests that carry it, or marked open.
+
+Run `make security-matrix`; a test fails when the page is not what this prints. `test_sec_07_...` proves
+SEC-07; a test elsewhere that proves one is named in ALSO and must exist. What is not covered is said in OPEN.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "security-matrix.md"
+_NAME = re.compile(r"test_sec_(\d\d)_\w+")
+
+GROUPS = {
+    "Clients and the token endpoint": range(1, 11),
+    "Tokens": range(11, 19),
+    "Code flow and OpenID Connect": range(19, 28),
+    "Sessions and browser": range(28, 38),
+    "Files and sizes": (38, 39, 40, 41, 42, 45, 62),
+    "Slow and hostile connections": (43, 44, 54),
+    "Between workers": (46, 47, 48, 49),
+    "Set-up and operation": (50, 51, 52, 53, 55, 56, 57, 58, 59, 60, 61),
+}
+
+PROMISES = {
+    1: "unknown client, wrong secret and disabled client are one answer, in one time",
+    2: "no secret, code, cookie or token rests in the run's folder or in a log",
+    3: "rotating, disabling or deleting ends every token with the next request, also after a restart",
+    4: "an upload that began under a rotated credential is not applied",
+    5: "an old secret fails at once, or when its grace ends",
+    6: "one way of client authentication; malformed Basic is an ordinary 401",
+    7: "forms are bounded, urlencoded, and name nothing twice",
+    8: "a token never has more scope than its client",
+    9: "no-store wherever a secret or token is shown",
+    10: "guessing is slowed on every credential path, and nobody else is locked out",
+    11: "other algorithms are refused",
+    12: "other, missing and hostile key ids are refused",
+    13: "a token brings no key of its own, and no connection is opened for one",
+    14: "an access token is no ID token and the other way round",
+    15: "claims are checked by value and type, with 30 s of skew",
+    16: "whatever is not exactly one of our tokens is a 401, quickly",
+    17: "signing keys rotate without losing a token, and only public halves are shown",
+    18: "a token counts in one Authorization header and nowhere else",
+    19: "PKCE S256 is demanded where the code is asked for",
+    20: "redirect addresses match byte for byte, or there is no redirect",
+    21: "a code is redeemed once; a replay ends what it gave",
+    22: "a code is bound to client, address, challenge and session, and lives a minute",
+    23: "state, iss, nonce, at_hash, prompt and max_age do what they say",
+    24: "flows that are not offered are not announced and refused",
+    25: "the issuer is the public URL, and what is announced works for clients that are not ours",
+    26: "signing out leads to registered addresses only, and asks when it cannot be sure",
+    27: "revocation of one's own tokens only; introspection needs the role",
+    28: "the session id changes with every change of privilege",
+    29: "cookie attributes for https and http; a banner over plain http",
+    30: "sessions end by idleness, age, choice and a new password",
+    31: "every unsafe route refuses requests another site made",
+    32: "GET and HEAD change nothing",
+    33: "pages carry the content security policy as written",
+    34: "all safe headers on everything; HSTS under https only",
+    35: "what strangers send appears as text",
+    36: "`next` never leaves the site",
+    37: "a secret is shown once",
+    38: "ids are looked up, never joined to a path",
+    39: "sizes are judged before, during and after the body",
+    40: "encoded bodies are refused",
+    41: "hostile JSON is refused in bounded time and memory",
+    42: "ranges are the right bytes or 416, never slow",
+    43: "large headers and slow connections end at a deadline",
+    44: "event streams are bounded and end with the session",
+    45: "a full disk is 507 and leaves nothing behind",
+    46: "logs are bounded per worker, and escaped where they are shown",
+    47: "one worker cannot act as another",
+    48: "late and repeated results are refused or answered with the same receipt",
+    49: "status and metrics show no names",
+    50: "foreign hosts are refused; forwarded headers count from configured proxies only",
+    51: "the first password is generated, shown once, and changed by force",
+    52: "unsafe settings do not start, and `bithaul check --deploy` names each",
+    53: "who did what is in the audit log",
+    54: "a crowd of sign-ins does not stop heartbeats",
+    55: "errors carry a request id and never a traceback",
+    56: "floors of libraries with fixed holes hold",
+    57: "install scripts carry no secret as an argument and quote hostile names",
+    58: "only this machine is served unless told otherwise",
+    59: "secrets are compared in constant time",
+    60: "backups are 0600 and hold no plaintext secret",
+    61: "fuzzing the whole API finds no 5xx and nothing undocumented",
+    62: "codec headers allocate nothing beyond the declared cap",
+}
+
+ALSO = {
+    48: (
+        "tests/integration/test_api_process.py::test_a_worker_s_whole_day_over_http",
+        "tests/unit/coordinator/test_core_gates.py::test_only_the_holder_of_a_lease_may_report",
+        "tests/unit/coordinator/test_core_gates.py::test_the_first_valid_report_wins",
+    ),
+    62: (
+        "tests/unit/exchange/test_exchange_frame.py::test_any_head_is_refused_without_a_large_allocation",
+        "tests/unit/exchange/test_exchange_codecs.py::test_random_heads_never_allocate",
+    ),
+}
+
+OPEN = {
+    2: "backups do not exist yet",
+    3: "a second process on PostgreSQL is not tested",
+    33: "no walk with a real browser yet",
+    35: "the pages that show workers, logs and tasks do not exist yet",
+    37: "the page that shows a key, history and local storage do not exist yet",
+    40: "zstd is refused like every encoding, so there is no bomb to defuse",
+    43: "idle keep-alive is uvicorn's own 30 s and not tested here",
+    44: "there are no event streams yet",
+    46: "log pages do not exist yet",
+    53: "seed, rollback and settings have no rows yet",
+    54: "memory is bounded by two threads and a queue of 32; it is not measured",
+    56: "no audit of the lock file",
+    57: "there are no install scripts yet",
+    60: "there are no backups yet",
+    61: "no schemathesis run yet; SEC-55 sends nonsense to every operation",
+}
+
+
+def carried() -> dict[int, list[str]]:
+    """Tests by number, in the order of files and lines."""
+    found: dict[int, list[str]] = {}
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and (match := _NAME.fullmatch(node.name)):
+                found.setdefault(int(match[1]), []).append(
+                    f"{path.relative_to(ROOT).as_posix()}::{node.name}"
+                )
+    for number, tests in ALSO.items():
+        for test in tests:
+            path, _, name = test.partition("::")
+            if f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8"):
+                raise SystemExit(f"{test} does not exist; mend ALSO in {Path(__file__).name}")
+            found.setdefault(number, []).append(test)
+    return found
+
+
+def page() -> str:
+    tests = carried()
+    unknown = tests.keys() - PROMISES.keys()
+    if unknown:
+        raise SystemExit(f"Tests carry numbers that do not exist: {sorted(unknown)}")
+    without = PROMISES.keys() - tests.keys() - OPEN.keys()
+    if without:
+        raise SystemExit(f"Neither a test nor a word in OPEN: {sorted(without)}")
+    covered = len(tests.keys() - OPEN.keys())
+    partly = len(tests.keys() & OPEN.keys())
+    lines = [
+        "# What the security tests prove",
+        "",
+        "Written by `make security-matrix` from the tests; a test fails when this page is not up to date.",
+        "Numbers are names and never change. *Partly* and *open* say what is missing.",
+        "",
+        f"{covered} covered, {partly} partly, {len(PROMISES) - covered - partly} open.",
+    ]
+    for title, numbers in GROUPS.items():
+        lines += ["", f"## {title}", "", "| number | promise | state | tests |", "|---|---|---|---|"]
+        for number in numbers:
+            names = tests.get(number, [])
+            missing = OPEN.get(number)
+            state = "covered" if missing is None else f"{'partly' if names else '**open**'}: {missing}"
+            shown = "<br>".join(f"`{name.removeprefix('tests/')}`" for name in names) or "none"
+            lines.append(f"| SEC-{number:02} | {PROMISES[number]} | {state} | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    sys.stdout.write(f"{PAGE.relative_to(ROOT)} written\n")

@@ -1,0 +1,179 @@
+"""Tasks, runs and versions: browsing, taking back, pinning, download, ternary pictures, the try box."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database.tables import leases, runs, tasks, versions
+from bithaul.coordinator.queries.blobs import weights_blob
+from bithaul.coordinator.queries.runpage import run_page, version_page
+from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
+from bithaul.coordinator.queries.ternary import ternary
+from bithaul.errors import InvalidInput, NotFound
+from bithaul.exchange.weights import open_weights
+
+
+@pytest.fixture(scope="module")
+def with_weights(make_coordinator: Callable[..., Coordinator]) -> Coordinator:
+    return make_coordinator(versions=12, weights=True)
+
+
+@pytest.fixture
+def own(make_coordinator: Callable[..., Coordinator]) -> Coordinator:
+    return make_coordinator(versions=12)
+
+
+def open_task(c: Coordinator) -> int:
+    with c.database.read() as connection:
+        return int(
+            connection.execute(
+                select(leases.c.task_id).where(leases.c.state == "open", leases.c.worker == "attic-nuc")
+            ).scalar_one()
+        )
+
+
+def test_pages_of_tasks_show_each_once(c: Coordinator) -> None:
+    with c.database.read() as connection:
+        every = [i for (i,) in connection.execute(select(tasks.c.id).order_by(tasks.c.id.desc()))]
+    seen, before = [], None
+    while True:
+        view = task_browser(c, before=before, count=50)
+        seen += [row.id for row in view.rows]
+        if view.older is None:
+            break
+        before = view.older
+    assert seen == every
+
+
+def test_tasks_are_filtered(c: Coordinator) -> None:
+    leased = task_browser(c, state="leased").rows
+    assert {row.worker for row in leased} == {"attic-nuc", "desk-ryzen", "garage-dell", "kitchen-laptop"}
+    assert all(0 < row.share < 1 for row in leased)
+    mine = task_browser(c, worker="lab-xeon").rows
+    assert mine
+    assert {row.worker for row in mine} == {"lab-xeon"}
+    with pytest.raises(InvalidInput):
+        task_browser(c, state="lost")
+
+
+def test_a_task_taken_back_waits_for_the_next(own: Coordinator, visit) -> None:
+    site, number = visit(own), open_task(own)
+    answer = site.post(f"/admin/tasks/{number}/requeue")
+    assert answer.status_code == 303
+    view = task_page(own, number)
+    assert view.task.state == "pending"
+    assert view.attempts[-1].reason == "taken back by an operator"
+    shown = site.get(answer.headers["location"]).text
+    assert f"Task {number} was taken back" in shown
+    assert site.post(f"/admin/tasks/{number}/requeue").status_code == 409
+    assert site.post("/admin/tasks/999999/requeue").status_code == 404
+
+
+def test_a_task_past_its_deadline_is_late(own: Coordinator) -> None:
+    own.clock.time += 1000
+    late = [row for row in task_browser(own, state="leased").rows if row.late]
+    assert len(late) == 4
+
+
+def test_versions_page_by_key(c: Coordinator, site: TestClient) -> None:
+    first = run_page(c, count=50)
+    second = run_page(c, before=first.older, count=50)
+    assert [v.version for v in first.rows] == list(range(120, 70, -1))
+    assert [v.version for v in second.rows] == list(range(70, 20, -1))
+    assert [v.version for v in run_page(c, kept=True).rows] == [120, 119]
+    assert first.run is not None
+    assert first.run.parameters > 6_000_000
+    assert len(site.get("/admin/runs.json").json()) == 120
+
+
+def test_who_made_a_version_adds_up(c: Coordinator) -> None:
+    view = version_page(c, 77)
+    assert sum(p.tokens for p in view.contributions) == view.version.tokens
+    assert sum(p.reports for p in view.contributions) == view.version.reports
+    with pytest.raises(NotFound):
+        version_page(c, 121)
+
+
+def test_pin_and_pause(own: Coordinator, visit) -> None:
+    site = visit(own)
+    assert site.post("/admin/runs/12/pin").status_code == 303
+    with own.database.read() as connection:
+        assert connection.execute(select(versions.c.pinned).where(versions.c.version == 12)).scalar_one()
+    assert site.post("/admin/runs/3/pin").status_code == 409, "its weights are gone"
+    site.post("/admin/runs/12/unpin")
+    answer = site.post("/admin/runs/pause")
+    assert "The run is paused" in site.get(answer.headers["location"]).text
+    with own.database.read() as connection:
+        assert not connection.execute(select(versions.c.pinned).where(versions.c.version == 12)).scalar_one()
+        assert connection.execute(select(runs.c.state)).scalar_one() == "paused"
+
+
+def test_going_back_to_a_version(with_weights: Coordinator, visit) -> None:
+    """One button: the old weights are the newest version, and the page says so."""
+    site = visit(with_weights)
+    newest = run_page(with_weights).rows[0].version
+    kept = [row.version for row in run_page(with_weights).rows if row.kept and row.version != newest]
+    page = site.get(f"/admin/runs/{kept[0]}").text
+    assert f"Go back to version {kept[0]}?" in page
+    assert "Go back to version" not in site.get(f"/admin/runs/{newest}").text
+    answer = site.post(f"/admin/runs/{kept[0]}/rollback")
+    assert (
+        f"Version {kept[0]} is in force again, as version {newest + 1}."
+        in site.get(answer.headers["location"]).text
+    )
+    assert run_page(with_weights).rows[0].version == newest + 1
+    assert site.post(f"/admin/runs/{newest + 1}/rollback").status_code == 409
+
+
+def test_ternary_shares_are_those_of_the_weights(with_weights: Coordinator) -> None:
+    """Catches: counting latent signs, one scale for the whole model, a wrong layer's span."""
+    c = with_weights
+    view = ternary(c, 12)
+    assert (view.version, view.compared_with, len(view.layers)) == (12, 11, 5)
+    with c.database.read() as connection:
+        from bithaul.coordinator.database.runs import get_run
+
+        layout = get_run(connection).layout
+    vector = np.array(open_weights(weights_blob(c, 12).path, expected_count=layout.size).vector)
+    zero = total = 0
+    for spec, matrix in layout.views(vector):
+        if spec.name.startswith("model.layers.3.") and "proj" in spec.name:
+            scale = np.abs(matrix).mean()
+            zero += int((np.abs(matrix) < 0.5 * scale).sum())
+            total += matrix.size
+    layer = view.layers[3]
+    assert layer.values == total
+    assert layer.zero == pytest.approx(zero / total, abs=1e-4)
+    assert layer.minus + layer.zero + layer.plus == pytest.approx(1.0)
+    assert sum(layer.histogram) == pytest.approx(1.0)
+    assert layer.flips is not None
+    assert 0.0 < layer.flips < 0.2
+    assert view.layers[4].zero > view.layers[0].zero
+    assert ternary(c, 11).layers[0].flips is None
+
+
+def test_weights_are_downloaded_whole(with_weights: Coordinator, visit) -> None:
+    site = visit(with_weights)
+    answer = site.get("/admin/runs/12/weights")
+    assert answer.status_code == 200
+    assert answer.headers["content-disposition"] == 'attachment; filename="weights-12.bgwt"'
+    assert hashlib.sha256(answer.content).hexdigest() == weights_blob(with_weights, 12).sha256
+    assert site.get("/admin/runs/3/weights").status_code == 404
+    page = site.get("/admin/runs/12").text
+    assert page.count("<figure>") == 5
+    assert "flips since version 11" in page
+
+
+def test_the_try_box_refuses_in_words(own: Coordinator, visit) -> None:
+    site = visit(own)
+    for sentence in ("", "x" * 401):
+        answer = site.post("/admin/runs/try", data={"sentence": sentence})
+        assert answer.status_code == 422
+        assert "Write a sentence" in answer.text

@@ -1,0 +1,227 @@
+"""Workers and logs: filters, exports, actions with their audit rows, pages by key, counts, the tail."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import insert, select, text
+from starlette.testclient import TestClient
+
+from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database.tables import leases, logs, workers
+from bithaul.coordinator.identity.tables import audit
+from bithaul.coordinator.queries.logbook import log_page, log_tail, make_filter
+from bithaul.coordinator.queries.workerpage import worker_page
+from bithaul.errors import InvalidInput, NotFound
+
+
+@pytest.fixture
+def own(make_coordinator: Callable[..., Coordinator]) -> Coordinator:
+    return make_coordinator(versions=12)
+
+
+def last_audit(c: Coordinator) -> tuple[str, str, str]:
+    with c.database.read() as connection:
+        row = connection.execute(select(audit).order_by(audit.c.id.desc()).limit(1)).mappings().one()
+    return row["actor"], row["action"], row["subject"]
+
+
+def test_workers_are_filtered_and_exported_as_shown(site: TestClient) -> None:
+    page = site.get("/admin/workers?state=training")
+    assert "attic-nuc" in page.text
+    assert "lab-xeon" not in page.text
+    rows = list(csv.DictReader(io.StringIO(site.get("/admin/workers.csv?state=training").text)))
+    assert [row["name"] for row in rows] == ["attic-nuc", "desk-ryzen"]
+    found = site.get("/admin/workers.json?q=xeon").json()
+    assert [(m["name"], m["state"]) for m in found] == [("lab-xeon", "gone")]
+    assert site.get("/admin/workers.xml").status_code == 404
+
+
+def test_a_workers_page_says_why(c: Coordinator, site: TestClient) -> None:
+    view = worker_page(c, "kitchen-laptop")
+    assert view.machine.state == "stalled"
+    assert view.reports
+    assert {"accepted"} <= {r.verdict for r in view.reports}
+    assert "has not got further" in site.get("/admin/workers/kitchen-laptop").text
+    with pytest.raises(NotFound):
+        worker_page(c, "nobody")
+    assert site.get("/admin/workers/nobody").status_code == 404
+    assert site.get("/admin/workers/..%2fetc").status_code in (404, 422)
+
+
+def test_drain_resume_and_gone_do_it_audit_it_and_say_so(own: Coordinator, visit) -> None:
+    """Catches: an action that changes nothing, leaves no trace, or shows no result."""
+    site = visit(own)
+    answer = site.post("/admin/workers/attic-nuc/drain")
+    assert answer.status_code == 303
+    assert last_audit(own) == ("ada", "worker.drain", "attic-nuc")
+    shown = site.get(answer.headers["location"])
+    assert "attic-nuc finishes what it has and gets no more work." in shown.text
+    assert "Give attic-nuc work again?" in shown.text
+    with own.database.read() as connection:
+        assert connection.execute(select(workers.c.drained).where(workers.c.id == "attic-nuc")).scalar_one()
+    site.post("/admin/workers/attic-nuc/resume")
+    assert last_audit(own) == ("ada", "worker.resume", "attic-nuc")
+    site.post("/admin/workers/kitchen-laptop/gone")
+    assert last_audit(own) == ("ada", "worker.gone", "kitchen-laptop")
+    with own.database.read() as connection:
+        query = select(leases.c.state).where(leases.c.worker == "kitchen-laptop", leases.c.state == "open")
+        assert connection.execute(query).first() is None
+    assert worker_page(own, "kitchen-laptop").machine.state == "gone"
+
+
+def test_a_machine_is_set_aside_restored_and_trusted(own: Coordinator, visit) -> None:
+    """Catches: a button whose answer says something else than what was done."""
+    site = visit(own)
+    page = "/admin/workers/desk-ryzen"
+    for step, standing, said in (
+        ("set-aside", "set aside", "is set aside: no more work"),
+        ("restore", "probation", "is on probation"),
+        ("pin", "steady", "counts fully"),
+    ):
+        answer = site.post(f"{page}/{step}")
+        assert last_audit(own) == ("ada", f"worker.{step}", "desk-ryzen")
+        assert f"desk-ryzen {said}" in site.get(answer.headers["location"]).text
+        machine = worker_page(own, "desk-ryzen").machine
+        assert machine.standing == standing
+    assert (machine.weight, machine.pinned) == (1.0, True)
+    assert site.post("/admin/workers/nobody/pin").status_code == 404
+
+
+def test_an_action_needs_the_token(own: Coordinator, visit) -> None:
+    site = visit(own)
+    answer = site.post("/admin/workers/attic-nuc/drain", headers={"x-csrf-token": "guess"})
+    assert answer.status_code == 403
+    with own.database.read() as connection:
+        assert not connection.execute(
+            select(workers.c.drained).where(workers.c.id == "attic-nuc")
+        ).scalar_one()
+
+
+def test_an_old_flash_says_nothing(own: Coordinator, visit) -> None:
+    """Catches: a stored link that claims something was done just now."""
+    site = visit(own)
+    address = site.post("/admin/workers/attic-nuc/drain").headers["location"]
+    own.clock.time += 600
+    assert "finishes what it has and gets no more work.</" not in site.get(address).text
+    assert 'role="status"' not in site.get(address).text
+    assert site.get("/admin?did=999999").status_code == 200
+    assert site.get("/admin?did=x%27").status_code == 200
+
+
+def write_logs(c: Coordinator, *rows: tuple[str, str, str]) -> None:
+    now = c.clock.now()
+    values = [
+        {"received_at": now, "time": now, "worker": w, "level": level, "event": event, "fields": "{}"}
+        for w, level, event in rows
+    ]
+    with c.database.write() as connection:
+        connection.execute(insert(logs), values)
+
+
+def test_log_pages_by_key_show_every_entry_once(c: Coordinator) -> None:
+    """Catches: offsets, which skip or repeat rows when new ones come in."""
+    wanted = make_filter(c)
+    with c.database.read() as connection:
+        every = [i for (i,) in connection.execute(select(logs.c.id).order_by(logs.c.id.desc()))]
+    seen: list[int] = []
+    view = log_page(c, wanted, count=37)
+    assert view.newer is None
+    while True:
+        seen += [line.id for line in view.lines]
+        if view.older is None:
+            break
+        view = log_page(c, wanted, before=view.older, count=37)
+        assert view.newer is not None
+    assert seen == every
+    back = log_page(c, wanted, after=view.newer, count=37)
+    assert back.lines[-1].id == view.lines[0].id + 1
+
+
+def test_filters_are_at_least_a_level_and_plain_text(make_coordinator: Callable[..., Coordinator]) -> None:
+    c = make_coordinator(versions=2)
+    write_logs(
+        c,
+        ("w1", "error", "disk 100% full"),
+        ("w1", "warning", "disk 100 and full"),
+        ("w2", "error", "DISK 100% FULL"),
+        ("dead", "info", "last words"),
+    )
+    lines = log_page(c, make_filter(c, text="100% full")).lines
+    assert [line.worker for line in lines] == ["w2", "w1"], "a percent sign is no wildcard"
+    assert {line.level for line in log_page(c, make_filter(c, level="warning")).lines} == {"warning", "error"}
+    assert [line.event for line in log_page(c, make_filter(c, worker="dead")).lines] == ["last words"]
+    counts = log_page(c, make_filter(c, worker="w1", level="error")).counts
+    assert counts == {"debug": 0, "info": 0, "warning": 1, "error": 1}, "counts do not hide other levels"
+    with pytest.raises(InvalidInput):
+        make_filter(c, level="fatal")
+
+
+def test_the_tail_brings_only_what_is_new(own: Coordinator, visit) -> None:
+    site = visit(own)
+    newest = int(re.search(r'data-newest="(\d+)"', site.get("/admin/logs").text)[1])
+    assert 'data-id="' not in site.get(f"/admin/logs/tail?after={newest}").text
+    write_logs(own, ("w1", "info", "first"), ("w1", "error", "second"))
+    text = site.get(f"/admin/logs/tail?after={newest}").text
+    assert text.index("second") < text.index("first")
+    assert "first" not in site.get(f"/admin/logs/tail?after={newest}&level=error").text
+    assert len(log_tail(own, make_filter(own), after=newest)) == 2
+
+
+def test_hostile_words_appear_as_text(own: Coordinator, visit) -> None:
+    evil = '<script>alert(1)</script>"><img src=x onerror=alert(1)>{{7*7}}'
+    with own.database.write() as connection:
+        connection.execute(
+            insert(logs),
+            [
+                {
+                    "received_at": own.clock.now(),
+                    "time": own.clock.now(),
+                    "worker": "attic-nuc",
+                    "level": "error",
+                    "event": evil,
+                    "fields": json.dumps({"=cmd": evil}),
+                }
+            ],
+        )
+    site = visit(own)
+    for path in ("/admin/logs", "/admin/workers/attic-nuc", "/admin/logs?q=%3Cscript%3E"):
+        page = site.get(path).text
+        assert "<script>alert" not in page, path
+        assert "<img src=x" not in page, path
+        assert "&lt;script&gt;" in page, path
+
+
+def test_a_spreadsheet_runs_no_log_entry(own: Coordinator, visit) -> None:
+    write_logs(own, ("w1", "info", '=HYPERLINK("http://evil")'))
+    rows = list(csv.DictReader(io.StringIO(visit(own).get("/admin/logs.csv?worker=w1").text)))
+    assert [row["event"] for row in rows] == ['\'=HYPERLINK("http://evil")']
+
+
+def test_a_million_rows_page_as_fast_as_a_thousand(make_coordinator: Callable[..., Coordinator]) -> None:
+    """Catches: counting or scanning everything for one page. Bound: 10 times what it takes here."""
+    c = make_coordinator(versions=2)
+    fill = text(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000000) "
+        "INSERT INTO logs (received_at, time, worker, level, event, fields) SELECT :now - 1000000 + i, :now, "
+        "'w' || (i % 50), CASE WHEN i % 997 = 0 THEN 'error' ELSE 'info' END, 'event ' || i, '{}' FROM n"
+    )
+    with c.database.write() as connection:
+        connection.execute(fill, {"now": c.clock.now()})
+    for wanted, before in (
+        (make_filter(c), None),
+        (make_filter(c), 500_000),
+        (make_filter(c, worker="w7"), 500_000),
+        (make_filter(c, level="error"), 500_000),
+    ):
+        began = time.perf_counter()
+        view = log_page(c, wanted, before=before)
+        taken = time.perf_counter() - began
+        assert len(view.lines) == 200
+        assert taken < 2.0, f"{wanted} took {taken:.2f} s"

@@ -62,11 +62,7 @@ class Record:
         with self._house.c.database.read() as connection:
             run = runs.get_run(connection)
             open_leases = work.open_leases(connection, run.id)
-            waiting = connection.execute(
-                select(func.count())
-                .select_from(reports)
-                .where(reports.c.verdict == "accepted", reports.c.merged_in.is_(None))
-            ).scalar_one()
+            waiting = ledger.unmerged(connection, run.id)
         return not open_leases and not waiting
 
     def facts(self) -> Facts:

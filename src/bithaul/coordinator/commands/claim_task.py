@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from bithaul.coordinator.commands.round import Round, read_round, read_tick
+from bithaul.coordinator.commands.round import Outline, read_outline, read_tick
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, ledger, runs, versions, work
 from bithaul.coordinator.database.fleet import WorkerRow
@@ -21,7 +21,7 @@ from bithaul.coordinator.database.work import LeaseRow, TaskRow
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import Range, RunState, TaskMessage
 from bithaul.rounds import positions
-from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, TaskState, refuse_claim
+from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, refuse_claim
 from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retry_seconds, task_size
 from bithaul.rounds.trust import Standing
 
@@ -60,7 +60,7 @@ def claim_task(c: Coordinator, worker: str) -> Claim:
             early = _early(connection, run, row, now=now)
             if early is not None:
                 return Claim(None, early, run.state)
-            here = read_round(connection, run, now=now)
+            here = read_outline(connection, run, now=now)
             if not here.work_left:
                 return Claim(None, _retry(NoLease.NO_WORK, row, now=now, length=here.length), run.state)
             lease = _grant(c, connection, here, row)
@@ -132,10 +132,11 @@ def _facts(run: RunRow, worker: WorkerRow, *, now: float, waits: bool) -> ClaimF
     )
 
 
-def _grant(c: Coordinator, connection: Connection, here: Round, worker: WorkerRow) -> LeaseRow:
+def _grant(c: Coordinator, connection: Connection, here: Outline, worker: WorkerRow) -> LeaseRow:
     run, now = here.run, here.now
     probe = _probe(connection, here)
-    size = _size(here, worker, probe_tokens=probe.tokens if probe else 0)
+    fleet_speed = fleet.fleet_speed(connection, now=now)  # the worker that asks is among the idle ones
+    size = _size(here, worker, fleet_speed.idle, probe_tokens=probe.tokens if probe else 0)
     task = _task(connection, here, worker, size)
     tokens = task.examples * run.tokens_per_example
     duration = tokens / worker.planning_speed
@@ -146,7 +147,7 @@ def _grant(c: Coordinator, connection: Connection, here: Round, worker: WorkerRo
         payload_bytes=codec_named(run.codec).encoded_size(run.layout),
     )
     start = run.progress_at(now, tokens=here.spent.reported)
-    end = _expected_end(here, size)
+    end = _expected_end(here, size, fleet_speed.all)
     if run.state is RunState.READY:
         runs.update_run(connection, run.id, state=RunState.RUNNING)
     if run.active_anchor is None:
@@ -173,11 +174,11 @@ def _grant(c: Coordinator, connection: Connection, here: Round, worker: WorkerRo
     )
 
 
-def _size(here: Round, worker: WorkerRow, *, probe_tokens: int) -> Size:
+def _size(here: Outline, worker: WorkerRow, idle_speed: float, *, probe_tokens: int) -> Size:
     return task_size(
         Sizing(
             speed=worker.planning_speed,
-            fleet_speed=_idle_speed(here, worker),
+            fleet_speed=idle_speed,
             round_seconds=here.length,
             seconds_left=max(0.0, here.tick - here.now),
             overhead_seconds=probe_tokens / (PROBE_SPEED * worker.planning_speed),
@@ -189,17 +190,10 @@ def _size(here: Round, worker: WorkerRow, *, probe_tokens: int) -> Size:
     )
 
 
-def _idle_speed(here: Round, worker: WorkerRow) -> float:
-    """Summed speed of the workers among whom the rest of the budget is shared: those without a lease."""
-    busy = {lease.worker for lease in here.leases}
-    others = sum(w.planning_speed for w in here.may_work if w.id not in busy and w.id != worker.id)
-    return worker.planning_speed + others
-
-
-def _task(connection: Connection, here: Round, worker: WorkerRow, size: Size) -> TaskRow:
+def _task(connection: Connection, here: Outline, worker: WorkerRow, size: Size) -> TaskRow:
     """An expired or returned task this worker has not failed, else a fresh slice."""
     run = here.run
-    for task in work.list_tasks(connection, run.id, TaskState.PENDING):
+    for task in work.pending_tasks(connection, run.id):
         if worker.id not in task.failed_by:
             return task
     slice_, free = work.read_free(connection, run).cut(size.examples)
@@ -207,9 +201,8 @@ def _task(connection: Connection, here: Round, worker: WorkerRow, size: Size) ->
     return work.insert_task(connection, run.id, slice_, now=here.now)
 
 
-def _expected_end(here: Round, size: Size) -> float:
+def _expected_end(here: Outline, size: Size, fleet_speed: float) -> float:
     """Share of the budget when everybody's current task is done."""
-    fleet_speed = sum(w.planning_speed for w in here.may_work)
     ahead = min(here.spent.reported + fleet_speed * size.seconds, here.run.budget_tokens or float("inf"))
     return here.run.progress_at(here.now + size.seconds, tokens=ahead)
 
@@ -219,7 +212,7 @@ def _seed(run: RunRow, task: int) -> int:
     return int.from_bytes(digest, "big") >> 2
 
 
-def _probe(connection: Connection, here: Round) -> ShardRow | None:
+def _probe(connection: Connection, here: Outline) -> ShardRow | None:
     """The shard on which this worker measures the base: every k-th version, the first, the last ones.
 
     One worker per version is asked; another one when that brings nothing.

@@ -1,4 +1,7 @@
-"""Facts about the current round, gathered once and used by claim and merge alike."""
+"""Facts about the current round, gathered once and used by claim and merge alike.
+
+A claim needs its sums only (`read_outline`), which the database adds up; a merge looks at everybody.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,12 @@ from bithaul.rounds.facts import Contribution, OpenLease, RoundFacts
 from bithaul.rounds.sizing import enough, present_seconds
 
 
-@dataclass(frozen=True)
-class Round:
-    """Everything that decides about claims and merges now. `reports` are accepted and not merged, by seq."""
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """The round without its members."""
 
     run: RunRow
     version: VersionRow
-    reports: Sequence[ReportRow]
-    leases: Sequence[LeaseRow]
-    workers: Sequence[WorkerRow]
     spent: Spent
     tick: float  # planned end
     length: float  # planned length
@@ -48,11 +48,6 @@ class Round:
         """Whether new leases make sense."""
         return self._open(self.spent.covered)
 
-    @property
-    def complete(self) -> bool:
-        """The budget is reached and nothing is under way: the run is finished."""
-        return not self.leases and not self.reports and not self._open(self.spent.merged)
-
     def _open(self, tokens: float) -> bool:
         budget = self.run.budget_tokens
         if budget is not None and enough(
@@ -60,6 +55,20 @@ class Round:
         ):
             return False
         return self.remaining_seconds > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Outline):
+    """Everything that decides about merges now. `reports` are accepted and not merged, by seq."""
+
+    reports: Sequence[ReportRow]
+    leases: Sequence[LeaseRow]
+    workers: Sequence[WorkerRow]
+
+    @property
+    def complete(self) -> bool:
+        """The budget is reached and nothing is under way: the run is finished."""
+        return not self.leases and not self.reports and not self._open(self.spent.merged)
 
     @property
     def may_work(self) -> list[WorkerRow]:
@@ -105,6 +114,23 @@ def read_tick(connection: Connection, run: RunRow, version: VersionRow, *, now: 
         return now + run.task_seconds, run.task_seconds
     length = max(run.task_seconds, first.aimed_at - first.granted_at)
     return first.granted_at + length, length
+
+
+def read_outline(connection: Connection, run: RunRow, *, now: float) -> Outline:
+    version = versions.newest_version(connection, run.id)
+    tick, length = read_tick(connection, run, version, now=now)
+    return Outline(
+        run=run,
+        version=version,
+        spent=Spent(
+            merged=version.tokens_total,
+            accepted=ledger.unmerged_tokens(connection, run.id),
+            leased=work.leased_tokens(connection, run.id),
+        ),
+        tick=tick,
+        length=length,
+        now=now,
+    )
 
 
 def read_round(connection: Connection, run: RunRow, *, now: float) -> Round:

@@ -8,20 +8,23 @@ and never wait for the writer. Other databases use one engine for both.
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from bithaul.coordinator.database.migrate import upgrade
+from bithaul.coordinator.database.prepared import Prepared
 from bithaul.errors import CorruptFile, InvalidConfig, OutOfDisk, Unavailable
 
 READERS = 16
+WRITE_TIMEOUT = 30.0  # seconds to wait for one's turn
 
 
 class Database:
@@ -30,6 +33,9 @@ class Database:
     def __init__(self, reader: Engine, writer: Engine) -> None:
         self._reader = reader
         self._writer = writer
+        self._turn = threading.Lock()  # of the one connection that writes to SQLite
+        self._kept: Connection | None = None
+        self._alone = writer is not reader
 
     @classmethod
     def open(cls, url: str, *, lock_folder: Path) -> Database:
@@ -60,14 +66,22 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent view; nothing written in it is kept."""
-        with _translated(), self._reader.connect() as connection:
+        with _translated(), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """The only place where rows change. Raises `OutOfDisk` or `Unavailable` when it cannot."""
-        with _translated(), self._writer.begin() as connection:
-            yield connection
+        with _translated():
+            if not self._alone:
+                with self._writer.begin() as connection:
+                    yield connection
+                return
+            with self._my_turn():
+                if self._kept is None:
+                    self._kept = self._writer.connect()
+                with self._kept.begin():
+                    yield self._kept
 
     def shrink(self) -> None:
         """Give freed pages back to the file system (SQLite); elsewhere the database does it by itself."""
@@ -78,7 +92,21 @@ class Database:
                 raw.execute("PRAGMA incremental_vacuum").fetchall()
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
+    @contextmanager
+    def _my_turn(self) -> Iterator[None]:
+        """Taking the connection from the pool and giving it back costs ten times what a small write does."""
+        if not self._turn.acquire(timeout=WRITE_TIMEOUT):
+            raise Unavailable("The database is busy; try again.")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
     def close(self) -> None:
+        with self._my_turn():
+            if self._kept is not None:
+                self._kept.close()
+                self._kept = None
         self._reader.dispose()
         self._writer.dispose()
 
@@ -103,9 +131,13 @@ def _translated() -> Iterator[None]:
 
 
 def _sqlite(url: str, *, immediate: bool) -> Engine:
-    pool = {"pool_size": 1 if immediate else READERS, "max_overflow": 0 if immediate else READERS}
+    pool = {"pool_size": 1 if immediate else READERS, "max_overflow": 1 if immediate else READERS}
+    begin = Prepared(text("BEGIN IMMEDIATE" if immediate else "BEGIN"))
     engine = create_engine(
-        url, pool_timeout=30, connect_args={"isolation_level": None, "check_same_thread": False}, **pool
+        url,
+        pool_timeout=WRITE_TIMEOUT,
+        connect_args={"isolation_level": None, "check_same_thread": False},
+        **pool,
     )
 
     @event.listens_for(engine, "connect")
@@ -122,7 +154,7 @@ def _sqlite(url: str, *, immediate: bool) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+            begin.run(connection)
         except BaseException:  # give the connection back (sqlalchemy#5034)
             connection.invalidate()
             raise

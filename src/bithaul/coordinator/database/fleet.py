@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, null, select, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, null, select
 
-from bithaul.coordinator.database.tables import logs, telemetry, workers
+from bithaul.coordinator.database.prepared import Prepared, insert_row, update_row
+from bithaul.coordinator.database.tables import leases, logs, telemetry, workers
 from bithaul.errors import Gone
 from bithaul.exchange.messages import LogEntry
-from bithaul.rounds.sizing import speed_of
+from bithaul.rounds.leases import LeaseState
+from bithaul.rounds.sizing import DEFAULT_SPEED, speed_of
 from bithaul.rounds.trust import Standing, Trust
 
 
@@ -64,15 +66,48 @@ class WorkerRow:
 
 _RENAMED = {"trust_score": "trust"}
 _COLUMNS = [workers.c[_RENAMED.get(field.name, field.name)] for field in fields(WorkerRow)]
-_WORKER = select(*_COLUMNS).where(workers.c.id == bindparam("worker"))
-_WORKERS = select(*(null() if c.name == "capabilities" else c for c in _COLUMNS)).order_by(workers.c.id)
-_SEEN = (
-    update(workers).where(workers.c.id == bindparam("worker")).values(last_seen=bindparam("now"), gone=False)
+_WORKER = Prepared(select(*_COLUMNS).where(workers.c.id == bindparam("worker")))
+_WORKERS = Prepared(
+    select(*(null() if c.name == "capabilities" else c for c in _COLUMNS)).order_by(workers.c.id)
 )
 
 
+_MAY_WORK = (  # as `WorkerRow.may_work` says it
+    workers.c.ready,
+    ~workers.c.drained,
+    ~workers.c.gone,
+    workers.c.standing != Standing.SET_ASIDE,
+    workers.c.rest_until <= bindparam("now"),
+)
+_PLANNED = case(  # as `speed_of` says it
+    (workers.c.speed > 0, workers.c.speed),
+    (workers.c.calibrated_speed > 0, workers.c.calibrated_speed),
+    else_=DEFAULT_SPEED,
+)
+_BUSY = workers.c.id.in_(select(leases.c.worker).where(leases.c.state == LeaseState.OPEN))
+_SPEEDS = Prepared(
+    select(
+        func.coalesce(func.sum(_PLANNED), 0.0),
+        func.coalesce(func.sum(case((_BUSY, 0.0), else_=_PLANNED)), 0.0),
+    ).where(*_MAY_WORK)
+)
+
+
+@dataclass(frozen=True)
+class FleetSpeed:
+    """Planning speeds added up, tokens per second: of all that may work, and of those without a lease."""
+
+    all: float
+    idle: float
+
+
+def fleet_speed(connection: Connection, *, now: float) -> FleetSpeed:
+    row = _SPEEDS.first(connection, now=now)
+    return FleetSpeed(*row) if row else FleetSpeed(0.0, 0.0)
+
+
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
-    row = connection.execute(_WORKER, {"worker": worker}).first()
+    row = _WORKER.first(connection, worker=worker)
     return None if row is None else WorkerRow(*row)
 
 
@@ -84,8 +119,8 @@ def get_worker(connection: Connection, worker: str) -> WorkerRow:
 
 
 def list_workers(connection: Connection) -> list[WorkerRow]:
-    """All of them, without capabilities: every claim reads this, and decoding them would be most of it."""
-    return [WorkerRow(*row) for row in connection.execute(_WORKERS)]
+    """All of them, without capabilities: every merge reads this, and decoding them would be most of it."""
+    return [WorkerRow(*row) for row in _WORKERS.all(connection)]
 
 
 def insert_worker(connection: Connection, worker: str, *, now: float, gone: bool = False) -> WorkerRow:
@@ -104,7 +139,7 @@ def insert_worker(connection: Connection, worker: str, *, now: float, gone: bool
         "last_seen": now,
         **trust_values(Trust()),
     }
-    connection.execute(insert(workers).values(**row))
+    insert_row(connection, workers, row)
     return get_worker(connection, worker)
 
 
@@ -122,12 +157,12 @@ def trust_values(trust: Trust) -> dict[str, object]:
 
 def see_worker(connection: Connection, row: WorkerRow, *, now: float) -> WorkerRow:
     """It was heard just now, so it is not gone."""
-    connection.execute(_SEEN, {"worker": row.id, "now": now})
+    update_worker(connection, row.id, last_seen=now, gone=False)
     return replace(row, last_seen=now, gone=False)
 
 
 def update_worker(connection: Connection, worker: str, **values: object) -> None:
-    connection.execute(update(workers).where(workers.c.id == worker).values(**values))
+    update_row(connection, workers, {"id": worker}, values)
 
 
 def insert_telemetry(
@@ -140,15 +175,17 @@ def insert_telemetry(
     tokens_per_second: float,
     loss: float | None,
 ) -> None:
-    connection.execute(
-        insert(telemetry).values(
-            time=time,
-            worker=worker,
-            task_id=task,
-            tokens=tokens,
-            tokens_per_second=tokens_per_second,
-            loss=loss,
-        )
+    insert_row(
+        connection,
+        telemetry,
+        {
+            "time": time,
+            "worker": worker,
+            "task_id": task,
+            "tokens": tokens,
+            "tokens_per_second": tokens_per_second,
+            "loss": loss,
+        },
     )
 
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, exists, func, or_, select, update
 
+from bithaul.coordinator.database.prepared import Prepared, Values, insert_row
 from bithaul.coordinator.database.tables import reports
 from bithaul.exchange.messages import Receipt, Verdict
 from bithaul.rounds.gates import Seen
@@ -70,25 +71,46 @@ _UNMERGED = (
     reports.c.merged_in.is_(None),
     reports.c.discarded_in.is_(None),
 )
-_WAITING = select(*_COLUMNS).where(*_UNMERGED).order_by(reports.c.seq)
-_WAITS = select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker")))
-_REPORT = select(*_COLUMNS).where(
-    reports.c.fence == bindparam("fence"),
-    reports.c.task_id == bindparam("task"),
-    reports.c.worker == bindparam("worker"),
+_WAITING = Prepared(select(*_COLUMNS).where(*_UNMERGED).order_by(reports.c.seq))
+_WAITS = Prepared(select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker"))))
+_UNMERGED_TOKENS = Prepared(select(func.coalesce(func.sum(reports.c.tokens), 0)).where(*_UNMERGED))
+_REPORT = Prepared(
+    select(*_COLUMNS).where(
+        reports.c.fence == bindparam("fence"),
+        reports.c.task_id == bindparam("task"),
+        reports.c.worker == bindparam("worker"),
+    )
 )
-_ROW = select(*_COLUMNS).where(reports.c.seq == bindparam("number"))
+_LAST_TOKENS = Prepared(
+    select(reports.c.tokens)
+    .where(
+        reports.c.run_id == bindparam("run"),
+        reports.c.merged_in.is_not(None),
+        reports.c.discarded_in.is_(None),
+    )
+    .order_by(reports.c.seq.desc())
+    .limit(bindparam("count"))
+)
+_MERGE = Prepared(
+    update(reports)
+    .where(
+        reports.c.seq == bindparam("number"),
+        reports.c.merged_in.is_(None),
+        reports.c.discarded_in.is_(None),
+        reports.c.verdict == Verdict.ACCEPTED,
+    )
+    .values(merged_in=bindparam("made"))
+)
 
 
-def _report(row: Row[Any]) -> ReportRow:
+def _report(row: Values) -> ReportRow:
     values = list(row)
     values[_VERDICT] = Verdict(values[_VERDICT])
     return ReportRow(*values)
 
 
 def find_report(connection: Connection, worker: str, *, task: int, fence: str) -> ReportRow | None:
-    found = connection.execute(_REPORT, {"fence": fence, "task": task, "worker": worker})
-    row = found.first()
+    row = _REPORT.first(connection, fence=fence, task=task, worker=worker)
     return None if row is None else _report(row)
 
 
@@ -99,31 +121,32 @@ def accepted_report(connection: Connection, task: int) -> ReportRow | None:
 
 
 def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
-    seq = connection.execute(
-        insert(reports).values(**values, merged_in=None, discarded_in=None).returning(reports.c.seq)
-    ).scalar_one()
-    return _report(connection.execute(_ROW, {"number": seq}).one())
+    insert_row(connection, reports, {**values, "merged_in": None, "discarded_in": None})
+    report = find_report(connection, values["worker"], task=values["task_id"], fence=values["fence"])
+    assert report is not None
+    return report
 
 
 def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
     """Accepted reports that are in no version yet, by seq."""
-    return [_report(row) for row in connection.execute(_WAITING, {"run": run_id})]
+    return [_report(row) for row in _WAITING.all(connection, run=run_id)]
+
+
+def unmerged_tokens(connection: Connection, run_id: int) -> int:
+    """Tokens of the accepted reports that are in no version yet."""
+    row = _UNMERGED_TOKENS.first(connection, run=run_id)
+    return int(row[0]) if row else 0
 
 
 def has_unmerged(connection: Connection, run_id: int, worker: str) -> bool:
     """Whether an accepted report of this worker is in no version yet."""
-    return bool(connection.execute(_WAITS, {"run": run_id, "worker": worker}).scalar_one())
+    row = _WAITS.first(connection, run=run_id, worker=worker)
+    return bool(row and row[0])
 
 
 def last_merged_tokens(connection: Connection, run_id: int, *, count: int) -> list[int]:
     """Tokens of the `count` last reports that are in a version, oldest first."""
-    query = (
-        select(reports.c.tokens)
-        .where(reports.c.run_id == run_id, reports.c.merged_in.is_not(None), reports.c.discarded_in.is_(None))
-        .order_by(reports.c.seq.desc())
-        .limit(count)
-    )
-    return [int(tokens) for (tokens,) in connection.execute(query)][::-1]
+    return [int(tokens) for (tokens,) in _LAST_TOKENS.all(connection, run=run_id, count=count)][::-1]
 
 
 def last_accepted(connection: Connection, run_id: int, *, count: int) -> list[Seen]:
@@ -156,17 +179,8 @@ def has_payload_of_another(connection: Connection, run_id: int, worker: str, sha
 
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:
     """Name the one version of these reports. ValueError if one was merged before or is not accepted."""
-    changed = connection.execute(
-        update(reports)
-        .where(
-            reports.c.seq.in_(seqs),
-            reports.c.merged_in.is_(None),
-            reports.c.discarded_in.is_(None),
-            reports.c.verdict == Verdict.ACCEPTED,
-        )
-        .values(merged_in=version)
-    )
-    if changed.rowcount != len(seqs):
+    changed = sum(_MERGE.run(connection, number=seq, made=version) for seq in seqs)
+    if changed != len(seqs):
         raise ValueError("an update would have been merged twice")
 
 

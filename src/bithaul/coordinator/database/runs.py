@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Text, bindparam, func, insert, select, type_coerce
 
+from bithaul.coordinator.database.prepared import Prepared, update_row
 from bithaul.coordinator.database.tables import leases, reports, runs, shards, tasks
 from bithaul.errors import NotFound
 from bithaul.exchange.messages import RunDescription, RunState, ShardRef
@@ -20,12 +23,6 @@ from bithaul.rounds.merging import MergeRule
 from bithaul.rounds.rules import rule_named
 from bithaul.rounds.sizing import progress_share
 
-_RUN = select(runs).order_by(runs.c.id.desc()).limit(1)
-_SHARDS = (
-    select(shards)
-    .where(shards.c.run_id == bindparam("run"), shards.c.kind == bindparam("wanted"))
-    .order_by(shards.c.ordinal)
-)
 LONGEST_GAP = 15.0  # the merger looks more often than that; a longer silence was a stopped coordinator
 
 
@@ -122,20 +119,41 @@ class ShardRow:
         )
 
 
+_FIELDS = [field.name for field in fields(RunRow)]
+_PARSED = {"model", "recipe", "merge_options"}  # JSON that does not change: parsed once, not at every poll
+_RUN = Prepared(
+    select(*(type_coerce(runs.c[name], Text) if name in _PARSED else runs.c[name] for name in _FIELDS))
+    .order_by(runs.c.id.desc())
+    .limit(1)
+)
+_SHARDS = Prepared(
+    select(*(shards.c[field.name] for field in fields(ShardRow)))
+    .where(shards.c.run_id == bindparam("run"), shards.c.kind == bindparam("wanted"))
+    .order_by(shards.c.ordinal)
+)
+
+
 def find_run(connection: Connection) -> RunRow | None:
-    row = connection.execute(_RUN).mappings().first()
+    row = _RUN.first(connection)
     if row is None:
         return None
-    values = dict(row)
+    values = dict(zip(_FIELDS, row, strict=True))
     values["state"] = RunState(values["state"])
+    values["model"] = _model(values["model"])
+    values["recipe"] = _parsed(values["recipe"])
+    values["merge_options"] = _parsed(values["merge_options"])
     values["gates"] = tuple(Gate(name) for name in values["gates"])
-    values["model"] = _model(tuple(values["model"].items()))
     return RunRow(**values)
 
 
 @lru_cache(maxsize=16)
-def _model(fields: tuple[tuple[str, Any], ...]) -> ModelConfig:
-    return ModelConfig.model_validate(dict(fields))
+def _model(stored: str) -> ModelConfig:
+    return ModelConfig.model_validate_json(stored)
+
+
+@lru_cache(maxsize=16)
+def _parsed(stored: str) -> Mapping[str, Any]:
+    return MappingProxyType(json.loads(stored))
 
 
 @lru_cache(maxsize=16)
@@ -155,7 +173,7 @@ def insert_run(connection: Connection, values: Mapping[str, Any]) -> int:
 
 
 def update_run(connection: Connection, run_id: int, **values: object) -> None:
-    connection.execute(update(runs).where(runs.c.id == run_id).values(**values))
+    update_row(connection, runs, {"id": run_id}, values)
 
 
 def tick_active(connection: Connection, run: RunRow, *, now: float, busy: bool) -> None:
@@ -171,8 +189,7 @@ def insert_shards(connection: Connection, rows: Sequence[ShardRow]) -> None:
 
 
 def list_shards(connection: Connection, run_id: int, kind: str) -> list[ShardRow]:
-    found = connection.execute(_SHARDS, {"run": run_id, "wanted": kind})
-    return [ShardRow(**row) for row in found.mappings()]
+    return [ShardRow(*row) for row in _SHARDS.all(connection, run=run_id, wanted=kind)]
 
 
 def find_shard(connection: Connection, shard: str) -> ShardRow | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, select
 
+from bithaul.coordinator.database.prepared import insert_row, update_row
 from bithaul.coordinator.database.tables import service_results
 
 
@@ -19,8 +20,9 @@ class ServiceResult:
 
 
 def store_result(connection: Connection, result: ServiceResult) -> None:
-    connection.execute(delete(service_results).where(service_results.c.name == result.name))
-    connection.execute(insert(service_results).values(**asdict(result)))
+    values = asdict(result)
+    if not update_row(connection, service_results, {"name": values.pop("name")}, values):
+        insert_row(connection, service_results, asdict(result))
 
 
 def list_results(connection: Connection) -> list[ServiceResult]:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, select
 
+from bithaul.coordinator.database.prepared import Prepared, insert_row, update_row
 from bithaul.coordinator.database.tables import versions
-
-_NEWEST = (
-    select(versions).where(versions.c.run_id == bindparam("run")).order_by(versions.c.version.desc()).limit(1)
-)
-_VERSION = select(versions).where(
-    versions.c.run_id == bindparam("run"), versions.c.version == bindparam("number")
-)
 
 
 @dataclass(frozen=True)
@@ -48,27 +42,31 @@ class VersionRow:
     active_seconds: float | None = None  # of the run when it was made
 
 
+_COLUMNS = [versions.c[field.name] for field in fields(VersionRow)]
+_OF_RUN = select(*_COLUMNS).where(versions.c.run_id == bindparam("run"))
+_VERSION = Prepared(_OF_RUN.where(versions.c.version == bindparam("number")))
+_NEWEST = Prepared(_OF_RUN.order_by(versions.c.version.desc()).limit(bindparam("count")))
+_ALL = Prepared(_OF_RUN.order_by(versions.c.version))
+
+
 def newest_version(connection: Connection, run_id: int) -> VersionRow:
     """The version in force. A run always has one."""
-    return VersionRow(**connection.execute(_NEWEST, {"run": run_id}).mappings().one())
+    (row,) = _NEWEST.all(connection, run=run_id, count=1)
+    return VersionRow(*row)
 
 
 def find_version(connection: Connection, run_id: int, version: int) -> VersionRow | None:
-    row = connection.execute(_VERSION, {"run": run_id, "number": version}).mappings().first()
-    return None if row is None else VersionRow(**row)
+    row = _VERSION.first(connection, run=run_id, number=version)
+    return None if row is None else VersionRow(*row)
 
 
 def list_versions(connection: Connection, run_id: int) -> Sequence[VersionRow]:
-    query = select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version)
-    return [VersionRow(**row) for row in connection.execute(query).mappings()]
+    return [VersionRow(*row) for row in _ALL.all(connection, run=run_id)]
 
 
 def newest_versions(connection: Connection, run_id: int, *, count: int) -> Sequence[VersionRow]:
     """The last `count`, oldest first."""
-    query = (
-        select(versions).where(versions.c.run_id == run_id).order_by(versions.c.version.desc()).limit(count)
-    )
-    return [VersionRow(**row) for row in connection.execute(query).mappings()][::-1]
+    return [VersionRow(*row) for row in _NEWEST.all(connection, run=run_id, count=count)][::-1]
 
 
 def live(rows: Sequence[VersionRow]) -> list[VersionRow]:
@@ -83,10 +81,8 @@ def live(rows: Sequence[VersionRow]) -> list[VersionRow]:
 
 
 def insert_version(connection: Connection, row: VersionRow) -> None:
-    connection.execute(insert(versions).values(**asdict(row)))
+    insert_row(connection, versions, asdict(row))
 
 
 def update_version(connection: Connection, run_id: int, version: int, **values: object) -> None:
-    connection.execute(
-        update(versions).where(versions.c.run_id == run_id, versions.c.version == version).values(**values)
-    )
+    update_row(connection, versions, {"run_id": run_id, "version": version}, values)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
+from bithaul.coordinator.database.prepared import Prepared, Values, insert_row, update_row
 from bithaul.coordinator.database.runs import RunRow, update_run
 from bithaul.coordinator.database.tables import leases, returned, tasks
 from bithaul.rounds.leases import (
@@ -62,35 +63,53 @@ class LeaseRow:
 
 
 # Built once: for a claim, building its statements anew costs more than running them.
-_TASK_COLUMNS = [tasks.c[field.name] for field in fields(TaskRow)]
+_TASK_FIELDS = [field.name for field in fields(TaskRow)]
+_TASK_COLUMNS = [tasks.c[name] for name in _TASK_FIELDS]
 _LEASE_COLUMNS = [leases.c[field.name] for field in fields(LeaseRow)]
 _LEASE_STATE = [field.name for field in fields(LeaseRow)].index("state")
-_FREE = (
+_FREE = Prepared(
     select(returned.c.start, returned.c.count)
     .where(returned.c.run_id == bindparam("run"))
     .order_by(returned.c.start)
 )
-_TASK = select(*_TASK_COLUMNS).where(tasks.c.id == bindparam("task"))
-_TASKS_IN = (
+_TAKE = Prepared(
+    delete(returned).where(returned.c.run_id == bindparam("run"), returned.c.start == bindparam("first"))
+)
+_TASK = Prepared(select(*_TASK_COLUMNS).where(tasks.c.id == bindparam("task")))
+_PENDING = Prepared(
     select(*_TASK_COLUMNS)
-    .where(tasks.c.run_id == bindparam("run"), tasks.c.state.in_(bindparam("states", expanding=True)))
+    .where(tasks.c.run_id == bindparam("run"), tasks.c.state == TaskState.PENDING)
     .order_by(tasks.c.id)
 )
-_LEASE = select(*_LEASE_COLUMNS).where(
-    leases.c.fence == bindparam("fence"),
-    leases.c.task_id == bindparam("task"),
-    leases.c.worker == bindparam("worker"),
+_NEW_TASK = Prepared(
+    insert(tasks)
+    .values({name: bindparam(name) for name in _TASK_FIELDS if name != "id"})
+    .returning(*_TASK_COLUMNS)
 )
-_OPEN_LEASES = (
+_TASKS = Prepared(select(*_TASK_COLUMNS).where(tasks.c.run_id == bindparam("run")).order_by(tasks.c.id))
+_LEASE = Prepared(
+    select(*_LEASE_COLUMNS).where(
+        leases.c.fence == bindparam("fence"),
+        leases.c.task_id == bindparam("task"),
+        leases.c.worker == bindparam("worker"),
+    )
+)
+_OPEN = (
     select(*_LEASE_COLUMNS)
     .where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN)
     .order_by(leases.c.id)
 )
-_OPEN_LEASES_OF_WORKER = _OPEN_LEASES.where(leases.c.worker == bindparam("worker"))
-_OPEN_LEASE_OF_TASK = select(*_LEASE_COLUMNS).where(
-    leases.c.task_id == bindparam("task"), leases.c.state == LeaseState.OPEN
+_OPEN_LEASES = Prepared(_OPEN)
+_LEASED_TOKENS = Prepared(
+    select(func.coalesce(func.sum(leases.c.expected_tokens), 0.0)).where(
+        leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN
+    )
 )
-_FIRST_LEASE = (
+_OPEN_LEASES_OF_WORKER = Prepared(_OPEN.where(leases.c.worker == bindparam("worker")))
+_OPEN_LEASE_OF_TASK = Prepared(
+    select(*_LEASE_COLUMNS).where(leases.c.task_id == bindparam("task"), leases.c.state == LeaseState.OPEN)
+)
+_FIRST_LEASE = Prepared(
     select(*_LEASE_COLUMNS)
     .where(leases.c.run_id == bindparam("run"), leases.c.base_version == bindparam("version"))
     .order_by(leases.c.id)
@@ -99,19 +118,18 @@ _FIRST_LEASE = (
 
 
 def read_free(connection: Connection, run: RunRow) -> Free:
-    rows = connection.execute(_FREE, {"run": run.id})
-    return Free(run.position_cursor, tuple(Span(start, count) for start, count in rows))
+    return Free(
+        run.position_cursor, tuple(Span(start, count) for start, count in _FREE.all(connection, run=run.id))
+    )
 
 
 def write_free(connection: Connection, run: RunRow, free: Free) -> None:
     old = set(read_free(connection, run).returned)
     new = set(free.returned)
     for span in old - new:
-        connection.execute(
-            delete(returned).where(returned.c.run_id == run.id, returned.c.start == span.start)
-        )
+        _TAKE.run(connection, run=run.id, first=span.start)
     for span in sorted(new - old):
-        connection.execute(insert(returned).values(run_id=run.id, start=span.start, count=span.count))
+        insert_row(connection, returned, {"run_id": run.id, "start": span.start, "count": span.count})
     if free.cursor != run.position_cursor:
         update_run(connection, run.id, position_cursor=free.cursor)
 
@@ -138,24 +156,30 @@ def insert_task(
         "created_at": now,
         "changed_at": now,
     }
-    number = connection.execute(insert(tasks).values(**values).returning(tasks.c.id)).scalar_one()
-    return get_task(connection, int(number))
+    (row,) = _NEW_TASK.all(connection, **values)
+    return _task(row)
 
 
 def get_task(connection: Connection, task: int) -> TaskRow:
-    return _task(dict(connection.execute(_TASK, {"task": task}).mappings().one()))
+    (row,) = _TASK.all(connection, task=task)
+    return _task(row)
 
 
 def has_task(connection: Connection, task: int) -> bool:
-    return connection.execute(_TASK, {"task": task}).first() is not None
+    return _TASK.first(connection, task=task) is not None
 
 
-def list_tasks(connection: Connection, run_id: int, *states: TaskState) -> list[TaskRow]:
-    found = connection.execute(_TASKS_IN, {"run": run_id, "states": list(states or TaskState)})
-    return [_task(dict(row)) for row in found.mappings()]
+def list_tasks(connection: Connection, run_id: int) -> list[TaskRow]:
+    return [_task(row) for row in _TASKS.all(connection, run=run_id)]
 
 
-def _task(values: dict[str, Any]) -> TaskRow:
+def pending_tasks(connection: Connection, run_id: int) -> list[TaskRow]:
+    """Tasks that wait for a worker, oldest first."""
+    return [_task(row) for row in _PENDING.all(connection, run=run_id)]
+
+
+def _task(row: Values) -> TaskRow:
+    values = dict(zip(_TASK_FIELDS, row, strict=True))
     values["state"] = TaskState(values["state"])
     values["positions"] = tuple(Span(start, count) for start, count in values["positions"])
     values["failed_by"] = tuple(values["failed_by"])
@@ -166,9 +190,7 @@ def move_task(
     connection: Connection, task: TaskRow, state: TaskState, *, now: float, **values: object
 ) -> None:
     check_task_move(task.state, state)
-    connection.execute(
-        update(tasks).where(tasks.c.id == task.id).values(state=state, changed_at=now, **values)
-    )
+    update_row(connection, tasks, {"id": task.id}, {"state": state, "changed_at": now, **values})
 
 
 def task_counts(connection: Connection, run_id: int) -> dict[str, int]:
@@ -183,7 +205,7 @@ def insert_lease(connection: Connection, values: dict[str, Any]) -> LeaseRow:
     task = get_task(connection, values["task_id"])
     move_task(connection, task, TaskState.LEASED, now=values["granted_at"])
     row = {**values, "state": LeaseState.OPEN, "ended_at": None, "reason": "", "tokens": 0}
-    connection.execute(insert(leases).values(**row))
+    insert_row(connection, leases, row)
     lease = find_lease(connection, values["worker"], task=values["task_id"], fence=values["fence"])
     assert lease is not None
     return lease
@@ -191,38 +213,43 @@ def insert_lease(connection: Connection, values: dict[str, Any]) -> LeaseRow:
 
 def find_lease(connection: Connection, worker: str, *, task: int, fence: str) -> LeaseRow | None:
     """The worker's own lease with this fence; another worker's is as unknown as none."""
-    found = connection.execute(_LEASE, {"fence": fence, "task": task, "worker": worker})
-    row = found.first()
+    row = _LEASE.first(connection, fence=fence, task=task, worker=worker)
     return None if row is None else _lease(row)
 
 
 def open_leases(connection: Connection, run_id: int, *, worker: str | None = None) -> list[LeaseRow]:
     if worker is None:
-        found = connection.execute(_OPEN_LEASES, {"run": run_id})
+        found = _OPEN_LEASES.all(connection, run=run_id)
     else:
-        found = connection.execute(_OPEN_LEASES_OF_WORKER, {"run": run_id, "worker": worker})
+        found = _OPEN_LEASES_OF_WORKER.all(connection, run=run_id, worker=worker)
     return [_lease(row) for row in found]
 
 
+def leased_tokens(connection: Connection, run_id: int) -> float:
+    """Tokens that the open leases are expected to bring."""
+    row = _LEASED_TOKENS.first(connection, run=run_id)
+    return float(row[0]) if row else 0.0
+
+
 def open_lease_of_task(connection: Connection, task: int) -> LeaseRow | None:
-    row = connection.execute(_OPEN_LEASE_OF_TASK, {"task": task}).first()
+    row = _OPEN_LEASE_OF_TASK.first(connection, task=task)
     return None if row is None else _lease(row)
 
 
 def first_lease(connection: Connection, run_id: int, version: int) -> LeaseRow | None:
     """The first lease granted on this version: it sets the round's beginning and planned end."""
-    row = connection.execute(_FIRST_LEASE, {"run": run_id, "version": version}).first()
+    row = _FIRST_LEASE.first(connection, run=run_id, version=version)
     return None if row is None else _lease(row)
 
 
-def _lease(row: Row[Any]) -> LeaseRow:
+def _lease(row: Values) -> LeaseRow:
     values = list(row)
     values[_LEASE_STATE] = LeaseState(values[_LEASE_STATE])
     return LeaseRow(*values)
 
 
 def update_lease(connection: Connection, lease: LeaseRow, **values: object) -> None:
-    connection.execute(update(leases).where(leases.c.id == lease.id).values(**values))
+    update_row(connection, leases, {"id": lease.id}, values)
 
 
 def move_lease(

@@ -7,12 +7,15 @@ import re
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from sqlalchemy import insert, select
 
 from bithaul.coordinator.database import fleet
+from bithaul.coordinator.database.runs import get_run
 from bithaul.coordinator.database.tables import logs, workers
 from bithaul.coordinator.database.versions import insert_version, newest_version
+from bithaul.exchange.weights import weights_pieces
 
 pytestmark = pytest.mark.browser
 
@@ -33,12 +36,18 @@ SCALE = "(() => { const { min, max } = window.bithaul.plots.loss.scales.x; retur
 
 
 def add_version(coordinator) -> int:
-    """The next version, as a merge would announce it."""
-    with coordinator.c.database.write() as connection:
+    """The next version, as a merge would announce it: first its weights, then the row."""
+    with coordinator.c.database.read() as connection:
         newest = newest_version(connection, 1)
+        zeros = np.zeros(get_run(connection).layout.size, np.float32)
+    number = newest.version + 1
+    blob = coordinator.c.blobs.put(weights_pieces(number, zeros), name=f"test-{number}")
+    with coordinator.c.database.write() as connection:
         row = replace(
             newest,
-            version=newest.version + 1,
+            version=number,
+            sha256=blob.sha256,
+            size=blob.size,
             created_at=coordinator.c.clock.now(),
             tokens_total=newest.tokens_total + newest.tokens,
         )

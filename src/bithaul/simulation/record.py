@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from bithaul.coordinator.database import runs, tables, versions, work
+from bithaul.coordinator.database import ledger, runs, tables, versions, work
 from bithaul.coordinator.database.tables import leases, reports, tasks
 from bithaul.exchange.weights import open_weights
 from bithaul.simulation.house import House

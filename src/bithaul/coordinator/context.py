@@ -33,6 +33,8 @@ class CrashPoints:
     NAMES = (
         "claim.decided",
         "claim.committed",
+        "upload.chunk",
+        "upload.complete",
         "submit.adopted",
         "submit.gated",
         "submit.recorded",

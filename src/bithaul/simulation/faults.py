@@ -18,6 +18,8 @@ class Kind(StrEnum):
     DROP_REQUEST = "drop_request"  # it never arrives
     DROP_ACK = "drop_ack"  # it arrives, the answer does not
     DUPLICATE = "duplicate"  # it arrives twice
+    REORDER = "reorder"  # it arrives after what was sent later; value: seconds later
+    COPY = "copy"  # with the payload that another worker sent last; who: which
     CORRUPT = "corrupt"  # one byte changes on the way; value: which, 0 to 1
     NAN = "nan"  # well-formed, with a scale that is no number
     SLOW = "slow"  # value: times as slow a line
@@ -49,11 +51,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class Fault:
-    """`back_after`: seconds until what died is started again."""
+    """`back_after`: seconds until what died is started again; `who`: another worker."""
 
     kind: Kind
     value: float = 0.0
     back_after: float = 60.0
+    who: str = ""
 
 
 @dataclass
@@ -153,6 +156,8 @@ class Faults:
                 return 10.0
             case Kind.SLOW:
                 return 5.0 + 20.0 * share
+            case Kind.REORDER:
+                return 100.0 + 1700.0 * share
             case Kind.SLEEP | Kind.PARTITION:
                 return 600.0 + 6600.0 * share
             case Kind.SKEW:
@@ -171,9 +176,16 @@ class Line:
     nth: int
 
     def _on(
-        self, where: Where, kind: Kind, value: float = 0.0, *, name: str | None = None, back: float = 60.0
+        self,
+        where: Where,
+        kind: Kind,
+        value: float = 0.0,
+        *,
+        name: str | None = None,
+        back: float = 60.0,
+        who: str = "",
     ) -> None:
-        rule = Rule(Fault(kind, value, back), where, name, self.worker, self.task, self.nth)
+        rule = Rule(Fault(kind, value, back, who), where, name, self.worker, self.task, self.nth)
         self.faults.add(rule)
 
     def drop_request(self, route: str = "submit") -> None:
@@ -184,6 +196,12 @@ class Line:
 
     def duplicate(self, route: str = "submit") -> None:
         self._on(Where.REQUEST, Kind.DUPLICATE, name=route)
+
+    def reorder(self, seconds: float = 600.0, route: str = "submit") -> None:
+        self._on(Where.REQUEST, Kind.REORDER, seconds, name=route)
+
+    def copy_of(self, worker: str) -> None:
+        self._on(Where.REQUEST, Kind.COPY, name="submit", who=worker)
 
     def corrupt(self, share: float = 0.9) -> None:
         self._on(Where.REQUEST, Kind.CORRUPT, share, name="submit")

@@ -7,21 +7,28 @@ every call fails as a refused connection does.
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
 
 from bithaul.coordinator.context import Coordinator, CrashPoints, open_coordinator
+from bithaul.coordinator.database import ledger, runs, versions
 from bithaul.coordinator.database.services import ServiceResult
 from bithaul.coordinator.services.runner import Service, ServiceRunner, standard_services
 from bithaul.coordinator.services.startup import check_run
 from bithaul.coordinator.settings import load_settings
+from bithaul.simulation.disk import FullableBlobs
 from bithaul.simulation.faults import Faults, Moment, Where
 from bithaul.simulation.virtual import Event, VirtualTime
 from bithaul.worker.link import Later
 
 T = TypeVar("T")
+MOST_PAGES = 2**31  # SQLite cuts it to its own limit
 
 
 class Crash(BaseException):
@@ -30,6 +37,24 @@ class Crash(BaseException):
     def __init__(self, point: str, back_after: float) -> None:
         super().__init__(point)
         self.back_after = back_after
+
+
+@dataclass(frozen=True)
+class Backup:
+    """A copy of the run folder and what was in it."""
+
+    folder: Path
+    version: int
+    reports: int
+
+
+@dataclass(frozen=True)
+class Restored:
+    """How far a restored coordinator went back: versions and reports that are in no file any more."""
+
+    at: float
+    versions: int
+    reports: int
 
 
 class SeededIds:
@@ -76,6 +101,10 @@ class House:
         self.failed = failed
         self.generation = 0
         self.crashes: list[tuple[float, str]] = []
+        self.restored: list[Restored] = []
+        self.sent: dict[str, bytes] = {}  # what each worker sent up last
+        self.disk_full = False
+        self._deaf_until = float("-inf")
         self.down_since: float | None = None
         self._services: list[Event] = []
         self._merge: Event | None = None
@@ -85,10 +114,16 @@ class House:
     def up(self) -> bool:
         return self.down_since is None
 
+    @property
+    def answers(self) -> bool:
+        return self.up and self.time.now() >= self._deaf_until
+
     def call(self, use: Callable[[Coordinator], T]) -> T:
         """One use case. Raises `Later` when nobody listens, or when it dies of it."""
         if not self.up:
             raise Later("connection refused")
+        if self.time.now() < self._deaf_until:
+            raise Later("no answer")
         try:
             return use(self.c)
         except Crash as crash:
@@ -104,6 +139,48 @@ class House:
         for service in standard_services(self.c):
             self._serve(runner, service, first=True)
 
+    def pause(self, seconds: float) -> None:
+        """Its process stands still, whoever asks hears nothing; then it goes on as if nothing had been."""
+        self._deaf_until = max(self._deaf_until, self.time.now() + seconds)
+
+    def fill_disk(self, full: bool = True) -> None:
+        """No blob and no page more, or again as many as wanted. The database hears it from SQLite itself."""
+        self.disk_full = full
+        if self.up:
+            self._limit_pages()
+
+    def back_up(self, folder: Path) -> Backup:
+        """Copy database and blobs to `folder`, which must be new."""
+        with self.c.database.read() as connection:
+            run = runs.get_run(connection)
+            version = versions.newest_version(connection, run.id).version
+            count = sum(ledger.verdict_counts(connection, run.id).values())
+        folder.mkdir()
+        with (
+            closing(sqlite3.connect(self._database)) as live,
+            closing(sqlite3.connect(folder / self._database.name)) as copy,
+        ):
+            live.backup(copy)
+        shutil.copytree(self.c.settings.blob_folder, folder / "blobs")
+        return Backup(folder, version, count)
+
+    def restore(self, backup: Backup, *, back_after: float = 60.0) -> Restored:
+        """Everything since `backup` is lost with the disk; it comes back `back_after` seconds later."""
+        with self.c.database.read() as connection:
+            run = runs.get_run(connection)
+            version = versions.newest_version(connection, run.id).version
+            count = sum(ledger.verdict_counts(connection, run.id).values())
+        lost = Restored(self.time.now(), version - backup.version, count - backup.reports)
+        self.restored.append(lost)
+        blobs = self.c.settings.blob_folder
+        self._down(back_after)
+        for left in self.directory.glob(f"{self._database.name}*"):
+            left.unlink()
+        shutil.copy2(backup.folder / self._database.name, self._database)
+        shutil.rmtree(blobs)
+        shutil.copytree(backup.folder / "blobs", blobs)
+        return lost
+
     def close(self) -> None:
         self._stop_services()
         self.c.close()
@@ -112,9 +189,19 @@ class House:
 
     def _open(self) -> Coordinator:
         settings = load_settings(self.directory, disk_reserve_bytes=0, **self._settings)
-        return open_coordinator(
-            settings, clock=self.time, ids=self._ids, crash_points=CrashPoints(self._point)
-        )
+        c = open_coordinator(settings, clock=self.time, ids=self._ids, crash_points=CrashPoints(self._point))
+        return replace(c, blobs=FullableBlobs(c.blobs, lambda: self.disk_full))
+
+    @property
+    def _database(self) -> Path:
+        return self.directory / "coordinator.db"
+
+    def _limit_pages(self) -> None:
+        """SQLite's own limit stands for the disk's: a write that needs one page more fails."""
+        with self.c.database.write() as connection:
+            pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+            limit = pages if self.disk_full else MOST_PAGES
+            connection.exec_driver_sql(f"PRAGMA max_page_count={limit}")
 
     def _point(self, name: str) -> None:
         for fault in self._faults.strike(Moment(Where.COORDINATOR_POINT, name=name)):
@@ -122,16 +209,21 @@ class House:
 
     def _fall(self, crash: Crash) -> None:
         self.crashes.append((self.time.now(), str(crash)))
+        self._down(crash.back_after)
+
+    def _down(self, back_after: float) -> None:
         self.down_since = self.time.now()
         self.generation += 1
         self.close()
-        self.time.after(crash.back_after, self._rise)
+        self.time.after(back_after, self._rise)
 
     def _rise(self) -> None:
         """As `bithaul coordinator` starts: judge the run, then serve."""
         self.c = self._open()
         check_run(self.c)
         self.down_since = None
+        if self.disk_full:
+            self._limit_pages()
         self.serve()
         self.changed("rise")
 
@@ -142,6 +234,9 @@ class House:
         def work() -> None:
             nonlocal stored
             if generation != self.generation:
+                return
+            if self.time.now() < self._deaf_until:
+                self._services.append(self.time.at(self._deaf_until, work))
                 return
             stored = self._pass(runner, service, before=stored)
             if stored is None:
@@ -160,7 +255,7 @@ class House:
         except Crash as crash:
             self._fall(crash)
             return None
-        if not result.ok:
+        if not result.ok and not self.disk_full:
             self.failed(f"service {service.name} failed: {result.message}")
         self.changed(service.name)
         return result
@@ -176,6 +271,9 @@ class House:
         def merge() -> None:
             self._merge = None
             if generation != self.generation:
+                return
+            if self.time.now() < self._deaf_until:
+                self._merge = self.time.at(self._deaf_until, merge)
                 return
             if self._pass(runner, merger) is not None:
                 self._hear()

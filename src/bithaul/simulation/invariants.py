@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bithaul.exchange.messages import Receipt, Verdict
 from bithaul.rounds.leases import TASK_MOVES, TaskState
@@ -26,6 +28,9 @@ REACH = {state: {state} for state in TaskState}  # what a task can become, in an
 for _ in TaskState:
     for _state, _next in REACH.items():
         _next |= {after for here in tuple(_next) for after in TASK_MOVES[here]}
+
+
+Memory = tuple[Any, ...]
 
 
 class Broken(AssertionError):
@@ -83,6 +88,39 @@ class Checker:
     @property
     def acknowledged(self) -> int:
         return sum(r.verdict is Verdict.ACCEPTED for r in self._receipts.values())
+
+    # -- a coordinator from a backup ------------------------------------------------------------------
+
+    def remember(self) -> Memory:
+        """What is known when a backup is made; `forget_since` goes back to it."""
+        return deepcopy(
+            (
+                self._tasks,
+                self._examples,
+                self._newest,
+                self._seq,
+                self._merged,
+                self._accepted,
+                self._receipts,
+                self.replay.memory,
+            )
+        )
+
+    def forget_since(self, memory: Memory) -> int:
+        """The backup is the truth now. How many acknowledged updates went with the disk: its operator's loss,
+        counted apart from what the coordinator itself loses, which must be none."""
+        before = self.acknowledged
+        (
+            self._tasks,
+            self._examples,
+            self._newest,
+            self._seq,
+            self._merged,
+            self._accepted,
+            self._receipts,
+            self.replay.memory,
+        ) = deepcopy(memory)
+        return before - self.acknowledged
 
     # -- after every event ----------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -35,6 +35,7 @@ from bithaul.exchange.messages import (
     Receipt,
     RegisterRequest,
     RegisterResponse,
+    ReportHeader,
 )
 from bithaul.simulation.faults import Fault, Faults, Kind, Moment, Where
 from bithaul.simulation.house import House
@@ -149,7 +150,7 @@ class SimulatedLink:
     def _ask(self, route: str, use: Callable[[Coordinator], T], *, task: int = 0) -> T:
         """One request there and its answer back."""
         faults = self._faults.strike(Moment(Where.REQUEST, route, self._worker, task))
-        self._travel(faults)
+        self._travel(faults, late=lambda: self._house.call(use))
         answer = self._call(use)
         if _has(faults, Kind.DUPLICATE):
             answer = self._call(use)
@@ -159,8 +160,9 @@ class SimulatedLink:
     def _upload(self, task: int, fence: str, data: bytes) -> Receipt:
         """As the route does: ask first, receive, submit. Each part may be the last."""
         faults = self._faults.strike(Moment(Where.REQUEST, "submit", self._worker, task))
-        self._travel(faults)
-        data = _damaged(data, faults)
+        data = _damaged(data, faults, sent=self._house.sent)
+        self._house.sent[self._worker] = data
+        self._travel(faults, late=lambda: self._deliver_late(task, fence, data))
         times = 2 if _has(faults, Kind.DUPLICATE) else 1
         receipts = [self._deliver(task, fence, data, faults) for _ in range(times)]
         for receipt in receipts:
@@ -178,7 +180,9 @@ class SimulatedLink:
         seconds = len(data) / self._line.up * _value(faults, Kind.SLOW, 1.0)
         with self._house.c.blobs.receive(self._house.c.ids.nonce()) as incoming:
             incoming.write(data[: int(share * len(data))])
-            self._time.wait(share * seconds)
+            self._time.wait(0.5 * share * seconds)
+            self._call(lambda c: c.crash_points.hit("upload.chunk"))
+            self._time.wait(0.5 * share * seconds)
             for fault in faults:
                 if fault.kind is Kind.KILL_MID_UPLOAD:
                     self._die(fault.back_after)
@@ -188,6 +192,20 @@ class SimulatedLink:
             incoming.write(data[int(share * len(data)) :])
             upload: UploadedFile = incoming.finish()
         return self._call(lambda c: submit_gradient(c, self._worker, task=task, fence=fence, upload=upload))
+
+    def _deliver_late(self, task: int, fence: str, data: bytes) -> None:
+        """All at once, and the worker has long stopped listening; what it says must still be the same."""
+
+        def deliver(c: Coordinator) -> Receipt:
+            known = begin_upload(c, self._worker, task=task, fence=fence, content_length=len(data))
+            if known is not None:
+                return known
+            with c.blobs.receive(c.ids.nonce()) as incoming:
+                incoming.write(data)
+                whole = incoming.finish()
+            return submit_gradient(c, self._worker, task=task, fence=fence, upload=whole)
+
+        self._heard(self._worker, self._house.call(deliver))
 
     def _call(self, use: Callable[[Coordinator], T]) -> T:
         try:
@@ -201,13 +219,17 @@ class SimulatedLink:
             )
             refuse(problem, client_id=self._worker, after=5.0 if isinstance(error, Unavailable) else None)
 
-    def _travel(self, faults: list[Fault]) -> None:
-        """There and back in one wait. Raises `Later` for what never arrives."""
+    def _travel(self, faults: list[Fault], *, late: Callable[[], object]) -> None:
+        """There and back in one wait. Raises `Later` for what does not arrive, or only `late`."""
         if _has(faults, Kind.PARTITION):
             self._cut_until = self._time.now() + _value(faults, Kind.PARTITION, 0.0)
         if self._time.now() < self._cut_until or _has(faults, Kind.DROP_REQUEST):
             self._time.wait(TIMEOUT)
             raise Later("no connection")
+        if _has(faults, Kind.REORDER):
+            self._time.after(_value(faults, Kind.REORDER, 0.0), lambda: _unheard(late))
+            self._time.wait(TIMEOUT)
+            raise Later("no answer")
         self._time.wait(2 * self._line.latency)
 
     def _return(self, faults: list[Fault]) -> None:
@@ -215,6 +237,11 @@ class SimulatedLink:
         if _has(faults, Kind.DROP_ACK):
             self._time.wait(TIMEOUT)
             raise Later("no answer")
+
+
+def _unheard(late: Callable[[], object]) -> None:
+    with suppress(Later, BithaulError):
+        late()
 
 
 def _blob(c: Coordinator, path: str) -> BlobRef:
@@ -236,26 +263,39 @@ def _value(faults: list[Fault], kind: Kind, otherwise: float) -> float:
     return next((f.value for f in faults if f.kind is kind), otherwise)
 
 
-def _damaged(data: bytes, faults: list[Fault]) -> bytes:
+def _damaged(data: bytes, faults: list[Fault], *, sent: Mapping[str, bytes]) -> bytes:
+    """What really goes up; `sent` is what each worker sent last."""
     for fault in faults:
-        if fault.kind is Kind.CORRUPT:
-            place = min(int(fault.value * len(data)), len(data) - 1)
-            return data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
-        if fault.kind is Kind.NAN:
-            return _with_nan(data)
+        match fault.kind:
+            case Kind.CORRUPT:
+                place = min(int(fault.value * len(data)), len(data) - 1)
+                return data[:place] + bytes([data[place] ^ 0x40]) + data[place + 1 :]
+            case Kind.NAN:
+                return _with_nan(data)
+            case Kind.COPY if fault.who in sent:
+                return _frame(_opened(data)[0], _opened(sent[fault.who])[1])
+            case _:
+                pass
     return data
 
 
 def _with_nan(frame: bytes) -> bytes:
-    """The same report with a first scale or value that is no number, and the right hash for it."""
-    stream = io.BytesIO(frame)
-    header = read_header(stream)
-    payload = bytearray(stream.read())
+    """The same report with a first scale or value that is no number."""
+    header, payload = _opened(frame)
     if header.codec == "int8-block-v1":
         payload[12:14] = np.float16(np.nan).tobytes()
     else:  # int8-ef-v1: its scale; fp32-v1: its first value
         payload[8:12] = np.float32(np.nan).tobytes()
-    changed = header.model_copy(update={"payload_sha256": payload_sha256(payload)})
+    return _frame(header, payload)
+
+
+def _opened(frame: bytes) -> tuple[ReportHeader, bytearray]:
+    stream = io.BytesIO(frame)
+    return read_header(stream), bytearray(stream.read())
+
+
+def _frame(header: ReportHeader, payload: bytearray) -> bytes:
+    """With the right hash for what is in it."""
     out = io.BytesIO()
-    write_frame(out, changed, payload)
+    write_frame(out, header.model_copy(update={"payload_sha256": payload_sha256(payload)}), payload)
     return out.getvalue()

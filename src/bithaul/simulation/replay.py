@@ -44,6 +44,15 @@ class Replay:
         self.differing: list[int] = []
         self.versions = 0
 
+    @property
+    def memory(self) -> Any:
+        """Where it stands: a coordinator restored from a backup goes back to what was then."""
+        return self._version, self._theta, self._momentum, self._made
+
+    @memory.setter
+    def memory(self, memory: Any) -> None:
+        self._version, self._theta, self._momentum, self._made = memory
+
     def catch_up(self, db: sqlite3.Connection) -> None:
         if self._layout is None:
             model, self._codec = db.execute("SELECT model, codec FROM runs").fetchone()

@@ -45,8 +45,9 @@ STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
 @dataclass(frozen=True)
 class Scenario:
-    """`spread`: how many times faster the fastest machine is; `crashes`: of the coordinator; `rollbacks`: by
-    its operator; `poisoned` machines send updates ten times as large in the wrong direction."""
+    """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks` by its
+    operator, `pauses` in which its process stands still, `full_disks`. `poisoned` machines send updates ten
+    times as large in the wrong direction."""
 
     name: str
     workers: int = 200
@@ -61,6 +62,8 @@ class Scenario:
     poisoned: int = 0
     crashes: int = 0
     rollbacks: int = 0
+    pauses: int = 0
+    full_disks: int = 0
     rates: Rates = field(default_factory=Rates)
     quiet_hours: float = 12.0  # at most, until everything is delivered, merged or given up
 
@@ -75,13 +78,14 @@ STORM = Rates(
         Kind.NAN: 0.02,
         Kind.SLOW: 0.05,
         Kind.KILL_MID_UPLOAD: 0.05,
+        Kind.REORDER: 0.02,
     },
     train={Kind.KILL: 0.20, Kind.SLEEP: 0.08, Kind.SIGN_FLIP: 0.03, Kind.SKEW: 0.02},
     worker_point=0.01,
 )
 SCENARIOS = {
     "calm": Scenario("calm"),
-    "storm": Scenario("storm", crashes=5, rollbacks=1, rates=STORM),
+    "storm": Scenario("storm", crashes=5, rollbacks=1, pauses=2, full_disks=1, rates=STORM),
 }
 
 
@@ -123,6 +127,7 @@ class Outcome:
     worker_deaths: int
     coordinator_crashes: list[str]
     rollbacks: int
+    restored: list[dict[str, float]]
     judged: dict[str, dict[str, int]]
     longest_gap_rounds: float
     loss_first: float
@@ -189,6 +194,8 @@ class Rehearsal:
         ]
         self._digest = hashlib.sha256()
         self._broken = ""
+        self._folder = folder
+        self._forgotten: list[int] = []
         self.timeline: Timeline | None = None
         self._began = wall.perf_counter()
 
@@ -240,11 +247,31 @@ class Rehearsal:
             point = random.choice(CRASHES)
             share = (i + 0.2 + 0.6 * random.random()) / self.scenario.crashes
             self.time.at(EPOCH + share * (end - EPOCH), self._crash(point, 30.0 + 300.0 * random.random()))
+        random = self._random("machine room")
+        for i in range(self.scenario.pauses):
+            share = (i + random.random()) / self.scenario.pauses
+            self.time.at(EPOCH + share * (end - EPOCH), lambda: self.house.pause(90.0))
+        for i in range(self.scenario.full_disks):
+            at = EPOCH + (i + 0.9 * random.random()) / self.scenario.full_disks * (end - EPOCH)
+            self.time.at(at, self.house.fill_disk)
+            self.time.at(at + 900.0, lambda: self.house.fill_disk(full=False))
         random = self._random("operator")
         for i in range(self.scenario.rollbacks):
             share = (i + 0.3 + 0.5 * random.random()) / self.scenario.rollbacks
             self.time.at(EPOCH + share * (end - EPOCH), self._go_back)
         self.time.run(end, after_each=self._after)
+
+    def back_up(self) -> None:
+        """Now; `restore` goes back to it."""
+        copy = self.house.back_up(self._folder / f"backup-{self.time.events}")
+        self._backup = copy, self.checker.remember(), self.record.newest
+
+    def restore(self, *, back_after: float = 60.0) -> None:
+        """The disk is lost and the backup put in its place; whatever came since is said to be lost."""
+        backup, memory, newest = self._backup
+        self.house.restore(backup, back_after=back_after)
+        self._forgotten.append(self.checker.forget_since(memory))
+        self.record.newest = newest
 
     def _go_back(self) -> None:
         """Two versions back, by a patient operator: again later while that cannot be or nobody answers."""
@@ -267,7 +294,7 @@ class Rehearsal:
         end = self.time.now() + self.scenario.quiet_hours * HOUR
         paused = False
         while self.time.now() < end:
-            if self.house.up and not paused:
+            if self.house.answers and not paused:
                 self.house.call(pause_run)
                 paused = True
             self.time.run(self.time.now() + 0.5 * self.scenario.task_seconds, after_each=self._after)
@@ -324,6 +351,10 @@ class Rehearsal:
             worker_deaths=sum(m.deaths for m in self.machines),
             coordinator_crashes=[point for _, point in self.house.crashes],
             rollbacks=facts.rollbacks,
+            restored=[
+                {"versions": lost.versions, "reports": lost.reports, "acknowledged": forgotten}
+                for lost, forgotten in zip(self.house.restored, self._forgotten, strict=True)
+            ],
             judged=self.record.judged({m.spec.name for m in self.machines if m.spec.poisoned}),
             longest_gap_rounds=round(gap, 2),
             loss_first=round(self.record.losses[0][1], 4),

@@ -23,7 +23,14 @@ class CrashPoints:
 
     action: Callable[[str], None] | None = None
 
-    NAMES = ("train.done", "outbox.renamed", "receipt.heard", "residual.renamed", "outbox.deleted")
+    NAMES = (
+        "train.mid",
+        "train.done",
+        "outbox.renamed",
+        "receipt.heard",
+        "residual.renamed",
+        "outbox.deleted",
+    )
 
     def hit(self, name: str) -> None:
         if name not in self.NAMES:

@@ -134,6 +134,7 @@ class Tus:
             if whole and checksum is not None and not await self._in_thread(writer.matches, *checksum):
                 raise ChecksumMismatch("These bytes do not have the Upload-Checksum; send them again.")
             end = writer.offset
+        self._c.crash_points.hit("upload.chunk")
         if end == upload.info.length:
             with suppress(BithaulError):  # the bytes are here; who asks for the receipt hears what is wrong
                 await self._submit(request, upload)

@@ -81,6 +81,7 @@ def submit_gradient(c: Coordinator, worker: str, *, task: int, fence: str, uploa
     Raises `Conflict` with code `unknown_fence` or `base_from_future`, `OutOfDisk`, `Gone`.
     """
     try:
+        c.crash_points.hit("upload.complete")
         return _submit(c, worker, task=task, fence=fence, upload=upload)
     finally:
         upload.path.unlink(missing_ok=True)  # gone already when it became a blob

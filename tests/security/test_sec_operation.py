@@ -205,7 +205,8 @@ def test_sec_55_every_operation_answers_nonsense_with_a_problem(site):
             assert response.status_code < 500, operation
             if response.status_code >= 400:
                 assert response.headers["content-type"] == "application/problem+json", operation
-                assert {"status", "title", "detail", "code"} <= set(response.json())
+                if operation.method != "HEAD":  # its answer has no body
+                    assert {"status", "title", "detail", "code"} <= set(response.json())
 
 
 def test_sec_56_floors_hold():

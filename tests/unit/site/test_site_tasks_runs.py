@@ -115,11 +115,12 @@ def test_pin_and_pause(own: Coordinator, visit) -> None:
         assert connection.execute(select(runs.c.state)).scalar_one() == "paused"
 
 
-def test_going_back_to_a_version(with_weights: Coordinator, visit) -> None:
+def test_going_back_to_a_version(make_coordinator: Callable[..., Coordinator], visit) -> None:
     """One button: the old weights are the newest version, and the page says so."""
-    site = visit(with_weights)
-    newest = run_page(with_weights).rows[0].version
-    kept = [row.version for row in run_page(with_weights).rows if row.kept and row.version != newest]
+    own = make_coordinator(versions=12, weights=True)
+    site = visit(own)
+    newest = run_page(own).rows[0].version
+    kept = [row.version for row in run_page(own).rows if row.kept and row.version != newest]
     page = site.get(f"/admin/runs/{kept[0]}").text
     assert f"Go back to version {kept[0]}?" in page
     assert "Go back to version" not in site.get(f"/admin/runs/{newest}").text
@@ -128,7 +129,7 @@ def test_going_back_to_a_version(with_weights: Coordinator, visit) -> None:
         f"Version {kept[0]} is in force again, as version {newest + 1}."
         in site.get(answer.headers["location"]).text
     )
-    assert run_page(with_weights).rows[0].version == newest + 1
+    assert run_page(own).rows[0].version == newest + 1
     assert site.post(f"/admin/runs/{newest + 1}/rollback").status_code == 409
 
 

@@ -45,8 +45,8 @@ STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
 @dataclass(frozen=True)
 class Scenario:
-    """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks` by its
-    operator, `pauses` in which its process stands still, `full_disks`. `poisoned` machines send updates ten
+    """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks` by
+    its operator, `pauses` in which its process stands still, `full_disks`. `poisoned` machines send updates ten
     times as large in the wrong direction."""
 
     name: str

@@ -20,7 +20,7 @@ from bithaul.coordinator.commands.steer import pause_run
 from bithaul.coordinator.context import CrashPoints
 from bithaul.corpus.build import CorpusManifest
 from bithaul.corpus.shards import write_shard
-from bithaul.errors import Conflict, UnknownName
+from bithaul.errors import Conflict, OutOfDisk, UnknownName
 from bithaul.model.config import ModelConfig
 from bithaul.simulation.faults import Faults, Kind, Rates
 from bithaul.simulation.house import House
@@ -274,12 +274,13 @@ class Rehearsal:
         self.record.newest = newest
 
     def _go_back(self) -> None:
-        """Two versions back, by a patient operator: again later while that cannot be or nobody answers."""
+        """Two versions back, by a patient operator: again later while that cannot be, the disk is full, or
+        nobody answers."""
         if self.faults.calm:
             return
         try:
             self.house.call(lambda c: roll_back(c, max(1, self.record.newest - 2)))
-        except (Later, Conflict):
+        except (Later, Conflict, OutOfDisk):
             self.time.after(600.0, self._go_back)
         else:
             self._changed("operator")

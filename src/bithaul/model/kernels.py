@@ -21,12 +21,12 @@ import numpy as np
 from numba.extending import overload
 
 from bithaul.compiled import EXACT, SUMS, compiled
+from bithaul.model.lanes import LANES, move, turn
 
 ROUND = np.float32(12582912.0)  # 1.5 * 2^23: adding and subtracting it rounds to the nearest even integer
 _LOG2_E = np.float32(1.4426950408889634)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _FLOOR, _MOST = np.float32(1e-5), np.float32(127.0)
-_FAR = np.float32(-1e30)  # the score of a place that must not be seen
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 
 
@@ -153,70 +153,69 @@ def scale_rotate(sums, inverse, scales, cos, sin, place, stride, queries, keys, 
                 scaled[j] = np.float32(sums[i, j]) * factor
         for head in range(hidden // size):
             at, to = head * size, place[i] + head * stride[i]
-            _rotate(scaled[at : at + size], cos[i], sin[i], queries[to : to + size])
-            at += hidden
-            _rotate(scaled[at : at + size], cos[i], sin[i], keys[to : to + size])
-            at += hidden
-            values[to : to + size] = scaled[at : at + size]
+            _rotate(scaled, at, cos, sin, i, _ONE, queries, to)
+            _rotate(scaled, at + hidden, cos, sin, i, _ONE, keys, to)
+            _copy(scaled, at + 2 * hidden, size, values, to)
 
 
 @compiled(EXACT)
-def _rotate(x, cos, sin, out):
-    """The first half of a head against the second, by the angles of its place."""
-    half = cos.shape[0]
-    for j in range(half):
-        out[j] = x[j] * cos[j] - x[half + j] * sin[j]
-    for j in range(half):
-        out[half + j] = x[half + j] * cos[j] + x[j] * sin[j]
+def _rotate(x, at, cos, sin, i, sign, out, to):
+    """The first half of a head against the second, by the angles of row i; a sign of -1 turns back."""
+    half = cos.shape[1]
+    whole = half - half % LANES
+    for j in range(0, whole, LANES):
+        turn(x, at + j, half, cos, sin, i * half + j, sign, out, to + j)
+    for j in range(whole, half):
+        a, b, c, s = x[at + j], x[at + half + j], cos[i, j], sign * sin[i, j]
+        out[to + j] = a * c - b * s
+        out[to + half + j] = b * c + a * s
 
 
 @compiled(EXACT)
-def _rotate_back(x, cos, sin, out):
-    """The inverse of `_rotate`."""
-    half = cos.shape[0]
-    for j in range(half):
-        out[j] = x[j] * cos[j] + x[half + j] * sin[j]
-    for j in range(half):
-        out[half + j] = x[half + j] * cos[j] - x[j] * sin[j]
+def _copy(x, at, size, out, to):
+    whole = size - size % LANES
+    for j in range(0, whole, LANES):
+        move(x, at + j, out, to + j)
+    for j in range(whole, size):
+        out[to + j] = x[at + j]
 
 
 @compiled(EXACT)
 def rotate_back(queries, keys, values, inverse, scales, cos, sin, place, stride, scaled):
     """Gradients in `scale_rotate`'s layout, rotated back and scaled for the two products [M, 3H]."""
     hidden, size = scaled.shape[1] // 3, 2 * cos.shape[1]
-    rotated = np.empty(3 * hidden, np.float32)
-    for i in range(scaled.shape[0]):
-        for head in range(hidden // size):
-            at, to = head * size, place[i] + head * stride[i]
-            _rotate_back(queries[to : to + size], cos[i], sin[i], rotated[at : at + size])
-            at += hidden
-            _rotate_back(keys[to : to + size], cos[i], sin[i], rotated[at : at + size])
-            at += hidden
-            rotated[at : at + size] = values[to : to + size]
-        for part in range(3):
-            factor = inverse[i] * scales[part]
-            for j in range(part * hidden, (part + 1) * hidden):
-                scaled[i, j] = narrow(rotated[j] * factor, scaled)
+    head_rows = np.empty((3, size), np.float32)
+    queries_row, keys_row, values_row = head_rows[0], head_rows[1], head_rows[2]
+    for head in range(hidden // size):  # head by head, so that each array is read in the order of its memory
+        for i in range(scaled.shape[0]):
+            at = place[i] + head * stride[i]
+            _rotate(queries, at, cos, sin, i, -_ONE, queries_row, 0)
+            _rotate(keys, at, cos, sin, i, -_ONE, keys_row, 0)
+            _copy(values, at, size, values_row, 0)
+            for part in range(3):
+                factor, to = inverse[i] * scales[part], part * hidden + head * size
+                for j in range(size):
+                    scaled[i, to + j] = narrow(head_rows[part, j] * factor, scaled)
 
 
 @compiled(EXACT)
 def gather_heads(mixed, size, place, stride, out):
     """Attention's flat layout, heads of `size` values, to the rows [M, H]."""
+    width = out.shape[1]
+    flat = out.reshape(-1)
     for i in range(out.shape[0]):
-        for head in range(out.shape[1] // size):
-            at, source = head * size, place[i] + head * stride[i]
-            for j in range(size):
-                out[i, at + j] = mixed[source + j]
+        for head in range(width // size):
+            _copy(mixed, place[i] + head * stride[i], size, flat, i * width + head * size)
 
 
 @compiled(EXACT)
 def scatter_heads(rows, size, place, stride, mixed):
     """The way back of `gather_heads`; places without a row keep what they hold."""
+    width = rows.shape[1]
+    flat = rows.reshape(-1)
     for i in range(rows.shape[0]):
-        for head in range(rows.shape[1] // size):
-            at, to = head * size, place[i] + head * stride[i]
-            for j in range(size):
-                mixed[to + j] = rows[i, at + j]
+        for head in range(width // size):
+            _copy(flat, i * width + head * size, size, mixed, place[i] + head * stride[i])
 
 
 @compiled(SUMS)
@@ -225,16 +224,15 @@ def causal_softmax(scores, scale):
     width = scores.shape[2]
     for b in range(scores.shape[0]):
         for i in range(width):
-            for j in range(i + 1, width):
-                scores[b, i, j] = _FAR
-            largest, total = _largest(scores[b, i]), _ZERO
-            for j in range(width):
-                value = _exp((scores[b, i, j] - largest) * scale)
-                scores[b, i, j] = value
+            seen = scores[b, i, : i + 1]
+            largest, total = _largest(seen), _ZERO
+            for j in range(i + 1):
+                value = _exp((seen[j] - largest) * scale)
+                seen[j] = value
                 total += value
             share = _ONE / total
-            for j in range(width):
-                scores[b, i, j] *= share
+            for j in range(i + 1):
+                seen[j] *= share
             for j in range(i + 1, width):
                 scores[b, i, j] = _ZERO
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,7 +33,9 @@ def product_rows(outputs: int) -> int:
 
 _PROBE: Shape = (32, 64, 32)
 _TIMING_REPEATS = 5
-_PROBE_SECONDS = 0.05  # a path slower than this at 32 x 64 x 32 is a reference loop, not a kernel
+_PROBE_SECONDS = 0.05  # a path slower than this at 32 x 64 x 32 is a reference loop, not a kernel;
+_SPEED_PROBE: Shape = (128, 128, 128)
+_LOOP_RATIO = 20.0  # nor is one that takes so many times as long as fp32 at a shape of some work
 _DEFAULT: Shape = (64, 256, 256)
 _PROBE_BACKWARD = 128  # rows, inputs and outputs; a loop for bf16 is ten times slower than fp32 there
 _PROBE_RATIO = 3.0
@@ -49,6 +51,14 @@ def matmul_precision(value: str) -> Iterator[None]:
         yield
     finally:
         backend.fp32_precision = before
+
+
+def step_precision(gradients: torch.dtype) -> AbstractContextManager[None]:
+    """How a step multiplies what stays in fp32, attention and logits: inputs rounded to bf16 where gradients are.
+
+    Sums are fp32. Holds for all threads of the process, so it is set around a whole step.
+    """
+    return matmul_precision("bf16" if gradients == torch.bfloat16 else "ieee")
 
 
 @dataclass(frozen=True)
@@ -212,14 +222,20 @@ def refusal(forward: str) -> str | None:
     problem = unusable(forward)
     if problem is not None or forward == "fp32":  # there is always a way that works
         return problem
-    m, k, n = _PROBE
+    seconds = _forward_seconds(forward, _PROBE)
+    if seconds > _PROBE_SECONDS:
+        m, k, n = _PROBE
+        return f"a slow reference loop ({seconds * 1e3:.0f} ms at {m} x {k} x {n})"
+    ratio = _forward_seconds(forward, _SPEED_PROBE) / _forward_seconds("fp32", _SPEED_PROBE)
+    return f"a slow reference loop ({ratio:.0f} times the time of fp32)" if ratio > _LOOP_RATIO else None
+
+
+def _forward_seconds(forward: str, shape: Shape) -> float:
+    m, k, n = shape
     kernel, x = FORWARD[forward], torch.ones((m, k), dtype=torch.int8)
     operand = kernel.prepare(torch.ones((n, k), dtype=torch.int8))
     out = torch.empty((m, n), dtype=kernel.sums)
-    seconds = best_seconds(lambda: kernel.multiply(x, operand, out))
-    if seconds > _PROBE_SECONDS:
-        return f"a slow reference loop ({seconds * 1e3:.0f} ms at {m} x {k} x {n})"
-    return None
+    return best_seconds(lambda: kernel.multiply(x, operand, out))
 
 
 def unusable(forward: str) -> str | None:

@@ -89,10 +89,9 @@ def _ways(product: Product, fp32: bool) -> Iterator[Run]:
     floats = [d for way, d in BACKWARD.items() if way != WORDS and backward_refusal(way) is None]
     dtypes = [torch.float32] if fp32 else floats
     if product.kind == "attention":
-        a, b, c = torch.ones(m, k, n), torch.ones(m, n, k), torch.empty(m, k, k)
-        yield lambda: torch.bmm(a, b, out=c)
+        yield from (_batch(m, k, n, dtype) for dtype in dtypes)
     elif product.kind == "forward" and not fp32:
-        yield from (_forward(name, m, k, n) for name in FORWARD if refusal(name) is None)
+        yield from (_forward(name, m, k, n) for name in FORWARD if _together(name) and refusal(name) is None)
     elif product.kind == "input_gradient":
         yield from (_float(m, n, k, dtype) for dtype in dtypes)
     elif product.kind == "weight_gradient":
@@ -106,6 +105,12 @@ def _ways(product: Product, fp32: bool) -> Iterator[Run]:
             yield _added_words(n, m, k)
 
 
+def _together(name: str) -> bool:
+    """Whether threads can multiply this way at once: a switch of the whole process, left on, would change
+    what is measured after it."""
+    return FORWARD[name].thread_safe
+
+
 def _forward(name: str, m: int, k: int, n: int) -> Run:
     kernel = FORWARD[name]
     x, codes = torch.ones(m, k, dtype=torch.int8), torch.ones(n, k, dtype=torch.int8)
@@ -117,6 +122,12 @@ def _float(m: int, k: int, n: int, dtype: torch.dtype) -> Run:
     left, right = torch.ones(m, k, dtype=dtype), torch.ones(k, n, dtype=dtype)
     out = torch.empty((m, n), dtype=dtype)
     return lambda: torch.mm(left, right, out=out)
+
+
+def _batch(m: int, k: int, n: int, dtype: torch.dtype) -> Run:
+    left, right = torch.ones(m, k, n, dtype=dtype), torch.ones(m, n, k, dtype=dtype)
+    out = torch.empty((m, k, k), dtype=dtype)
+    return lambda: torch.bmm(left, right, out=out)
 
 
 def _words(m: int, k: int, n: int) -> Run:

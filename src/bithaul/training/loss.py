@@ -8,7 +8,6 @@ does, with fp32 sums. The loss reported is in nats per weighted token and never 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,6 @@ from torch.autograd.function import Function, once_differentiable
 
 from bithaul.model import kernels
 from bithaul.model.autograd import array_of, differentiable
-from bithaul.model.products import matmul_precision
 from bithaul.model.scratch import scratch
 
 _BLOCK_VALUES = 1 << 20  # logits at a time: 4 MiB, but
@@ -117,11 +115,6 @@ class _HeadLoss(Function):
         return d_hidden * grad, d_embedding * grad, *([None] * 6)
 
 
-def head_precision(dtype: torch.dtype) -> AbstractContextManager[None]:
-    """How logits are multiplied: with inputs rounded to bf16 where `dtype` is. Holds for all threads."""
-    return matmul_precision("bf16" if dtype == torch.bfloat16 else "ieee")
-
-
 def head_loss(
     hidden: Tensor,
     embedding: Tensor,
@@ -135,7 +128,8 @@ def head_loss(
     """The loss to differentiate (0-d) and the sums to report, for hidden [N, H] and embedding [V, H].
 
     The loss is `sum(w * ce) / total_weight` (None: `sum(w)`), so that parts of a batch add up. Rows of weight
-    0 are left out, but for a few. `dtype` is that of the backward products; call it inside `head_precision`.
+    0 are left out, but for a few. `dtype` is that of the backward products; call it inside
+    `products.step_precision`.
     """
     hidden, targets, weights = _worthwhile(hidden, targets, weights)
     cross_entropy = torch.empty(targets.shape)

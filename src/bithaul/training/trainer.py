@@ -23,12 +23,12 @@ from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
 from bithaul.model.device import DevicePath, choose_path, device_of, full_precision, synchronize
 from bithaul.model.layout import FloatVector
-from bithaul.model.products import Shape, StepPath
+from bithaul.model.products import Shape, StepPath, step_precision
 from bithaul.model.transformer import BitNetForCausalLM, Dropout
 from bithaul.model.vector import flatten, load_vector
 from bithaul.training.batches import Batch, Example, inner_batches, pack
 from bithaul.training.deviceloss import device_head_loss
-from bithaul.training.loss import LossSums, head_loss, head_precision
+from bithaul.training.loss import LossSums, head_loss
 from bithaul.training.optimizer import SharedAdamW
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.schedule import rates
@@ -102,7 +102,7 @@ class Trainer:
         self._head_loss = device_head_loss if on_device else head_loss
         self.model = BitNetForCausalLM(config, path=self.path, plain=plain)
         self.model.reset_parameters(seed=0)
-        self._head_dtype = torch.float32 if plain else self.path.gradient_dtype
+        self._gradient_dtype = torch.float32 if plain else self.path.gradient_dtype
         self.reset_moments()
 
     def load(self, vector: FloatVector) -> None:
@@ -172,7 +172,7 @@ class Trainer:
         for group in inner_batches(examples, _EVALUATION_EXAMPLES):
             batches = self._pack(group)
             if batches:
-                with full_precision():
+                with full_precision(), step_precision(self._gradient_dtype):
                     sums = sums + self._forward(batches, [None] * len(batches))[1]
         if not sums.weight:
             raise InvalidInput("There is nothing to evaluate: no example has a counted target.")
@@ -232,13 +232,12 @@ class Trainer:
                     batch.weights,
                     total_weight=weight,
                     smoothing=smoothing,
-                    dtype=self._head_dtype,
+                    dtype=self._gradient_dtype,
                 )
 
         self._team.each(lambda prepare: prepare(), self.model.preparations())
         hidden = self._team.each(hidden_of, list(zip(batches, dropouts, strict=True)))
-        with head_precision(self._head_dtype):
-            parts = self._team.each(loss_of, list(zip(batches, hidden, strict=True)))
+        parts = self._team.each(loss_of, list(zip(batches, hidden, strict=True)))
         return [loss for loss, _ in parts], functools.reduce(operator.add, (sums for _, sums in parts))
 
     def _gradients(self, losses: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
@@ -251,7 +250,7 @@ class Trainer:
         self, batches: Sequence[Batch], progress: float, dropouts: Sequence[Dropout | None]
     ) -> LossSums | None:
         """One AdamW step; None when it was dropped because something was not finite."""
-        with full_precision():
+        with full_precision(), step_precision(self._gradient_dtype):
             losses, sums = self._forward(batches, dropouts)
             gradients = self._gradients(losses)
         norm = self._optimizer.take(gradients)

@@ -2,7 +2,9 @@
 
 Between the matrix products stand the single passes of `kernels`; the two products of the way back are in
 `wayback`. This module is the calculus: what is computed in which order, on blocks of rows that the caches
-hold, and what is kept for the way back (activations as int8 codes). Every function computes what its plain
+hold, and what is kept for the way back (activations as int8 codes). Blocks are slices of arrays, not of
+tensors: each operation of torch gives up the interpreter's lock and takes it again, which two threads pay for
+with waiting. Every function computes what its plain
 counterpart in `transformer` does, and tests hold its hand-written backward against autograd through the
 definition.
 """
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
@@ -24,6 +27,8 @@ from bithaul.model.products import product_rows
 from bithaul.model.scratch import scratch
 from bithaul.model.segments import Segments
 from bithaul.model.wayback import BLOCK_ROWS, WayBack, blocks, way_back
+
+Floats = npt.NDArray[np.float32]
 
 
 def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -39,7 +44,8 @@ class Places:
     """
 
     def __init__(self, segments: Segments, heads: int, size: int, cos: Tensor, sin: Tensor) -> None:
-        self.segments, self.heads, self.size, self.cos, self.sin = segments, heads, size, cos, sin
+        self.segments, self.heads, self.size = segments, heads, size
+        self.cos, self.sin = array_of(cos), array_of(sin)
         bases, strides, total = [], [], 0
         self._ranges: list[tuple[slice, int]] = []
         for group in segments.groups:
@@ -53,6 +59,10 @@ class Places:
         rows = segments.rows
         self.place = (torch.cat(bases)[rows] + segments.positions * size).numpy()
         self.stride = torch.tensor(strides)[rows].numpy()
+
+    def of(self, rows: slice) -> tuple[Any, Any, Any, Any]:
+        """cos, sin, place and stride of some rows."""
+        return self.cos[rows], self.sin[rows], self.place[rows], self.stride[rows]
 
     def split(self, flat: Tensor) -> list[Tensor]:
         """Views of a flat array, one per group: [segments * heads, longest, head_dim]."""
@@ -75,9 +85,11 @@ class _Input:
     """The normed and quantised rows of one stacked product: what its forward made and its backward needs."""
 
     def __init__(self, rows: int, width: int, ternary: TernaryCodes) -> None:
-        self.codes = torch.empty((rows, width), dtype=torch.int8)
-        self.rstd, self.inverse = torch.empty(rows), torch.empty(rows)
-        self.ternary = ternary
+        self._codes = torch.empty((rows, width), dtype=torch.int8)
+        self._codes_array = array_of(self._codes)
+        self._rstd: Floats = np.empty(rows, np.float32)
+        self.inverse: Floats = np.empty(rows, np.float32)
+        self._ternary = ternary
         self.scales = np.array(ternary.scales, dtype=np.float32)
 
     @classmethod
@@ -87,52 +99,49 @@ class _Input:
         return made
 
     def arrays(self, block: slice) -> tuple[Any, Any, Any]:
-        return array_of(self.codes[block]), array_of(self.rstd[block]), array_of(self.inverse[block])
+        """int8 codes, `1 / rms` and `1 / s` of some rows."""
+        return self._codes_array[block], self._rstd[block], self.inverse[block]
 
     def products(self, use: Callable[[slice, Any, Any], None]) -> None:
         """Calls `use(rows, sums, 1 / s)` for blocks of rows whose sums are still in the cache."""
-        inverse, kernel, outputs = array_of(self.inverse), self.ternary.path.kernel, len(self.ternary.codes)
-        step = product_rows(outputs)
-        memory = scratch("sums", (min(len(self.codes), step), outputs), kernel.sums)
-        for start in range(0, len(self.codes), step):
-            rows = self.codes[start : start + step]
-            sums = kernel.multiply(rows, self.ternary.operand, memory[: len(rows)])
-            block = slice(start, start + len(rows))
-            use(block, sums.numpy(), inverse[block])
+        kernel, operand, outputs = self._ternary.path.kernel, self._ternary.operand, sum(self._ternary.widths)
+        step, start, rows = product_rows(outputs), 0, len(self._codes_array)
+        for part in torch.split(self._codes, step):
+            block = slice(start, min(start + step, rows))
+            memory = scratch("sums", (block.stop - start, outputs), kernel.sums)
+            use(block, array_of(kernel.multiply(part, operand, memory)), self.inverse[block])
+            start += step
 
     def way_back(self, name: str) -> WayBack:
-        return way_back(name, self.codes, self.ternary, self.ternary.path)
+        return way_back(name, self._codes, self._ternary, self._ternary.path)
 
 
 class _Norm:
     """The way back through the codes and the norm of `x`: fills `dx` and `d_gain`."""
 
     def __init__(self, x: Tensor, gain: Tensor, source: _Input) -> None:
-        self._x, self._gain, self._source = x, gain, source
+        self._x, self._gain, self._source = array_of(x), array_of(gain), source
         self.dx, self.d_gain = torch.empty_like(x), torch.zeros_like(gain)
+        self._dx, self._d_gain = array_of(self.dx), array_of(self.d_gain)
 
-    def backward(self, rows: slice, p: Tensor, residual: Tensor) -> Tensor:
+    def backward(self, rows: slice, p: Any, residual: Any) -> None:
         """From p = (f dy) T [rows, K] and the gradient that comes along the residual stream to dx."""
-        source, dx = self._source, self.dx[rows]
-        parts = (p, self._x[rows], self._gain, source.rstd[rows], source.inverse[rows], residual, dx)
-        kernels.norm_backward(*map(array_of, parts), array_of(self.d_gain))
-        return dx
+        _, rstd, inverse = self._source.arrays(rows)
+        x, dx = self._x[rows], self._dx[rows]
+        kernels.norm_backward(p, x, self._gain, rstd, inverse, residual, dx, self._d_gain)
 
 
 def _heads_of(source: _Input, places: Places) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries and keys, and values, flat in attention's layout; 0 where there is no row."""
     parts = (torch.zeros(places.total), torch.zeros(places.total), torch.zeros(places.total))
-    cos, sin, arrays = array_of(places.cos), array_of(places.sin), [array_of(part) for part in parts]
+    arrays = [array_of(part) for part in parts]
 
     def use(rows: slice, sums: Any, inverse: Any) -> None:
         kernels.scale_rotate(
             sums,
             inverse,
             source.scales,
-            cos[rows],
-            sin[rows],
-            places.place[rows],
-            places.stride[rows],
+            *places.of(rows),
             *arrays,
         )
 
@@ -189,26 +198,18 @@ class _Attention(Function):
         source: _Input = ctx.source
         inner: _Input = ctx.inner
         places: Places = ctx.places
-        dy = dy.contiguous()
+        after = array_of(dy.contiguous())
         join, way = _Norm(mixed, sub_gain, inner), inner.way_back("join")
-        nothing = scratch("nothing", (min(len(x), BLOCK_ROWS), x.shape[1])).zero_()
-        for rows in blocks(len(x)):
-            _fill_scaled(way.block(rows), dy[rows], inner, rows)
+        nothing = array_of(scratch("nothing", (min(len(after), BLOCK_ROWS), after.shape[1])).zero_())
+        for rows in blocks(len(after)):
+            _fill_scaled(way.block(rows), after[rows], inner, rows)
             join.backward(rows, way.multiply(rows), nothing[: rows.stop - rows.start])
-        gradients = _attention_backward(places, join.dx, flat, ctx.scale)
+        gradients = [array_of(g) for g in _attention_backward(places, join.dx, flat, ctx.scale)]
         norm, heads_way = _Norm(x, gain, source), source.way_back("heads")
-        for rows in blocks(len(x)):
-            kernels.rotate_back(
-                *map(array_of, gradients),
-                array_of(source.inverse[rows]),
-                source.scales,
-                array_of(places.cos[rows]),
-                array_of(places.sin[rows]),
-                places.place[rows],
-                places.stride[rows],
-                array_of(heads_way.block(rows)),
-            )
-            norm.backward(rows, heads_way.multiply(rows), dy[rows])
+        for rows in blocks(len(after)):
+            scaled, inverse = heads_way.block(rows), source.inverse[rows]
+            kernels.rotate_back(*gradients, inverse, source.scales, *places.of(rows), scaled)
+            norm.backward(rows, heads_way.multiply(rows), after[rows])
         d_weights = (*heads_way.weight_gradients(), *way.weight_gradients())
         return norm.dx, norm.d_gain, join.d_gain, None, None, None, None, *d_weights
 
@@ -240,8 +241,8 @@ def _joined(source: _Input, residual: Tensor) -> Tensor:
     return out
 
 
-def _fill_scaled(scaled: Tensor, dy: Tensor, source: _Input, rows: slice) -> None:
-    kernels.scale_gradient(array_of(dy), array_of(source.inverse[rows]), source.scales[0], array_of(scaled))
+def _fill_scaled(scaled: Any, dy: Any, source: _Input, rows: slice) -> None:
+    kernels.scale_gradient(dy, source.inverse[rows], source.scales[0], scaled)
 
 
 class _FeedForward(Function):
@@ -287,24 +288,26 @@ class _FeedForward(Function):
         x, gain, sub_gain, kept = ctx.saved_tensors
         source: _Input = ctx.source
         inner: _Input = ctx.inner
-        dy = dy.contiguous()
+        after, kept_array, sub = array_of(dy.contiguous()), array_of(kept), array_of(sub_gain)
         down, gate_up = inner.way_back("down"), source.way_back("gate_up")
         norm, d_sub = _Norm(x, gain, source), torch.zeros_like(sub_gain)
-        for rows in blocks(len(x)):
-            _fill_scaled(down.block(rows), dy[rows], inner, rows)
+        d_sub_array = array_of(d_sub)
+        for rows in blocks(len(after)):
+            _fill_scaled(down.block(rows), after[rows], inner, rows)
+            p, (_, rstd, inverse) = down.multiply(rows), inner.arrays(rows)
             kernels.gate_backward(
-                array_of(down.multiply(rows)),
-                array_of(kept[rows]),
+                p,
+                kept_array[rows],
                 ctx.squared,
-                array_of(sub_gain),
-                array_of(inner.rstd[rows]),
-                array_of(inner.inverse[rows]),
-                array_of(source.inverse[rows]),
+                sub,
+                rstd,
+                inverse,
+                source.inverse[rows],
                 source.scales,
-                array_of(gate_up.block(rows)),
-                array_of(d_sub),
+                gate_up.block(rows),
+                d_sub_array,
             )
-            norm.backward(rows, gate_up.multiply(rows), dy[rows])
+            norm.backward(rows, gate_up.multiply(rows), after[rows])
         d_weights = (*gate_up.weight_gradients(), *down.weight_gradients())
         return norm.dx, norm.d_gain, d_sub, None, None, None, None, *d_weights
 

@@ -363,31 +363,35 @@ def widen_scaled(source, factor, out):
 def cross_entropy(logits, width, targets, share, smoothing, losses, uniform_losses, d_logits):
     """Rows of logits [M, V] to cross-entropy [M], the same against uniform targets [M], and gradient [M, V].
 
-    `d_logits = (p - (1 - smoothing) onehot - smoothing / V) * share[i]`; logits are overwritten. Without
-    smoothing the uniform losses stay as they are. Rows of both may be longer than V = `width`.
+    `d_logits = (p - (1 - smoothing) onehot - smoothing / V) * share[i]`. Without smoothing the uniform losses
+    stay as they are. Rows of both may be longer than V = `width`; both may be the same memory.
     """
     even = smoothing / np.float32(width)
+    row = np.empty(width, np.float32)
     for i in range(logits.shape[0]):
         at, total = targets[i], _ZERO
-        wanted = logits[i, at]
-        largest = _largest(logits[i, :width])
+        for j in range(width):
+            row[j] = widen(logits[i, j])
+        wanted = row[at]
+        largest = _largest(row)
         if smoothing > _ZERO:
             mean = _ZERO
             for j in range(width):
-                mean += logits[i, j]
+                mean += row[j]
             uniform_losses[i] = -mean / np.float32(width)
         for j in range(width):
-            value = _exp(logits[i, j] - largest)
-            logits[i, j] = value
+            value = _exp(row[j] - largest)
+            row[j] = value
             total += value
         log_sum = largest + np.log(total)
         losses[i] = log_sum - wanted
         if smoothing > _ZERO:
             uniform_losses[i] += log_sum
         weight, level = share[i] / total, even * share[i]
+        wanted = row[at] * weight - level - (_ONE - smoothing) * share[i]
         for j in range(width):
-            d_logits[i, j] = narrow(logits[i, j] * weight - level, d_logits)
-        d_logits[i, at] = narrow(logits[i, at] * weight - level - (_ONE - smoothing) * share[i], d_logits)
+            d_logits[i, j] = narrow(row[j] * weight - level, d_logits)
+        d_logits[i, at] = narrow(wanted, d_logits)
 
 
 @compiled(SUMS)

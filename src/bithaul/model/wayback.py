@@ -9,7 +9,7 @@ d for some rows, `multiply` gives p while both are still in the cache, and after
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,11 +32,13 @@ def blocks(rows: int) -> Iterator[slice]:
 
 
 class WayBack(Protocol):
-    def block(self, rows: slice) -> Tensor:
+    """Arrays are float32, or uint16 holding the bits of bf16. `rows` is one of `blocks`."""
+
+    def block(self, rows: slice) -> Any:
         """Memory for d of these rows, [rows, sum of N]."""
         ...
 
-    def multiply(self, rows: slice) -> Tensor:
+    def multiply(self, rows: slice) -> Any:
         """p [rows, K] of the block just filled, valid until the next call. Each row is given once."""
         ...
 
@@ -55,15 +57,17 @@ def way_back(name: str, codes: Tensor, ternary: TernaryCodes, path: StepPath) ->
 class FloatWay:
     def __init__(self, name: str, codes: Tensor, ternary: TernaryCodes, dtype: torch.dtype) -> None:
         self._name, self._codes, self._ternary, self._dtype = name, codes, ternary, dtype
-        self._scaled = scratch(f"{name} scaled", (len(codes), len(ternary.codes)), dtype)
+        self._rows, self._width = codes.shape
+        self._scaled = scratch(f"{name} scaled", (self._rows, sum(ternary.widths)), dtype)
+        self._parts, self._array = torch.split(self._scaled, BLOCK_ROWS), array_of(self._scaled)
         self._weights = _converted(f"{name} codes", ternary.codes, dtype)
 
-    def block(self, rows: slice) -> Tensor:
-        return self._scaled[rows]
+    def block(self, rows: slice) -> Any:
+        return self._array[rows]
 
-    def multiply(self, rows: slice) -> Tensor:
-        shape = (rows.stop - rows.start, self._codes.shape[1])
-        return torch.mm(self._scaled[rows], self._weights, out=scratch(f"{self._name} p", shape, self._dtype))
+    def multiply(self, rows: slice) -> Any:
+        part, shape = self._parts[rows.start // BLOCK_ROWS], (rows.stop - rows.start, self._width)
+        return array_of(torch.mm(part, self._weights, out=scratch(f"{self._name} p", shape, self._dtype)))
 
     def weight_gradients(self) -> list[Tensor]:
         inputs = _converted("inputs", self._codes, self._dtype)
@@ -86,20 +90,20 @@ class WordWay:
             raise ValueError("the codes were prepared for another path")
         self._name, self._codes, self._ternary = name, codes, ternary
         self._words = ternary.words.numpy()
-        self._outputs, self._width = len(ternary.codes), codes.shape[1]
+        self._outputs, self._width = sum(ternary.widths), codes.shape[1]
         inverse = [
             np.full(n, np.float32(1.0) / g) for n, g in zip(ternary.widths, ternary.scales, strict=True)
         ]
         self._inverse: npt.NDArray[np.float32] = np.concatenate(inverse)
         self._sum = torch.empty((self._outputs, self._width))
         self._fresh = True  # nothing is in the sum yet
-        self._block: Tensor | None = None
+        self._block: Any = None
 
-    def block(self, rows: slice) -> Tensor:
-        self._block = scratch(f"{self._name} scaled", (rows.stop - rows.start, self._outputs))
+    def block(self, rows: slice) -> Any:
+        self._block = array_of(scratch(f"{self._name} scaled", (rows.stop - rows.start, self._outputs)))
         return self._block
 
-    def multiply(self, rows: slice) -> Tensor:
+    def multiply(self, rows: slice) -> Any:
         from bithaul.model import integer  # compiled for machines with AVX2 only
 
         count, n, k = rows.stop - rows.start, self._outputs, self._width
@@ -110,12 +114,12 @@ class WordWay:
         along = _words("along", (integer.panels(count, integer.ROWS), integer.panels(n, 2), integer.ROWS))
         across = _words("across", (integer.panels(n, integer.ROWS), integer.panels(count, 2), integer.ROWS))
         inputs = _words("inputs", (integer.panels(k, tiles.COLUMNS), across.shape[1], tiles.COLUMNS))
-        scale = np.float32(integer.fixed_point(array_of(self._block), along, across))
+        scale = np.float32(integer.fixed_point(self._block, along, across))
         integer.pack_words(array_of(self._codes[rows]), inputs)
         integer.add_words(across, inputs, self._inverse * scale, self._fresh, array_of(self._sum))
         self._fresh, self._block = False, None
-        p = scratch(f"{self._name} p", (count, k))
-        integer.multiply_words(along, self._words, scale, array_of(p))
+        p = array_of(scratch(f"{self._name} p", (count, k)))
+        integer.multiply_words(along, self._words, scale, p)
         return p
 
     def weight_gradients(self) -> list[Tensor]:

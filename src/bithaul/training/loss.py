@@ -1,8 +1,9 @@
 """Weighted cross-entropy with the tied head, in blocks of rows.
 
 The fp32 logits of a whole batch never exist: a block's logits, its loss and its gradient are computed
-together while they are in the cache. Head products take inputs rounded to bf16 where the step's backward
-does, with fp32 sums. The loss reported is in nats per weighted token and never contains label smoothing.
+together while they are in the cache. Where the step's backward takes inputs rounded to bf16, so do the head's
+products, and the logits that gradients come from are bf16 too; those of an evaluation are fp32. The loss
+reported is in nats per weighted token and never contains label smoothing.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class _HeadLoss(Function):
         width = -(-vocabulary // _ALIGNMENT) * _ALIGNMENT
         share = weights / total_weight
         table, rows = embedding.to(dtype), hidden.to(dtype)
+        left, right = (rows, table) if needed else (hidden.detach(), embedding.detach())
         d_hidden = torch.empty_like(hidden)
         d_embedding = torch.zeros_like(embedding) if needed else None
         uniform = torch.empty_like(cross_entropy)
@@ -88,10 +90,10 @@ class _HeadLoss(Function):
             d_logits = scratch("d_logits", (group.stop - group.start, width), dtype)
             for inner in _blocks(d_logits.shape[0], max(_BLOCK_ROWS, _BLOCK_VALUES // vocabulary)):
                 block = slice(group.start + inner.start, group.start + inner.stop)
-                logits = scratch("logits", (block.stop - block.start, width))
-                torch.mm(hidden[block].detach(), embedding.detach().t(), out=logits[:, :vocabulary])
+                logits = d_logits[inner] if needed else scratch("logits", (block.stop - block.start, width))
+                torch.mm(left[block], right.t(), out=logits[:, :vocabulary])
                 kernels.cross_entropy(
-                    logits.numpy(),
+                    array_of(logits),
                     vocabulary,
                     targets[block].numpy(),
                     share[block].numpy(),

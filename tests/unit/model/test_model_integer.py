@@ -92,7 +92,7 @@ def test_a_way_back_wants_its_block_filled_and_knows_no_rows_as_zero() -> None:
     with pytest.raises(ValueError, match="fill the block"):
         way.multiply(slice(0, 4))
     assert not way.weight_gradients()[0].any(), "nothing was given"
-    way.block(slice(2, 4)).fill_(1.0)  # not from row 0 on: the first block starts the sum, wherever it lies
+    way.block(slice(2, 4)).fill(1.0)  # not from row 0 on: the first block starts the sum, wherever it lies
     assert (way.multiply(slice(2, 4)) == 16).all()
     np.testing.assert_allclose(way.weight_gradients()[0], 2 * 3 / 0.5, rtol=1e-4)
 

@@ -145,17 +145,18 @@ def scale_rotate(sums, inverse, scales, cos, sin, place, stride, queries, keys, 
     Head h of row i starts at `place[i] + h * stride[i]`; cos and sin of the rows are [M, head_dim / 2].
     """
     hidden, size = sums.shape[1] // 3, 2 * cos.shape[1]
-    scaled = np.empty(3 * hidden, np.float32)
-    for i in range(sums.shape[0]):
-        for part in range(3):
-            factor = inverse[i] * scales[part]
-            for j in range(part * hidden, (part + 1) * hidden):
-                scaled[j] = np.float32(sums[i, j]) * factor
-        for head in range(hidden // size):
-            at, to = head * size, place[i] + head * stride[i]
-            _rotate(scaled, at, cos, sin, i, _ONE, queries, to)
-            _rotate(scaled, at + hidden, cos, sin, i, _ONE, keys, to)
-            _copy(scaled, at + 2 * hidden, size, values, to)
+    heads = np.empty((3, size), np.float32)
+    query, key, value = heads[0], heads[1], heads[2]
+    for head in range(hidden // size):  # head by head, so that each array is written in the order of its memory
+        for i in range(sums.shape[0]):
+            for part in range(3):
+                factor, at = inverse[i] * scales[part], part * hidden + head * size
+                for j in range(size):
+                    heads[part, j] = np.float32(sums[i, at + j]) * factor
+            to = place[i] + head * stride[i]
+            _rotate(query, 0, cos, sin, i, _ONE, queries, to)
+            _rotate(key, 0, cos, sin, i, _ONE, keys, to)
+            _copy(value, 0, size, values, to)
 
 
 @compiled(EXACT)

@@ -88,11 +88,12 @@ def bench_step(
     _timed(plain, examples, 1)
     seconds: dict[str, list[float]] = {"ours": [], "reference": []}
     for done in range(0, steps, _TURN):
-        turn = min(_TURN, steps - done)
-        seconds["ours"] += _timed(ours, examples, turn)
-        seconds["reference"] += _timed(plain, examples, turn)
-        if on_step is not None:
-            on_step(done + turn)
+        turn = range(done, min(done + _TURN, steps))
+        seconds["ours"] += _timed(ours, examples, len(turn))
+        for step in turn:
+            seconds["reference"] += _timed(plain, examples, 1)
+            if on_step is not None:
+                on_step(step + 1)
     torch.set_num_threads(threads)
     tokens = sum(len(e) - 1 for e in examples)
     products: dict[str, float] = {}

@@ -147,7 +147,7 @@ def scale_rotate(sums, inverse, scales, cos, sin, place, stride, queries, keys, 
     hidden, size = sums.shape[1] // 3, 2 * cos.shape[1]
     heads = np.empty((3, size), np.float32)
     query, key, value = heads[0], heads[1], heads[2]
-    for head in range(hidden // size):  # head by head, so that each array is written in the order of its memory
+    for head in range(hidden // size):  # not row by row: arrays are written in the order of their memory
         for i in range(sums.shape[0]):
             for part in range(3):
                 factor, at = inverse[i] * scales[part], part * hidden + head * size
@@ -187,7 +187,7 @@ def rotate_back(queries, keys, values, inverse, scales, cos, sin, place, stride,
     hidden, size = scaled.shape[1] // 3, 2 * cos.shape[1]
     head_rows = np.empty((3, size), np.float32)
     queries_row, keys_row, values_row = head_rows[0], head_rows[1], head_rows[2]
-    for head in range(hidden // size):  # head by head, so that each array is read in the order of its memory
+    for head in range(hidden // size):  # not row by row: arrays are read in the order of their memory
         for i in range(scaled.shape[0]):
             at = place[i] + head * stride[i]
             _rotate(queries, at, cos, sin, i, -_ONE, queries_row, 0)

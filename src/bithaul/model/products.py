@@ -54,9 +54,10 @@ def matmul_precision(value: str) -> Iterator[None]:
 
 
 def step_precision(gradients: torch.dtype) -> AbstractContextManager[None]:
-    """How a step multiplies what stays in fp32, attention and logits: inputs rounded to bf16 where gradients are.
+    """How a step multiplies what stays in fp32: with inputs rounded to bf16 where gradients are.
 
-    Sums are fp32. Holds for all threads of the process, so it is set around a whole step.
+    That is attention and the logits of an evaluation. Sums are fp32. Holds for all threads of the process, so
+    it is set around a whole step.
     """
     return matmul_precision("bf16" if gradients == torch.bfloat16 else "ieee")
 

@@ -1,8 +1,8 @@
 """How fast a training step is on this machine, against fp32 fake quantisation and against its own products.
 
 The roofline share is the time of the step's matrix products alone (`ceilings`), divided by the time of the
-whole step from examples to updated weights. Our steps and the reference's take turns, a few at a time, so that
-other load hits both alike and neither always begins with the other's memory in the caches.
+whole step from examples to updated weights. Our steps and the reference's take turns, a few at a time, so
+that other load hits both alike and neither always begins with the other's memory in the caches.
 """
 
 from __future__ import annotations

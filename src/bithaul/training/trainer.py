@@ -12,7 +12,8 @@ import functools
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,8 +173,7 @@ class Trainer:
         for group in inner_batches(examples, _EVALUATION_EXAMPLES):
             batches = self._pack(group)
             if batches:
-                with full_precision(), step_precision(self._gradient_dtype):
-                    sums = sums + self._forward(batches, [None] * len(batches))[1]
+                sums = sums + self._sums(batches)
         if not sums.weight:
             raise InvalidInput("There is nothing to evaluate: no example has a counted target.")
         return EvalResult(sums.mean, sums.plain_mean, sums.tokens)
@@ -209,56 +209,62 @@ class Trainer:
                     "tokenize the corpus again with the tokenizer of this run."
                 )
 
-    def _forward(
-        self, batches: Sequence[Batch], dropouts: Sequence[Dropout | None]
-    ) -> tuple[list[torch.Tensor], LossSums]:
-        """The parts of the loss of all batches, each to be differentiated by itself, and the sums."""
-        smoothing = self.recipe.label_smoothing if torch.is_grad_enabled() else 0.0
-        embedding = self.model.model.embed_tokens.weight
-        weight = sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
-        grad = torch.is_grad_enabled()  # a setting of each thread
+    def _loss(
+        self, batch: Batch, dropout: Dropout | None, *, weight: float, smoothing: float
+    ) -> tuple[torch.Tensor, LossSums]:
+        """One thread's part of the loss, to be differentiated by itself, over the weight of all parts."""
+        return self._head_loss(
+            self.model.packed(batch.input_ids, batch.segments, dropout=dropout),
+            self.model.model.embed_tokens.weight,
+            batch.targets,
+            batch.weights,
+            total_weight=weight,
+            smoothing=smoothing,
+            dtype=self._gradient_dtype,
+        )
 
-        def hidden_of(part: tuple[Batch, Dropout | None]) -> torch.Tensor:
-            with torch.set_grad_enabled(grad):
-                return self.model.packed(part[0].input_ids, part[0].segments, dropout=part[1])
+    def _sums(self, batches: Sequence[Batch]) -> LossSums:
+        """Of all batches, without gradients, dropout and smoothing."""
+        weight = _weight_of(batches)
 
-        def loss_of(part: tuple[Batch, torch.Tensor]) -> tuple[torch.Tensor, LossSums]:
-            batch, hidden = part
-            with torch.set_grad_enabled(grad):
-                return self._head_loss(
-                    hidden,
-                    embedding,
-                    batch.targets,
-                    batch.weights,
-                    total_weight=weight,
-                    smoothing=smoothing,
-                    dtype=self._gradient_dtype,
-                )
+        @torch.no_grad()  # a setting of each thread
+        def sums_of(batch: Batch) -> LossSums:
+            return self._loss(batch, None, weight=weight, smoothing=0.0)[1]
 
-        self._team.each(lambda prepare: prepare(), self.model.preparations())
-        hidden = self._team.each(hidden_of, list(zip(batches, dropouts, strict=True)))
-        parts = self._team.each(loss_of, list(zip(batches, hidden, strict=True)))
-        return [loss for loss, _ in parts], functools.reduce(operator.add, (sums for _, sums in parts))
-
-    def _gradients(self, losses: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-        """For each loss its gradient, in the order of the parameters; the whole one is their sum."""
-        self._optimizer.forget_gradients()  # before the new ones exist, not after
-        parameters = list(self.model.parameters())
-        return self._team.each(lambda loss: list(torch.autograd.grad(loss, parameters)), losses)
+        with self._precision():
+            self._team.each(lambda prepare: prepare(), self.model.preparations())
+            return functools.reduce(operator.add, self._team.each(sums_of, batches))
 
     def _step(
         self, batches: Sequence[Batch], progress: float, dropouts: Sequence[Dropout | None]
     ) -> LossSums | None:
-        """One AdamW step; None when it was dropped because something was not finite."""
-        with full_precision(), step_precision(self._gradient_dtype):
-            losses, sums = self._forward(batches, dropouts)
-            gradients = self._gradients(losses)
-        norm = self._optimizer.take(gradients)
+        """One AdamW step; None when it was dropped because something was not finite.
+
+        Each thread goes from its examples to its part of the gradient by itself; the gradient is their sum.
+        """
+        weight, smoothing = _weight_of(batches), self.recipe.label_smoothing
+        parameters = list(self.model.parameters())
+
+        def gradient_of(part: tuple[Batch, Dropout | None]) -> tuple[list[torch.Tensor], LossSums]:
+            loss, sums = self._loss(*part, weight=weight, smoothing=smoothing)
+            return list(torch.autograd.grad(loss, parameters)), sums
+
+        self._optimizer.forget_gradients()  # before the new ones exist, not after
+        with self._precision():
+            self._team.each(lambda prepare: prepare(), self.model.preparations())
+            found = self._team.each(gradient_of, list(zip(batches, dropouts, strict=True)))
+        sums = functools.reduce(operator.add, (sums for _, sums in found))
+        norm = self._optimizer.take([gradient for gradient, _ in found])
         if not (math.isfinite(norm) and math.isfinite(sums.weighted)):
             return None
         lr, decay = self._rates(progress)
         self._optimizer.step(lr=lr, weight_decay=decay, shrink=min(1.0, self.recipe.clip / max(norm, 1e-30)))
         return sums
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        with full_precision(), step_precision(self._gradient_dtype):
+            yield
 
     def _rates(self, progress: float) -> tuple[float, float]:
         """Learning rate and weight decay of the next step of these moments."""
@@ -266,6 +272,10 @@ class Trainer:
         self._warm_steps += 1
         warmup = self.recipe.optimizer_warmup_steps
         return lr * min(1.0, self._warm_steps / warmup if warmup else 1.0), decay
+
+
+def _weight_of(batches: Sequence[Batch]) -> float:
+    return sum(float(batch.weights.sum(dtype=torch.float64)) for batch in batches)
 
 
 def projection_shapes(config: ModelConfig, rows: int) -> list[Shape]:

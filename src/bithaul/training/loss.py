@@ -114,7 +114,9 @@ class _HeadLoss(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, d_embedding = ctx.saved_tensors
-        return d_hidden * grad, d_embedding * grad, *([None] * 6)
+        if float(grad) != 1.0:  # a whole embedding to read and write for nothing
+            d_hidden, d_embedding = d_hidden * grad, d_embedding * grad
+        return d_hidden, d_embedding, *([None] * 6)
 
 
 def head_loss(

@@ -14,6 +14,7 @@ from sqlalchemy import insert, select, text
 from starlette.testclient import TestClient
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database import logbook
 from bithaul.coordinator.database.tables import leases, logs, workers
 from bithaul.coordinator.identity.tables import audit
 from bithaul.coordinator.queries.logbook import log_page, log_tail, make_filter
@@ -219,9 +220,53 @@ def test_a_million_rows_page_as_fast_as_a_thousand(make_coordinator: Callable[..
         (make_filter(c), 500_000),
         (make_filter(c, worker="w7"), 500_000),
         (make_filter(c, level="error"), 500_000),
+        (make_filter(c, text="said nowhere"), None),
     ):
         began = time.perf_counter()
         view = log_page(c, wanted, before=before)
         taken = time.perf_counter() - began
-        assert len(view.lines) == 200
+        assert len(view.lines) == (0 if wanted.text else 200)
         assert taken < 2.0, f"{wanted} took {taken:.2f} s"
+    assert view.searched_to is not None
+    assert view.older is not None, "what was not searched yet is a click away"
+    assert log_page(c, make_filter(c, text="event 77"), bounded=False, count=5000).searched_to is None
+
+
+def test_a_search_goes_on_where_it_stopped_and_finds_everything_once(
+    make_coordinator: Callable[..., Coordinator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: matches between two stretches that no page shows, and an end that is none."""
+    monkeypatch.setattr(logbook, "MOST_SEARCHED", 40)
+    c = make_coordinator(versions=2)
+    write_logs(c, *(("w1", "info", "needle" if i % 23 == 0 or i > 496 else "hay") for i in range(500)))
+    wanted = make_filter(c, text="needle")
+    seen: list[int] = []
+    view, pages = log_page(c, wanted, count=2), 1
+    assert view.newer is None
+    while view.older is not None:
+        seen += [line.id for line in view.lines]
+        view, pages = log_page(c, wanted, before=view.older, count=2), pages + 1
+        assert view.newer is not None
+    seen += [line.id for line in view.lines]
+    every = log_page(c, wanted, count=100, bounded=False)
+    assert seen == [line.id for line in every.lines]
+    assert len(seen) == 25
+    assert pages > 10
+    assert view.searched_to is None, "it looked at all there are"
+    up: list[int] = []
+    step = log_page(c, wanted, after=0, count=2)
+    for _ in range(100):
+        up += [line.id for line in reversed(step.lines)]
+        if step.newer is None:
+            break
+        step = log_page(c, wanted, after=step.newer, count=2)
+    assert up == seen[::-1], "and the other way"
+
+
+def test_a_search_that_stopped_says_so(own: Coordinator, visit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logbook, "MOST_SEARCHED", 3)
+    write_logs(own, *(("w1", "info", "hay") for _ in range(9)))
+    text = visit(own).get("/admin/logs?q=said+nowhere").text
+    assert "Searched back to" in text
+    assert "Search older entries" in text
+    assert "before=" in text

@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, logbook
-from bithaul.coordinator.database.logbook import LEVELS, MOST_COUNTED, LogFilter, LogRow
+from bithaul.coordinator.database.logbook import LEVELS, MOST_COUNTED, LogFilter, LogRow, Stretch
 from bithaul.errors import InvalidInput
 
 PAGE = 200
@@ -30,7 +31,11 @@ class LogLine(BaseModel):
 
 
 class LogView(BaseModel):
-    """`lines` newest first. `older` and `newer`: ids to page from, None at an end."""
+    """`lines` newest first. `older` and `newer`: ids to page from, None at an end.
+
+    Where text is looked for, one view covers a stretch of entries: `searched_to` is the time down to which it
+    looked, None when it looked at all there are. Counts are of that stretch, and `older` goes on below it.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,6 +43,7 @@ class LogView(BaseModel):
     lines: list[LogLine]
     counts: Mapping[str, int]
     counted_all: bool  # False: counts are of the newest rows only
+    searched_to: float | None
     older: int | None
     newer: int | None
     newest: int  # id of the newest entry there is, whatever the filter: a live tail goes on from it
@@ -66,29 +72,62 @@ def log_page(
     before: int | None = None,
     after: int | None = None,
     count: int = PAGE,
+    bounded: bool = True,
 ) -> LogView:
-    """One page by key. Without `before` and `after`: the newest entries."""
+    """One page by key. Without `before` and `after`: the newest entries.
+
+    Not `bounded`: text is looked for in all entries, which takes seconds for each million.
+    """
     with c.database.read() as connection:
-        rows = logbook.page(connection, wanted, count=count, before=before, after=after)
-        counts = logbook.level_counts(connection, wanted)
         newest = logbook.newest_id(connection)
-        older = newer = None
-        if rows:
-            more = logbook.page(connection, wanted, count=1, before=rows[-1].id)
-            fresh = logbook.page(connection, wanted, count=1, after=rows[0].id)
-            older = rows[-1].id if more else None
-            newer = rows[0].id if fresh else None
+        within = _stretch(wanted, newest, before=before, after=after) if bounded else None
+        rows = logbook.page(connection, wanted, count=count, before=before, after=after, within=within)
+        counts = logbook.level_counts(connection, wanted, within=within)
+        searched_to = None
+        if within is None:
+            older, newer = _neighbours(connection, wanted, rows)
+        else:
+            whole = len(rows) < count  # the stretch was looked through to its end
+            older = rows[-1].id if rows and (after is not None or not whole) else None
+            newer = None
+            if before is not None or after is not None:
+                top = rows[0].id if rows and (before is not None or not whole) else within.end - 1
+                newer = top if top < newest else None
+            below = logbook.newest_before(connection, within.first)
+            if below is not None:
+                searched_to, older = below.received_at, older or within.first
         names = [w.id for w in fleet.list_workers(connection)]
     return LogView(
         now=c.clock.now(),
         lines=[line_of(row) for row in rows],
         counts=counts,
-        counted_all=sum(counts.values()) < MOST_COUNTED,
+        counted_all=sum(counts.values()) < MOST_COUNTED and searched_to is None,
+        searched_to=searched_to,
         older=older,
         newer=newer,
         newest=newest,
         workers=names,
     )
+
+
+def _stretch(wanted: LogFilter, newest: int, *, before: int | None, after: int | None) -> Stretch | None:
+    """What one view looks through, None for everything: without text the key finds a page at once."""
+    if not wanted.text:
+        return None
+    if after is not None:
+        return Stretch.after(after)
+    return Stretch.before(newest + 1 if before is None else before)
+
+
+def _neighbours(
+    connection: Connection, wanted: LogFilter, rows: list[LogRow]
+) -> tuple[int | None, int | None]:
+    """Ids to page from towards the older and the newer side."""
+    if not rows:
+        return None, None
+    more = logbook.page(connection, wanted, count=1, before=rows[-1].id)
+    fresh = logbook.page(connection, wanted, count=1, after=rows[0].id)
+    return (rows[-1].id if more else None), (rows[0].id if fresh else None)
 
 
 def log_tail(c: Coordinator, wanted: LogFilter, *, after: int, count: int = PAGE) -> list[LogLine]:

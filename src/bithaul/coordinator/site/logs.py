@@ -61,6 +61,8 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
     ) -> Response:
         def build() -> Response:
             wanted = make_filter(c, worker=worker, level=level, text=q, period=period)
-            return export(log_page(c, wanted, before=before, count=MOST).lines, name="logs", kind=kind)
+            return export(
+                log_page(c, wanted, before=before, count=MOST, bounded=False).lines, name="logs", kind=kind
+            )
 
         return await frame.data(request, build)

@@ -15,6 +15,7 @@ import pytest
 
 import bithaul
 from bithaul.coordinator.api import public
+from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.middleware import host_of
 from bithaul.coordinator.identity.transport import check_public_url
 from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
@@ -279,3 +280,34 @@ def test_sec_59_insecure_transport_is_never_switched_on():
     """A2: Authlib's global switch."""
     for path in SOURCES:
         assert "AUTHLIB_INSECURE_TRANSPORT" not in path.read_text(encoding="utf-8")
+
+
+def test_sec_55_people_get_a_page_and_machines_get_problem_json(site, monkeypatch):
+    """Wrong result: JSON for a person, HTML for a script, a page without the policy or with the input."""
+
+    def broken(*unused):
+        raise ZeroDivisionError("inner secret")
+
+    monkeypatch.setattr("bithaul.coordinator.api.public.status", broken)
+    person = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    forged = {"Cookie": f"{Cookies(site.c.settings).session}={'c' * 43}", "Origin": "https://evil.example"}
+    for method, path, more, status in (
+        ("GET", "/nowhere/<b>evil", {}, 404),
+        ("DELETE", "/health", {}, 405),
+        ("GET", "/status", {}, 500),
+        ("POST", "/account/sign-out", forged, 403),
+        ("GET", "/weights/x", site.worker(), 422),
+        ("GET", "/api/keys", {}, 401),
+    ):
+        page = site.http.request(method, path, headers={**person, **more})
+        assert page.status_code == status, path
+        assert page.headers["content-type"].startswith("text/html"), path
+        assert "frame-ancestors 'none'" in page.headers["content-security-policy"], path
+        assert page.headers["x-request-id"] in page.text, "so that its line in the log can be found"
+        assert 'href="/account"' in page.text, "a way back"
+        assert not re.search("evil|inner secret|ZeroDivision|Traceback", page.text), path
+        told = site.http.request(method, path, headers=more)
+        assert told.status_code == status, path
+        assert told.headers["content-type"] == "application/problem+json", path
+        for name in ("www-authenticate", "allow"):
+            assert page.headers.get(name) == told.headers.get(name), path

@@ -16,7 +16,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp
 
 from bithaul import __version__
-from bithaul.coordinator.api import problems
 from bithaul.coordinator.api.admin import admin_routes
 from bithaul.coordinator.api.blobs import blob_routes
 from bithaul.coordinator.api.cookies import Cookies
@@ -27,6 +26,7 @@ from bithaul.coordinator.api.middleware import Envelope, allowed_hosts
 from bithaul.coordinator.api.openapi import RESPONSES, Api
 from bithaul.coordinator.api.openid import openid_routes
 from bithaul.coordinator.api.peer import Peers
+from bithaul.coordinator.api.problems import Answers
 from bithaul.coordinator.api.public import public_routes
 from bithaul.coordinator.api.views import view_routes
 from bithaul.coordinator.api.worker import worker_routes
@@ -34,6 +34,9 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.identity.throttle import Limits
 from bithaul.coordinator.services.runner import ServiceRunner
+from bithaul.coordinator.site.assets import Assets
+from bithaul.coordinator.site.environment import make_environment
+from bithaul.coordinator.site.pages import Pages
 from bithaul.coordinator.site.routes import site_routes
 
 
@@ -66,10 +69,19 @@ def create_api(
         telemetry={"auto_configure": False},
     )
     app.state.identity = identity
-    problems.install(app)
+    assets = Assets()
+    pages = Pages(c.settings, make_environment(assets))
+    answers = Answers(pages.problem)
+    answers.install(app)
     cookies = Cookies(c.settings)
     peers = Peers(c.settings)
-    app.add_middleware(CsrfGuard, cookies=cookies, sessions=identity.sessions, public_url=c.settings.base_url)
+    app.add_middleware(
+        CsrfGuard,
+        cookies=cookies,
+        sessions=identity.sessions,
+        public_url=c.settings.base_url,
+        answers=answers,
+    )
     app.include_router(public_routes(c))
     app.include_router(openid_routes(identity, peers))
     app.include_router(worker_routes(c))
@@ -77,7 +89,7 @@ def create_api(
     app.include_router(blob_routes(c))
     app.include_router(admin_routes(c, http))
     app.include_router(view_routes(c))
-    app.include_router(site_routes(c, identity, cookies, peers))
+    app.include_router(site_routes(c, identity, cookies, peers, assets, pages))
     return app
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.forms import FORM, MAX_FORM_BYTES, media_type, parse
 from bithaul.coordinator.api.guard import read_body
-from bithaul.coordinator.api.problems import of_error
+from bithaul.coordinator.api.problems import Answers
 from bithaul.coordinator.identity.sessions import Sessions
 from bithaul.errors import BithaulError, Forbidden
 
@@ -28,8 +28,11 @@ SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class CsrfGuard:
-    def __init__(self, app: ASGIApp, *, cookies: Cookies, sessions: Sessions, public_url: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, cookies: Cookies, sessions: Sessions, public_url: str, answers: Answers
+    ) -> None:
         self._app = app
+        self._answers = answers
         self._cookies = cookies
         self._sessions = sessions
         parts = urlsplit(public_url)
@@ -47,7 +50,7 @@ class CsrfGuard:
             if not self._is_token(headers, token):
                 raise _refused()
         except BithaulError as error:
-            await of_error(error)(scope, receive, send)
+            await self._answers.of(scope, error)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

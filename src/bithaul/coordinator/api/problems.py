@@ -1,20 +1,26 @@
-"""Every error as problem+json (RFC 9457) with a stable `code`: no traceback, no echo of the input."""
+"""Every error as problem+json (RFC 9457) with a stable `code`, or as a page for people: no traceback, no echo
+of the input.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.errors import BithaulError, Forbidden, Unauthorized, Unavailable
 from bithaul.exchange.messages import Problem
 
 MEDIA_TYPE = "application/problem+json"
+Page = Callable[[int, str, str], Response]
 _CODES = {
     400: "bad_request",
     404: "not_found",
@@ -60,17 +66,73 @@ def problem(
     return JSONResponse(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def of_error(error: BithaulError) -> JSONResponse:
-    """The answer to one of the project's errors."""
-    return problem(error.http_status, error.message, code=error.error_code, headers=headers_of(error))
+class Answers:
+    """How errors are answered: as problem+json, or as a `page` to whoever asks for HTML, a person's browser.
+
+    `page` makes one of the status, what happened and the request's id.
+    """
+
+    def __init__(self, page: Page | None = None) -> None:
+        self._page = page
+
+    def install(self, app: FastAPI) -> None:
+        """Register the handlers for our errors, validation errors, the framework's errors and defects."""
+        app.add_exception_handler(BithaulError, self._on_error)
+        app.add_exception_handler(RequestValidationError, self._on_invalid)
+        app.add_exception_handler(HTTPException, self._on_http)
+        app.add_exception_handler(Exception, self._on_defect)
+
+    def of(self, scope: Scope, error: BithaulError) -> Response:
+        """The answer to one of the project's errors."""
+        headers = headers_of(error)
+        return self._answer(scope, error.http_status, error.message, code=error.error_code, headers=headers)
+
+    def _answer(
+        self,
+        scope: Scope,
+        status: int,
+        detail: str,
+        *,
+        code: str,
+        headers: Mapping[str, str] | None = None,
+        **extra: str,
+    ) -> Response:
+        if self._page is None or not _wants_page(Headers(scope=scope)):
+            return problem(status, detail, code=code, headers=dict(headers or {}), **extra)
+        page = self._page(status, detail, str(scope.get("bithaul.request_id", "")))
+        page.headers.update(headers or {})
+        return page
+
+    async def _on_error(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, BithaulError)
+        return self.of(request.scope, error)
+
+    async def _on_invalid(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return self._answer(request.scope, 400, "The body is not valid JSON.", code="malformed_json")
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        detail = f"{where}: {first['msg']}"[:400]
+        return self._answer(request.scope, 422, detail, code="invalid_request")
+
+    async def _on_http(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        status, detail = error.status_code, str(error.detail)
+        if status in {404, 405}:
+            detail = f"There is no {request.method} for this address."
+        code = _CODES.get(status, "http_error")
+        return self._answer(request.scope, status, detail, code=code, headers=error.headers)
+
+    async def _on_defect(self, request: Request, _: Exception) -> Response:
+        request_id = str(request.scope.get("bithaul.request_id", ""))
+        detail = "The coordinator failed on this request; its log has the reason under this request id."
+        return self._answer(request.scope, 500, detail, code="internal_error", request_id=request_id)
 
 
-def install(app: FastAPI) -> None:
-    """Register the handlers for our errors, validation errors, the framework's errors and defects."""
-    app.add_exception_handler(BithaulError, _on_error)
-    app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_defect)
+def _wants_page(headers: Headers) -> bool:
+    """Browsers name HTML when a person goes to an address; scripts and workers do not."""
+    return any("text/html" in value.lower() for value in headers.getlist("accept"))
 
 
 def headers_of(error: BithaulError) -> dict[str, str]:
@@ -88,31 +150,3 @@ def headers_of(error: BithaulError) -> dict[str, str]:
             return {"Retry-After": "5"}
         case _:
             return {}
-
-
-async def _on_error(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, BithaulError)
-    return of_error(error)
-
-
-async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return problem(400, "The body is not valid JSON.", code="malformed_json")
-    where = ".".join(str(part) for part in first["loc"])[:200]
-    return problem(422, f"{where}: {first['msg']}"[:400], code="invalid_request")
-
-
-async def _on_http(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    status = error.status_code
-    detail = f"There is no {request.method} for this address." if status in {404, 405} else str(error.detail)
-    headers = dict(error.headers) if error.headers else None
-    return problem(status, detail, code=_CODES.get(status, "http_error"), headers=headers)
-
-
-async def _on_defect(request: Request, _: Exception) -> JSONResponse:
-    request_id = str(request.scope.get("bithaul.request_id", ""))
-    detail = "The coordinator failed on this request; its log has the reason under this request id."
-    return problem(500, detail, code="internal_error", request_id=request_id)

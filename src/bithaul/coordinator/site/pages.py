@@ -86,6 +86,13 @@ class Pages:
             **values,
         )
 
+    def problem(self, status: int, detail: str, request_id: str) -> HTMLResponse:
+        """What went wrong, for a person, with a way back."""
+        title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "That did not work"
+        return self.message(
+            title, detail, status=status, link=HOME, link_text="To the start", request_id=request_id
+        )
+
     def route_class(self) -> type[APIRoute]:
         """Routes whose expected errors are pages."""
         pages = self
@@ -100,12 +107,8 @@ class Pages:
                     except GoTo as answer:
                         return go(answer.location)
                     except BithaulError as error:
-                        page = pages.message(
-                            HTTPStatus(error.http_status).phrase,
-                            error.message,
-                            status=error.http_status,
-                            request_id=str(request.scope.get("bithaul.request_id", "")),
-                        )
+                        request_id = str(request.scope.get("bithaul.request_id", ""))
+                        page = pages.problem(error.http_status, error.message, request_id)
                         page.headers.update(headers_of(error))
                         return page
 

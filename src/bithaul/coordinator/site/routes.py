@@ -11,7 +11,6 @@ from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.site.account import account_pages
 from bithaul.coordinator.site.admin import admin_pages
 from bithaul.coordinator.site.assets import Assets
-from bithaul.coordinator.site.environment import make_environment
 from bithaul.coordinator.site.frame import Frame
 from bithaul.coordinator.site.openid import openid_pages
 from bithaul.coordinator.site.operator import operator_pages
@@ -20,9 +19,9 @@ from bithaul.coordinator.site.signin import sign_in_pages
 from bithaul.coordinator.site.visits import Visits
 
 
-def site_routes(c: Coordinator, identity: Identity, cookies: Cookies, peers: Peers) -> APIRouter:
-    assets = Assets()
-    pages = Pages(c.settings, make_environment(assets))
+def site_routes(
+    c: Coordinator, identity: Identity, cookies: Cookies, peers: Peers, assets: Assets, pages: Pages
+) -> APIRouter:
     visits = Visits(c, identity, cookies, peers)
     router = APIRouter(route_class=pages.route_class(), include_in_schema=False)
     sign_in_pages(router, c, identity, cookies, pages, visits)

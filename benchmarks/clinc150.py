@@ -14,7 +14,7 @@ import own_data
 
 
 def main() -> None:
-    args = own_data.parser(__doc__, tokens=2.4e6).parse_args()
+    args = own_data.parser(__doc__, tokens=3.6e6).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         train = Path(folder) / "train.tsv"
         parts = [(args.data / name).read_text(encoding="utf-8") for name in ("train.tsv", "oos_train.tsv")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -298,6 +299,29 @@ def test_a_machine_is_added_and_its_page_turns_green(open_tab, coordinator) -> N
     assert "new-phone has arrived" in page.locator("#arrived").inner_text()
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, location.href])")
     assert secret not in json.loads(json.dumps(kept)), "a secret is kept nowhere in the browser"
+    tab.assert_quiet()
+    from playwright.sync_api import Error  # not at the top: without Playwright these tests are skipped
+
+    tab.go("/admin/keys")
+    with contextlib.suppress(Error):  # a page that a form made is not asked for again
+        page.go_back(timeout=5000)
+    assert secret not in page.content(), "going back shows it once more"
+
+
+def test_words_of_strangers_run_nothing(open_tab, coordinator) -> None:
+    """Catches: a log entry, there from the start or brought by the live tail, that becomes a tag."""
+    evil = '<img src=x onerror="window.owned=1"><script>window.owned=1</script>"><b>{{7*7}}'
+    write_logs(coordinator, evil)
+    tab = open_tab()
+    for path in ("/admin/workers/attic-nuc", "/admin/logs"):
+        page = tab.go(path)
+        page.wait_for_load_state("networkidle")
+        assert evil in page.locator("body").inner_text(), path
+        assert page.evaluate("window.owned") is None
+    write_logs(coordinator, "newer " + evil)
+    page.wait_for_selector("#lines tr.new")
+    assert "newer " + evil in page.locator("#lines tr").first.inner_text()
+    assert page.evaluate("window.owned") is None
     tab.assert_quiet()
 
 

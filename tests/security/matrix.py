@@ -92,6 +92,16 @@ PROMISES = {
 }
 
 ALSO = {
+    33: ("tests/browser/test_browser_site.py::test_every_page_is_quiet_and_fits",),
+    35: (
+        "tests/unit/site/test_site_workers_logs.py::test_hostile_words_appear_as_text",
+        "tests/browser/test_browser_site.py::test_words_of_strangers_run_nothing",
+    ),
+    37: ("tests/browser/test_browser_site.py::test_a_machine_is_added_and_its_page_turns_green",),
+    46: (
+        "tests/unit/site/test_site_workers_logs.py::test_hostile_words_appear_as_text",
+        "tests/browser/test_browser_site.py::test_words_of_strangers_run_nothing",
+    ),
     48: (
         "tests/integration/test_api_process.py::test_a_worker_s_whole_day_over_http",
         "tests/unit/coordinator/test_core_gates.py::test_only_the_holder_of_a_lease_may_report",
@@ -106,14 +116,10 @@ ALSO = {
 OPEN = {
     2: "backups do not exist yet",
     3: "a second process on PostgreSQL is not tested",
-    33: "no walk with a real browser yet",
-    35: "the pages that show workers, logs and tasks do not exist yet",
-    37: "the page that shows a key, history and local storage do not exist yet",
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
     43: "idle keep-alive is uvicorn's own 30 s and not tested here",
     44: "there are no event streams yet",
-    46: "log pages do not exist yet",
-    53: "seed, rollback and settings have no rows yet",
+    53: "seeding and settings have no page and no row yet",
     54: "memory is bounded by two threads and a queue of 32; it is not measured",
     56: "no audit of the lock file",
     57: "there are no install scripts yet",

@@ -311,3 +311,7 @@ def test_sec_55_people_get_a_page_and_machines_get_problem_json(site, monkeypatc
         assert told.headers["content-type"] == "application/problem+json", path
         for name in ("www-authenticate", "allow"):
             assert page.headers.get(name) == told.headers.get(name), path
+    start = site.http.get("/", headers=person)
+    assert (start.status_code, start.headers["location"]) == (303, "/admin"), (
+        "the bare address leads to the site"
+    )

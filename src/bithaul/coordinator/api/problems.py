@@ -97,7 +97,7 @@ class Answers:
         headers: Mapping[str, str] | None = None,
         **extra: str,
     ) -> Response:
-        if self._page is None or not _wants_page(Headers(scope=scope)):
+        if self._page is None or not wants_page(Headers(scope=scope)):
             return problem(status, detail, code=code, headers=dict(headers or {}), **extra)
         page = self._page(status, detail, str(scope.get("bithaul.request_id", "")))
         page.headers.update(headers or {})
@@ -130,7 +130,7 @@ class Answers:
         return self._answer(request.scope, 500, detail, code="internal_error", request_id=request_id)
 
 
-def _wants_page(headers: Headers) -> bool:
+def wants_page(headers: Headers) -> bool:
     """Browsers name HTML when a person goes to an address; scripts and workers do not."""
     return any("text/html" in value.lower() for value in headers.getlist("accept"))
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.peer import Peers
+from bithaul.coordinator.api.problems import wants_page
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.site.account import account_pages
-from bithaul.coordinator.site.admin import admin_pages
+from bithaul.coordinator.site.admin import ADMIN_HOME, admin_pages
 from bithaul.coordinator.site.assets import Assets
 from bithaul.coordinator.site.frame import Frame
 from bithaul.coordinator.site.openid import openid_pages
 from bithaul.coordinator.site.operator import operator_pages
-from bithaul.coordinator.site.pages import Pages
+from bithaul.coordinator.site.pages import Pages, go
 from bithaul.coordinator.site.signin import sign_in_pages
 from bithaul.coordinator.site.visits import Visits
 
@@ -30,4 +34,12 @@ def site_routes(
     admin_pages(router, c, identity, cookies, pages, visits)
     operator_pages(router, Frame(c, visits, pages))
     assets.serve(router)
+
+    @router.get("/")
+    def start(request: Request) -> Response:
+        """A person who types the bare address is taken to the site; for machines there is nothing here."""
+        if not wants_page(request.headers):
+            raise HTTPException(404)
+        return go(ADMIN_HOME)
+
     return router

@@ -128,7 +128,6 @@ OPEN = {
     56: "no audit of the lock file",
     57: "the PowerShell and Docker lines are not run by a shell of theirs",
     60: "there are no backups yet",
-    61: "no schemathesis run yet; SEC-55 sends nonsense to every operation",
 }
 
 

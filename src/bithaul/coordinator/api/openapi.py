@@ -11,11 +11,11 @@ from bithaul.coordinator.identity.provider import TOKEN_PATH
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE, Problem
 
 SECURITY_SCHEME = "oauth2"
-_PROBLEM: dict[str, Any] = {
+PROBLEM: dict[str, Any] = {
     "description": "A problem with a stable code",
     "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
 }
-RESPONSES: dict[int | str, dict[str, Any]] = {"default": _PROBLEM, 422: _PROBLEM}
+RESPONSES: dict[int | str, dict[str, Any]] = {"default": PROBLEM, 422: PROBLEM}
 
 
 class Api(FastAPI):

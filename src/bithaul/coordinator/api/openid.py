@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from bithaul.coordinator.api.forms import FORM, read_form
 from bithaul.coordinator.api.guard import bearer
+from bithaul.coordinator.api.openapi import PROBLEM
 from bithaul.coordinator.api.peer import Peers
 from bithaul.coordinator.api.problems import BadRequest
 from bithaul.coordinator.identity.adapter import TokenAnswer, TokenForm
@@ -31,6 +32,17 @@ from bithaul.coordinator.identity.tokens import InvalidToken
 
 _METADATA_CACHE = {"cache-control": "public, max-age=300"}
 _CLIENT_FIELDS = ("client_id", "client_secret")
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "An OAuth error (RFC 6749, 5.2), or a problem with a stable code before there is one",
+        "content": {"application/json": {"schema": _ERROR}, **PROBLEM["content"]},
+    }
+}
 
 
 def openid_routes(identity: Identity, peers: Peers) -> APIRouter:
@@ -47,17 +59,17 @@ def openid_routes(identity: Identity, peers: Peers) -> APIRouter:
 
     fields = ("scope", "code", "redirect_uri", "code_verifier", *_CLIENT_FIELDS)
 
-    @router.post(TOKEN_PATH, openapi_extra=_form("grant_type", *fields))
+    @router.post(TOKEN_PATH, responses=_ERRORS, openapi_extra=_form("grant_type", *fields))
     async def token(request: Request) -> JSONResponse:
         """OAuth 2: a secret, or an authorization code with its verifier, for a token."""
         return await answer(request, identity.token)
 
-    @router.post(REVOKE_PATH, openapi_extra=_form("token", *_CLIENT_FIELDS))
+    @router.post(REVOKE_PATH, responses=_ERRORS, openapi_extra=_form("token", *_CLIENT_FIELDS))
     async def revoke(request: Request) -> JSONResponse:
         """Refuse one of the client's own tokens from now on (RFC 7009)."""
         return await answer(request, identity.revoke)
 
-    @router.post(INTROSPECT_PATH, openapi_extra=_form("token", *_CLIENT_FIELDS))
+    @router.post(INTROSPECT_PATH, responses=_ERRORS, openapi_extra=_form("token", *_CLIENT_FIELDS))
     async def introspect(request: Request) -> JSONResponse:
         """What an access token says, for clients with the admin scope (RFC 7662)."""
         return await answer(request, identity.introspect)

@@ -25,6 +25,7 @@ from bithaul.coordinator.database.tables import (
     versions,
     workers,
 )
+from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.people import create_person, find_by_name
 from bithaul.coordinator.identity.sessions import Sessions
 from bithaul.coordinator.identity.tables import people
@@ -52,6 +53,13 @@ class Entered:
 
     cookie: str
     csrf: str
+
+
+STEERED = (  # share of the run's time, who, what
+    (0.31, "system", "coordinator.start"),
+    (0.62, "ada", "run.pause"),
+    (0.63, "ada", "run.resume"),
+)
 
 
 def enter(c: Coordinator, name: str = "ada") -> Entered:
@@ -172,6 +180,10 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
             .values(gone=True, last_seen=now - 2900, activity="idle")
         )
         connection.execute(insert(logs), list(_logs(rng, start, now)))
+        for share, actor, action in STEERED:
+            record(
+                connection, start + share * (now - start), actor=actor, action=action, subject="truck-mate"
+            )
     _services(c, now)
 
 

@@ -47,7 +47,7 @@ def coordinator(
     from bithaul.coordinator.identity.transport import check_public_url
     from bithaul.coordinator.server import Server, bind, url_of
     from bithaul.coordinator.services.runner import ServiceRunner
-    from bithaul.coordinator.services.startup import check_run
+    from bithaul.coordinator.services.startup import check_run, note_start
     from bithaul.coordinator.settings import load_settings
 
     if not directory.is_dir():
@@ -79,6 +79,7 @@ def coordinator(
         context = open_coordinator(settings)
         try:
             check_run(context)
+            note_start(context)
             _ensure_admin(context)
             file = directory / "coordinator.url"
 

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import pytest
 from starlette.testclient import TestClient
 
+from bithaul.coordinator.commands.steer import pause_run, resume_run
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.queries.curve import curve
 from bithaul.coordinator.queries.dashboard import dashboard
 from bithaul.coordinator.queries.machines import machines
 from bithaul.coordinator.queries.totals import totals
+from bithaul.coordinator.services.startup import note_start
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,34 @@ def test_a_delta_continues_the_curve_and_repeats_late_heldout_losses(c: Coordina
     for name in ("time", "tokens", "train", "low", "high", "heldout", "speed"):
         assert getattr(delta, name)[1:] == getattr(whole, name)[-len(delta.version) + 1 :], name
     assert curve(c, after=120).total <= 31
+
+
+def test_marks_tell_what_was_done_to_the_run(make_coordinator: Callable[..., Coordinator], visit) -> None:
+    """Catches: a kink in the curve that nobody can explain, and marks of what does not concern the run."""
+    own = make_coordinator(versions=20)
+    note_start(own)
+    pause_run(own, actor="ada")
+    resume_run(own, actor="ada")
+    with own.database.write() as connection:
+        record(
+            connection,
+            own.clock.now(),
+            actor="ada",
+            action="run.rollback",
+            subject="7",
+            detail="as version 9",
+        )
+        record(connection, own.clock.now(), actor="ada", action="client.create", subject="w1")
+    steered = [m.text for m in curve(own).marks if m.kind == "steered"]
+    assert len(steered) == 7, "with the three of the pretended run"
+    assert steered[-4:] == [
+        "the coordinator started",
+        "paused by ada",
+        "resumed by ada",
+        "rolled back to version 7 by ada",
+    ]
+    assert [m.time for m in curve(own).marks] == sorted(m.time for m in curve(own).marks)
+    assert "start, pause, rollback" in visit(own).get("/admin").text
 
 
 def test_a_range_shows_every_version_of_it(long: Coordinator) -> None:

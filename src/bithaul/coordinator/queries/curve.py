@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Connection, select
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import history, runs
 from bithaul.coordinator.database.history import VersionPoint
+from bithaul.coordinator.identity.tables import audit
 
 BUCKETS = 240
 PROBE_LAG = 30  # held-out losses arrive for versions up to so many behind; a delta repeats them
@@ -22,11 +24,11 @@ MARKS = 200
 
 
 class Mark(BaseModel):
-    """An event on the time axis. `kind`: rejected, stale, too_late."""
+    """An event on the time axis. `kind`: the verdict of an update that did not count, or "steered"."""
 
     model_config = ConfigDict(frozen=True)
 
-    version: int  # the newest one when it happened
+    version: int | None  # of an update: the one it was trained on
     time: float
     kind: str
     text: str
@@ -70,7 +72,8 @@ def curve(
     with c.database.read() as connection:
         run = runs.get_run(connection)
         rows = history.version_series(connection, run.id, after=start)
-        lost = history.rejections(connection, run.id, count=MARKS)
+        lost = [_mark(r) for r in history.rejections(connection, run.id, count=MARKS)]
+        steered = _steered(connection)
     points = [_Point(row, _speed(before, row)) for before, row in zip([None, *rows], rows, strict=False)]
     if start:
         points = points[1:]  # it was read for the speed of its successor only
@@ -88,7 +91,7 @@ def curve(
         heldout=[p.row.heldout_loss for p in kept],
         speed=[p.speed for p in kept],
         staleness=[p.row.staleness for p in kept],
-        marks=[_mark(r) for r in reversed(lost) if r.time >= oldest],
+        marks=[m for m in sorted([*lost[::-1], *steered[::-1]], key=lambda m: m.time) if m.time >= oldest],
         shown=len(kept),
         total=len(points),
         cursor=points[-1].row.version if points else after,
@@ -131,6 +134,28 @@ KINDS: dict[str, Literal["rejected", "stale", "too late"]] = {
     "stale": "stale",
     "too_late": "too late",
 }
+
+
+STEERED = {
+    "coordinator.start": "the coordinator started",
+    "run.pause": "paused by {actor}",
+    "run.resume": "resumed by {actor}",
+    "run.rollback": "rolled back to version {subject} by {actor}",
+}
+
+
+def _steered(connection: Connection) -> list[Mark]:
+    """What people and the coordinator did to the run, from the audit log."""
+    query = select(audit).where(audit.c.action.in_(STEERED)).order_by(audit.c.id.desc()).limit(MARKS)
+    return [
+        Mark(
+            version=None,
+            time=row["time"],
+            kind="steered",
+            text=STEERED[row["action"]].format(actor=row["actor"], subject=row["subject"]),
+        )
+        for row in connection.execute(query).mappings()
+    ]
 
 
 def _mark(lost: history.Rejection) -> Mark:

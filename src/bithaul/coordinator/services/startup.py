@@ -5,12 +5,15 @@ Refuses to start with a sentence otherwise, and never makes new weights by itsel
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import ledger, runs, versions
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
+from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.services.retention import delete_orphans
-from bithaul.errors import CorruptFile, LayoutMismatch, NotFound
+from bithaul.errors import CorruptFile, LayoutMismatch, NotFound, OutOfDisk
 from bithaul.exchange.weights import open_weights
 
 
@@ -40,6 +43,19 @@ def check_run(c: Coordinator) -> None:
                 c.blobs.verify(sha256)
     except (CorruptFile, NotFound) as error:
         raise CorruptFile(f"A file of the run {run.name!r} is damaged: {error.message} {_HELP}") from error
+
+
+def note_start(c: Coordinator) -> None:
+    """An audit row, which the curves show as a mark. A full disk keeps no coordinator from starting."""
+    with suppress(OutOfDisk), c.database.write() as connection:
+        run = runs.find_run(connection)
+        record(
+            connection,
+            c.clock.now(),
+            actor="system",
+            action="coordinator.start",
+            subject="" if run is None else run.name,
+        )
 
 
 _HELP = "Restore it from a backup; weights are never made anew by themselves."

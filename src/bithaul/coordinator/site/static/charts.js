@@ -68,7 +68,7 @@
     legend: { show: false },
   });
 
-  // Vertical lines: versions while there are few, refused updates always.
+  // Vertical lines: versions while there are few; refused updates, restarts, pauses and rollbacks always.
   const events = {
     hooks: {
       drawClear: [(u) => {
@@ -91,7 +91,9 @@
         if (inView.length <= 60 && axis !== "version") for (const row of inView) line(xOf(row), colour("line"), []);
         for (const mark of marks) {
           const near = list.find((row) => row.time >= mark.time) || list[list.length - 1];
-          if (near) line(axis === "time" ? mark.time : xOf(near), colour("bad"), [2 * devicePixelRatio, 3 * devicePixelRatio]);
+          const steered = mark.kind === "steered";
+          const dash = (steered ? [6, 3] : [2, 3]).map((n) => n * devicePixelRatio);
+          if (near) line(axis === "time" ? mark.time : xOf(near), colour(steered ? "muted" : "bad"), dash);
         }
         ctx.restore();
       }],
@@ -128,6 +130,11 @@
     legend(null);
   };
 
+  const told = (list, at) => { // what happened between this point and the one before it
+    const since = at > 0 ? list[at - 1].time : -Infinity;
+    const here = marks.filter((m) => m.time > since && m.time <= list[at].time).map((m) => m.text);
+    return here.length > 2 ? [...here.slice(0, 2), `${here.length - 2} more`] : here;
+  };
   const legend = (index) => {
     const list = sorted();
     const at = index ?? list.length - 1;
@@ -142,7 +149,7 @@
     set("speed", speed === null ? "–" : Math.round(speed).toLocaleString("en"));
     set("staleness", stale === null ? "–" : stale.toFixed(2));
     const node = $("[data-thinned]");
-    const text = index == null ? (total > rows.size ? `showing ${rows.size} of ${total.toLocaleString("en")} versions, spikes kept` : "") : list[at] ? xText(xOf(list[at])) : "";
+    const text = index == null ? (total > rows.size ? `showing ${rows.size} of ${total.toLocaleString("en")} versions, spikes kept` : "") : list[at] ? [xText(xOf(list[at])), ...told(list, at)].join(" · ") : "";
     if (node && node.textContent !== text) node.textContent = text;
   };
 
@@ -151,8 +158,8 @@
     view.version.forEach((version, i) => rows.set(version, Object.fromEntries(COLUMNS.map((name) => [name, view[name][i]]))));
     if (view.whole) { total = view.total; whole = view.cursor; marks = view.marks; } else {
       total += Math.max(0, view.cursor - cursor);
-      const known = new Set(marks.map((m) => m.time));
-      marks = marks.concat(view.marks.filter((m) => !known.has(m.time))).slice(-400);
+      const known = new Set(marks.map((m) => m.time + m.text));
+      marks = marks.concat(view.marks.filter((m) => !known.has(m.time + m.text))).slice(-400);
     }
     cursor = view.cursor;
   };

@@ -34,14 +34,12 @@ DATA_FOLDERS = {
 FIGURES = (
     ("demo", "intent_accuracy", "demo: held-out intent accuracy", ""),
     ("demo", "slot_f1", "demo: held-out slot F1", ""),
-    ("demo", "exact_match", "demo: whole request right", ""),
     ("demo", "tokens", "demo: tokens trained", ""),
     ("demo", "seconds", "demo: training time", " s"),
     ("demo", "tokens_per_second", "demo: speed over the whole run", " tokens/s"),
     ("demo", "updates_by_worker", "demo: updates by worker", ""),
     ("truckmate", "heavy_noise_intent", "Truck Mate: held-out intent accuracy with heavy noise", ""),
     ("truckmate", "handwritten_intent", "Truck Mate: intent accuracy on 100 hand-written requests", ""),
-    ("truckmate", "handwritten_slot_f1", "Truck Mate: slot F1 on them", ""),
     (
         "truckmate",
         "fresh_intent",
@@ -54,8 +52,6 @@ FIGURES = (
     ("clinc150", "accuracy_mean", "CLINC150 validation: accuracy on 150 intents, mean of three seeds", ""),
     ("clinc150", "out_of_scope_auroc_mean", "CLINC150: out-of-scope AUROC", ""),
     ("clinc150", "minutes_mean", "CLINC150: training time on two cores", " min"),
-    ("corpus_generate", "lines_per_second", "requests generated", " lines/s"),
-    ("corpus_generate", "vocabulary", "words in their vocabulary", ""),
 )
 
 HEAD = """# Benchmarks

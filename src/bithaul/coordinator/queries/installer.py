@@ -6,6 +6,7 @@ shell, although names are restricted and the address is the operator's own.
 
 from __future__ import annotations
 
+import re
 import shlex
 from urllib.parse import urlsplit
 
@@ -60,8 +61,8 @@ def install_lines(base_url: str, *, worker: str, secret: str) -> InstallLines:
 
 
 def _powershell(text: str) -> str:
-    """A literal: nothing in single quotes means anything there but the quote itself."""
-    return "'" + text.replace("'", "''") + "'"
+    """A literal: nothing in single quotes means anything but a quote, of which PowerShell knows five."""
+    return "'" + re.sub("['\u2018-\u201b]", r"\g<0>\g<0>", text) + "'"
 
 
 def _is_plain(base_url: str) -> bool:

@@ -19,8 +19,15 @@ def axe_source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return axe(tmp_path_factory.mktemp("axe"))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1920])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (360, "dark"),
+        (1920, "light"),
+        pytest.param(360, "light", marks=pytest.mark.slow),
+        pytest.param(1920, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_no_page_has_a_serious_issue(open_tab, axe_source: str, width: int, scheme: str) -> None:
     """Catches: too little contrast, a control without a name, a scrolling part that no key reaches."""
     tab = open_tab(width=width, scheme=scheme)

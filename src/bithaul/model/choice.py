@@ -7,8 +7,7 @@ candidates take turns, which keeps a busy moment from deciding.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from bithaul.model.products import (
     StepPath,
     backward_refusal,
     backward_unusable,
+    one_thread,
     product_rows,
     refusal,
     unusable,
@@ -48,7 +48,7 @@ def choose_path(shapes: Sequence[Shape], *, forced: str | None = None) -> StepPa
     refused |= {f"{name} backward": backward_refusal(name) for name in BACKWARD}
     forward_ways = [name for name in FORWARD if refused[name] is None]
     backward_ways = [name for name in BACKWARD if refused[f"{name} backward"] is None]
-    with _one_thread():
+    with one_thread():
         for name in backward_ways:  # compiled before it is timed; forward ways have been by `refusal`
             _backward(name, _FIRST)()
         forwards = _times({name: [_forward(name, shape) for shape in shapes] for name in forward_ways})
@@ -81,16 +81,6 @@ def _forced(name: str) -> StepPath:
                 f"The compute path {name!r} cannot be forced on this machine: {part} is {problem}."
             )
     return StepPath(forward, backward, f"{name} (forced)")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _times(runs: Mapping[str, Sequence[Callable[[], object]]]) -> dict[str, float]:

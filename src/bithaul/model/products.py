@@ -333,12 +333,24 @@ def default_path() -> StepPath:
     return StepPath(forward, "fp32", f"{forward} forward (the first exact path that is fast here)")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products as a step takes them; a library's threads wait for each other, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def best_seconds(run: Callable[[], object]) -> float:
-    """The shortest of a few runs after a first one."""
-    run()
-    best = float("inf")
-    for _ in range(_TIMING_REPEATS):
-        started = time.perf_counter()
+    """The shortest of a few runs on one thread after a first one."""
+    with one_thread():
         run()
-        best = min(best, time.perf_counter() - started)
+        best = float("inf")
+        for _ in range(_TIMING_REPEATS):
+            started = time.perf_counter()
+            run()
+            best = min(best, time.perf_counter() - started)
     return best

@@ -126,6 +126,7 @@ OPEN = {
     3: "a second process on PostgreSQL is not tested",
     33: "a browser sees no violation on any page; not every action is walked",
     35: "log lines are tested in a browser; hostile names and tasks are not",
+    37: "going back in the browser's history is not tested",
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
     43: "idle keep-alive is uvicorn's own 30 s and not tested here",
     44: "does not apply while no route streams events; pages ask again by themselves",

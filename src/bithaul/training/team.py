@@ -1,21 +1,21 @@
 """Threads that share a batch: each takes some of its examples through the model on its own.
 
 One product split over threads has to wait for the slowest of them some hundred times a step. Examples are
-independent, so here each thread runs whole passes over its share, single-threaded inside, and they meet three
-times a step. The shares depend on the number of threads and on nothing else: the same number gives the same
+independent, so here each thread runs whole passes over its share, single-threaded inside, and they meet a
+few times a step. The shares depend on the number of threads and on nothing else: the same number gives the same
 bits.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
+from bithaul.model.products import one_thread
 from bithaul.training.batches import Example
 
 _Part = TypeVar("_Part")
@@ -28,17 +28,6 @@ def _next(todo: deque[tuple[int, _Part]]) -> tuple[int, _Part] | None:
         return todo.popleft()
     except IndexError:
         return None
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Operations of this thread do not start threads of their own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Team:
@@ -69,7 +58,7 @@ class Team:
                 results[place] = run(part)
 
         helpers = [self._pool.submit(work) for _ in range(min(self.threads, len(parts)) - 1)]
-        with _alone():
+        with one_thread():  # operations of this thread start none of their own
             try:
                 work()
             except BaseException:

@@ -46,7 +46,7 @@ class Arm:
     gates: tuple[str, ...] = ()
     poisoned: int = 0
     poison: str = "sign_flip"
-    codec: str = "int8-block-v1"
+    codec: str | None = None
     batch_of: int = 1  # the workers whose recipe one process takes
 
 
@@ -65,6 +65,8 @@ ARMS = [
     Arm("sync, 8 workers, momentum 0.9", 8, "sync_diloco"),
     Arm("staleness_sgd, 8 workers", 8, "staleness_sgd"),
     Arm("buffered, 8 workers, fp32 updates", 8, "buffered_nesterov", PLAIN, codec="fp32-v1"),
+    Arm("buffered, 8 workers, int4 updates", 8, "buffered_nesterov", PLAIN, codec="int4-block-v1"),
+    Arm("sparse_ef, 8 workers", 8, "sparse_ef"),
 ]
 
 

@@ -37,7 +37,7 @@ def simulate(
         list[str] | None,
         typer.Option("--merge-option", metavar="NAME=VALUE", help="An option of the merge rule; repeatable."),
     ] = None,
-    codec: Annotated[str | None, typer.Option(help="How updates travel (int8-block-v1).")] = None,
+    codec: Annotated[str | None, typer.Option(help="How updates travel (as the rule says).")] = None,
     aggregator: Annotated[str | None, typer.Option(help="Aggregator of the rule (its own).")] = None,
     gates: Annotated[
         list[str] | None, typer.Option("--gate", help="Switch a gate on: norm, speed, copy; repeatable.")
@@ -76,7 +76,8 @@ def simulate(
         poisoned=poisoned,
         poison=poison_named(poison),
     )
-    codec_named(wanted.codec)
+    if wanted.codec is not None:
+        codec_named(wanted.codec)
     rule_named(wanted.rule, wanted.rule_options)
     place = _MEMORY if _MEMORY.is_dir() and corpus is None else None
     with tempfile.TemporaryDirectory(prefix="bithaul-simulate-", dir=place) as folder:

@@ -55,7 +55,7 @@ def up(
         float | None, typer.Option(help="Refuse updates with a larger L2 norm (no ceiling).")
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="How updates travel: int8-block-v1, int8-ef-v1 or fp32-v1.")
+        str | None, typer.Option(help="How updates travel: int8-block-v1, int4-block-v1, topk-2bit-v1, ...")
     ] = None,
     task_seconds: Annotated[float | None, typer.Option(min=0.5, help="Planned length of one task.")] = None,
     vocab_size: Annotated[

@@ -285,10 +285,13 @@ def _damaged(data: bytes, faults: list[Fault], *, sent: Mapping[str, bytes]) -> 
 def _with_nan(frame: bytes) -> bytes:
     """The same report with a first scale or value that is no number."""
     header, payload = _opened(frame)
-    if header.codec == "int8-block-v1":
-        payload[12:14] = np.float16(np.nan).tobytes()
-    else:  # int8-ef-v1: its scale; fp32-v1: its first value
-        payload[8:12] = np.float32(np.nan).tobytes()
+    match header.codec:
+        case "int8-block-v1" | "int4-block-v1" | "topk-2bit-v1":
+            payload[12:14] = np.float16(np.nan).tobytes()
+        case "bf16-v1":
+            payload[8:10] = b"\xc0\x7f"
+        case _:  # int8-ef-v1: its scale; fp32-v1: its first value
+            payload[8:12] = np.float32(np.nan).tobytes()
     return _frame(header, payload)
 
 

@@ -21,6 +21,7 @@ from bithaul.coordinator.context import Coordinator, CrashPoints
 from bithaul.coordinator.database import runs
 from bithaul.errors import Conflict, OutOfDisk, UnknownName
 from bithaul.exchange.messages import RunState
+from bithaul.rounds.rules import codec_of
 from bithaul.simulation.faults import Faults, Kind, Rates
 from bithaul.simulation.house import House
 from bithaul.simulation.invariants import Broken, Checker
@@ -56,7 +57,7 @@ class Scenario:
     task_seconds: float = 600.0
     spread: float = 3.0
     slowest: float = 4.0  # tokens per second
-    codec: str = "int8-block-v1"
+    codec: str | None = None  # None: the rule's own
     options: Mapping[str, float | str] = field(default_factory=dict)  # of the rule
     down: float = 2e5  # of the slowest line, bytes per second; the fastest has twice that
     up: float = 200.0  # of the slowest line; the fastest has ten times that
@@ -398,7 +399,7 @@ class Rehearsal:
                 for lost, forgotten in zip(self.house.restored, self._forgotten, strict=True)
             ],
             judged=self.record.judged({m.spec.name for m in self.machines if m.spec.poison}),
-            codec=scenario.codec,
+            codec=scenario.codec or codec_of(scenario.rule),
             tokens=facts.tokens,
             longest_gap_rounds=round(gap, 2),
             loss_first=round(self.record.losses[0][1], 4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ def test_when_a_segment_breaks_what_is_whole_before_it_is_kept(bench: Any, slow:
     """Catches a file with a hole that is taken for complete, and one that starts over."""
     asked: list[tuple[int, int]] = []
 
-    whole = 0
+    whole, others = 0, threading.Event()  # those behind the broken one arrive first
 
     def breaks(request: httpx2.Request) -> httpx2.Response:
         nonlocal whole
@@ -204,7 +205,10 @@ def test_when_a_segment_breaks_what_is_whole_before_it_is_kept(bench: Any, slow:
             return piecemeal(request)
         asked.append(ranged(request))
         if len(asked) == 8:
+            assert others.wait(10)
             raise httpx2.ReadError("cut", request=request)
+        if len(asked) == 11:
+            others.set()
         return piecemeal(request)
 
     bench.fake.faults["weights"] = [breaks] * 200

@@ -2,7 +2,7 @@
 
 A real coordinator and a real worker with `small`, between them `simulation.slowline` as ADSL: 10 Mbit/s down,
 1 Mbit/s up, 80 ms there and back, 1 % of segments lost (what it leaves out stands there). Tasks are short;
-what a task costs besides training (download, upload, waiting) does not depend on its length, so utilisation is
+what a task costs besides training (download, upload, waiting) does not depend on its length: utilisation is
 given for the tasks measured and computed for tasks of ten minutes. A row a codec; the last line is JSON:
 
     python benchmarks/adsl.py --tasks 3 --task-seconds 30 --codecs int8-block-v1 int4-block-v1

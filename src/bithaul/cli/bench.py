@@ -1,4 +1,6 @@
-"""`bithaul bench step|gemm`: how fast this machine trains a model, and what its products alone allow."""
+"""`bithaul bench step|gemm|coordinator`: how fast this machine trains a model, what its products alone allow,
+and what a coordinator on it answers to how many.
+"""
 
 from __future__ import annotations
 
@@ -100,6 +102,38 @@ def gemm(
         m, k, n = product.shape
         print(f"{product.name:6}{m:8,} x {k:,} x {n:,}".ljust(34), end="")
         print(f"{product.milliseconds:10.3f} ms {product.gops:10,.0f} GOP/s")
+
+
+@app.command()
+def coordinator(
+    workers: Annotated[int, typer.Option("--workers", min=2, max=20_000, help="Simulated workers.")] = 1000,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Measured, of each crowd.")] = 60.0,
+    task_seconds: Annotated[
+        float, typer.Option("--task-seconds", min=1, help="Length of their tasks.")
+    ] = 60.0,
+    preset: Annotated[str, typer.Option("--preset", help="Model of the large uploads.")] = "large",
+    vocab: Vocab = 5174,
+    turns: Annotated[int, typer.Option("--turns", min=1, help="Transfers of each kind.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Ask a coordinator as a crowd of workers does, beside large uploads; compare transfers with nginx."""
+    from bithaul.simulation.crowdbench import bench_coordinator
+
+    found = bench_coordinator(
+        load_config(preset, vocab_size=vocab),
+        workers=workers,
+        seconds=seconds,
+        task_seconds=task_seconds,
+        turns=turns,
+        say=lambda what: print(what, file=sys.stderr, flush=True),
+    )
+    if as_json:
+        print(json.dumps(_rounded({**found, **machine(default_threads())})), flush=True)
+        return
+    for part, figures in found.items():
+        print(part)
+        for key, value in figures.items() if isinstance(figures, dict) else ():
+            print(f"  {key}: {value}")
 
 
 def _show(what: str, done: int, total: int) -> None:

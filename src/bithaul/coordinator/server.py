@@ -17,7 +17,8 @@ from starlette.types import ASGIApp
 from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
 from bithaul.errors import BithaulError, InvalidConfig
 
-MAX_CONNECTIONS = 512
+MAX_CONNECTIONS = 8192  # a worker keeps one open between its heartbeats
+OTHER_FILES = 256  # databases, blobs and uploads that are open at the same time
 KEEP_ALIVE_SECONDS = 30
 SHUTDOWN_SECONDS = 10
 
@@ -69,6 +70,20 @@ class Server(uvicorn.Server):
             self._on_ready()
 
 
+def most_connections() -> int:
+    """As many as the system lets this process have, after asking it for all that it may."""
+    if os.name != "posix":
+        return MAX_CONNECTIONS
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_CONNECTIONS + OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(64, min(wanted, soft) - OTHER_FILES)
+
+
 def config(app: ASGIApp) -> uvicorn.Config:
     return uvicorn.Config(
         app,
@@ -80,7 +95,7 @@ def config(app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
+        limit_concurrency=most_connections(),
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

@@ -127,7 +127,7 @@ class Toy:
 
     def __init__(self, folder: Path, *, seed: int) -> None:
         self.corpus = folder
-        _write_corpus(folder, seed=seed)
+        write_corpus(folder, seed=seed, vocab_size=MODEL.vocab_size)
 
     def trainer(self, description: RunDescription, body: Body) -> ToyTrainer:  # noqa: ARG002 - as any subject
         return ToyTrainer(self.model, self.recipe, body)
@@ -139,10 +139,10 @@ class Toy:
         return None
 
 
-def _write_corpus(folder: Path, *, seed: int) -> None:
+def write_corpus(folder: Path, *, seed: int, vocab_size: int) -> None:
     """One shard of equal examples and a probe: what they say does not matter to a toy."""
     folder.mkdir(parents=True)
-    example = [(seed + i) % MODEL.vocab_size for i in range(EXAMPLE_TOKENS + 1)]
+    example = [(seed + i) % vocab_size for i in range(EXAMPLE_TOKENS + 1)]
     shard = write_shard(folder, "train-00000", [example] * EXAMPLES)
     probe = write_shard(folder, "probe-00000", [example] * 4)
     CorpusManifest(
@@ -151,7 +151,7 @@ def _write_corpus(folder: Path, *, seed: int) -> None:
         generator_version=None,
         seed=seed,
         tokenizer_sha256="0" * 64,
-        vocab_size=MODEL.vocab_size,
+        vocab_size=vocab_size,
         max_tokens=EXAMPLE_TOKENS + 1,
         shards=[shard],
         heldout=[],

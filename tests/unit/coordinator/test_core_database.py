@@ -97,6 +97,17 @@ def test_the_file_runs_as_promised(tmp_path: Path, database: Database) -> None:
         assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 1
 
 
+def test_only_what_repeats_itself_does_not_wait_for_the_disk(database: Database) -> None:
+    """Catches a receipt written by the connection that a heartbeat has left in a hurry."""
+    for durable, level in ((True, 2), (False, 1), (False, 1), (True, 2), (False, 1), (True, 2)):
+        with database.write(durable=durable) as connection:
+            assert connection.execute(text("PRAGMA synchronous")).scalar_one() == level
+    with pytest.raises(ZeroDivisionError), database.write(durable=False):
+        raise ZeroDivisionError
+    with database.write() as connection:
+        assert connection.execute(text("PRAGMA synchronous")).scalar_one() == 2
+
+
 def worker(name: str) -> dict[str, object]:
     return {
         "id": name,

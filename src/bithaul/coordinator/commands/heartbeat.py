@@ -23,7 +23,7 @@ def heartbeat(c: Coordinator, worker: str, beat: HeartbeatRequest) -> HeartbeatR
     """Raises `Gone` for a worker that is not registered."""
     now = c.clock.now()
     woken = False
-    with c.database.write() as connection:
+    with c.database.write(durable=False) as connection:
         run = runs.get_run(connection)
         row = fleet.get_worker(connection, worker)
         fleet.update_worker(connection, worker, last_seen=now, gone=False, activity=beat.activity)

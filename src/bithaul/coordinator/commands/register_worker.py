@@ -17,7 +17,7 @@ from bithaul.exchange.weights import WEIGHT_FORMAT
 def register_worker(c: Coordinator, worker: str, request: RegisterRequest) -> RegisterResponse:
     """Raises `LayoutMismatch`, `UnknownName` (no common codec or weight format), `NotFound` (no run)."""
     now = c.clock.now()
-    with c.database.write() as connection:
+    with c.database.write(durable=False) as connection:
         run = runs.get_run(connection)
         _agree(run, request)
         row = fleet.find_worker(connection, worker) or fleet.insert_worker(connection, worker, now=now)

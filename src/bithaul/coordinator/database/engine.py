@@ -70,8 +70,12 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
-        """The only place where rows change. Raises `OutOfDisk` or `Unavailable` when it cannot."""
+    def write(self, *, durable: bool = True) -> Iterator[Connection]:
+        """The only place where rows change. Raises `OutOfDisk` or `Unavailable` when it cannot.
+
+        Not `durable`: SQLite does not wait for the disk, so a power cut may undo it; the next durable write
+        takes it along, and a killed process loses nothing. For what repeats itself, such as a heartbeat.
+        """
         with _translated():
             if not self._alone:
                 with self._writer.begin() as connection:
@@ -80,6 +84,10 @@ class Database:
             with self._my_turn():
                 if self._kept is None:
                     self._kept = self._writer.connect()
+                    self._synced = True
+                if durable is not self._synced:
+                    _raw(self._kept).execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}").close()
+                    self._synced = durable
                 with self._kept.begin():
                     yield self._kept
 
@@ -87,8 +95,7 @@ class Database:
         """Give freed pages back to the file system (SQLite); elsewhere the database does it by itself."""
         if self._writer.dialect.name == "sqlite":
             with _translated(), self._writer.connect() as connection:
-                raw = connection.connection.driver_connection
-                assert isinstance(raw, sqlite3.Connection)
+                raw = _raw(connection)
                 raw.execute("PRAGMA incremental_vacuum").fetchall()
                 raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -109,6 +116,12 @@ class Database:
                 self._kept = None
         self._reader.dispose()
         self._writer.dispose()
+
+
+def _raw(connection: Connection) -> sqlite3.Connection:
+    found = connection.connection.driver_connection
+    assert isinstance(found, sqlite3.Connection)
+    return found
 
 
 @contextmanager

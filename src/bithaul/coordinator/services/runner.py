@@ -26,6 +26,7 @@ from bithaul.errors import BithaulError, Conflict
 
 log = logging.getLogger(__name__)
 STORE_EVERY = 10.0  # seconds between stored results that say the same
+REST = 3.0  # times what a pass took: a thousand workers wake the merger more often than it can look
 LONGEST_PAUSE = 10.0  # seconds between tries of a failing service, or its interval if that is longer
 
 
@@ -96,13 +97,16 @@ class ServiceRunner:
         stored: ServiceResult | None = None
         failures = 0
         while not self._stopping.is_set():
+            began = self._c.clock.monotonic()
             stored = self.run_once(service, before=stored)
+            taken = self._c.clock.monotonic() - began
             failures = 0 if stored.ok else failures + 1
             if failures or service.wake is None:
                 self._stopping.wait(pause(service.interval, failures))
             else:
                 service.wake.wait(service.interval)
                 service.wake.clear()
+                self._stopping.wait(min(REST * taken, service.interval))
 
     def run_once(self, service: Service, *, before: ServiceResult | None = None) -> ServiceResult:
         """One pass. The result is stored when it is news or the stored one is old; returns what is stored."""

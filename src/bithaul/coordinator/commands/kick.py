@@ -66,10 +66,8 @@ def _kick(connection: Connection, found: Sequence[Stuck], *, now: float, actor: 
         work.end_lease(connection, stuck.lease, Ending.REVOKED, now=now, reason=reason)
     names = ", ".join(f"{s.lease.task_id} of {s.lease.worker}" for s in found)
     if len(found) == 1:
-        subject, detail = (
-            str(found[0].lease.task_id),
-            f"Task {names} was kicked and waits for the next worker.",
-        )
+        subject = str(found[0].lease.task_id)
+        detail = f"Task {names} was kicked and waits for the next worker."
     else:
         subject = f"{len(found)} tasks"
         detail = f"{len(found)} stuck tasks were kicked and wait for the next workers: {names}."

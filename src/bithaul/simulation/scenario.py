@@ -11,13 +11,17 @@ import hashlib
 import time as wall
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import TypeVar
 
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
+from bithaul.coordinator.commands.kick import kick_stuck
 from bithaul.coordinator.commands.roll_back import roll_back
+from bithaul.coordinator.commands.seed_tasks import seed_tasks, withdraw_seeding
 from bithaul.coordinator.commands.steer import pause_run
-from bithaul.coordinator.context import CrashPoints
+from bithaul.coordinator.context import Coordinator, CrashPoints
 from bithaul.corpus.build import CorpusManifest
 from bithaul.corpus.shards import write_shard
 from bithaul.errors import Conflict, OutOfDisk, UnknownName
@@ -33,6 +37,7 @@ from bithaul.simulation.virtual import VirtualTime
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.worker.link import Later
 
+T = TypeVar("T")
 EPOCH = 4_000_000_000.0  # later than any file's time stamp: old files are told from new ones by age
 HOUR = 3600.0
 MODEL = ModelConfig(
@@ -45,9 +50,9 @@ STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
 @dataclass(frozen=True)
 class Scenario:
-    """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks` by
-    its operator, `pauses` in which its process stands still, `full_disks`. `poisoned` machines send updates
-    ten times as large in the wrong direction."""
+    """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks`,
+    `seedings` (each undone half a task later) and `kicks` by its operator, `pauses` in which its process
+    stands still, `full_disks`. `poisoned` machines send updates ten times as large in the wrong direction."""
 
     name: str
     workers: int = 200
@@ -62,6 +67,8 @@ class Scenario:
     poisoned: int = 0
     crashes: int = 0
     rollbacks: int = 0
+    seedings: int = 0
+    kicks: int = 0
     pauses: int = 0
     full_disks: int = 0
     rates: Rates = field(default_factory=Rates)
@@ -197,6 +204,7 @@ class Rehearsal:
         self._folder = folder
         self._forgotten: list[int] = []
         self.timeline: Timeline | None = None
+        self.withdrawn = self.seeded_taken = self.kicked = 0
         self._began = wall.perf_counter()
 
     def run(self) -> Outcome:
@@ -259,6 +267,13 @@ class Rehearsal:
         for i in range(self.scenario.rollbacks):
             share = (i + 0.3 + 0.5 * random.random()) / self.scenario.rollbacks
             self.time.at(EPOCH + share * (end - EPOCH), self._go_back)
+        random = self._random("seeding")
+        for _ in range(self.scenario.seedings):
+            tasks, examples = random.randint(1, 12), BATCH * random.randint(1, 400)
+            at = EPOCH + random.random() * (end - EPOCH)
+            self.time.at(at, partial(self._seed, tasks, examples))
+        for i in range(self.scenario.kicks):
+            self.time.at(EPOCH + (i + random.random()) / self.scenario.kicks * (end - EPOCH), self._kick)
         self.time.run(end, after_each=self._after)
 
     def back_up(self) -> None:
@@ -284,6 +299,31 @@ class Rehearsal:
             self.time.after(600.0, self._go_back)
         else:
             self._changed("operator")
+
+    def _seed(self, tasks: int, examples: int) -> None:
+        """And take back half a task later what nobody has by then."""
+
+        made = self._operate(lambda c: seed_tasks(c, tasks=tasks, examples=examples))
+        if made is not None:
+            self.time.after(0.5 * self.scenario.task_seconds, partial(self._take_back, made.seeding))
+
+    def _take_back(self, seeding: int) -> None:
+        done = self._operate(lambda c: withdraw_seeding(c, seeding))
+        self.withdrawn += done.withdrawn if done else 0
+        self.seeded_taken += done.taken if done else 0
+
+    def _kick(self) -> None:
+        kicked = self._operate(kick_stuck)
+        self.kicked += len(kicked.tasks) if kicked else 0
+
+    def _operate(self, use: Callable[[Coordinator], T]) -> T | None:
+        """Something an operator does once; None when it could not be. Everything is looked at after it."""
+        try:
+            done = self.house.call(use)
+        except (Later, Conflict, OutOfDisk):
+            return None
+        self.checker.audit()
+        return done
 
     def _crash(self, point: str, back_after: float) -> Callable[[], None]:
         return lambda: self.faults.crash_coordinator(point, back_after=back_after)

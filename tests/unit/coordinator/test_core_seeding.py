@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from bithaul.coordinator.commands import seed_tasks as seeding_command
 from bithaul.coordinator.commands.heartbeat import heartbeat
 from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.commands.seed_tasks import seed_tasks, withdraw_seeding
@@ -269,3 +270,25 @@ def test_every_position_is_in_one_place_whatever_happens(make_house: Callable[..
                 sweep(house.c)
         assert partitioned(house), move
     assert made
+
+
+def test_all_of_it_or_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches positions that are in two places, or in none, after a crash halfway."""
+    made = seed_tasks(house.c, tasks=3, examples=20)
+
+    def die(*unused: Any, **options: Any) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(seeding_command, "record", die)
+        for use in (
+            lambda: withdraw_seeding(house.c, made.seeding),
+            lambda: seed_tasks(house.c, tasks=3, examples=20),
+        ):
+            with pytest.raises(ZeroDivisionError):
+                use()
+            house.reopen()
+            assert states(house) == {"pending": 3}
+            assert house.run.position_cursor == 60
+            assert partitioned(house)
+    assert withdraw_seeding(house.c, made.seeding).withdrawn == 3

@@ -117,6 +117,7 @@ def _previewed(view: SeedingPreview) -> str:
         return "\n".join(["This cannot be seeded.", *view.problems])
     share = "no token budget" if view.budget_share is None else f"{100 * view.budget_share:.1f} %"
     speed = "no worker can take tasks now" if view.seconds is None else f"about {view.seconds:,.0f} s"
+    each = "unknown" if view.task_seconds is None else f"about {view.task_seconds:,.0f} s"
     return "\n".join(
         [
             f"tasks       {view.tasks:,} of {view.examples:,} examples",
@@ -125,6 +126,7 @@ def _previewed(view: SeedingPreview) -> str:
             f"tokens      about {view.tokens:,.0f}",
             f"budget      {share}",
             f"will take   {speed}",
+            f"each task   {each}, usually {view.usual_seconds:,.0f} s",
             f"mark        {view.mark}",
             "Nothing has changed. Leave --preview out to do it; with --mark, this batch or nothing.",
         ]

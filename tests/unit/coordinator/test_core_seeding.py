@@ -56,6 +56,7 @@ def test_a_preview_changes_nothing_and_says_everything(house: House) -> None:
     assert view.tokens == 800 * 7
     assert view.budget_share == 5600 / 1e9
     assert view.seconds == 5600 / 140, "two workers of 70 tokens per second"
+    assert (view.task_seconds, view.usual_seconds) == (280 / 70, 10.0)
     assert house.run == before
     assert states(house) == {}
     assert read_audit(house.c, limit=5, action="task") == []
@@ -220,6 +221,7 @@ def test_the_most_at_once(house: House) -> None:
     seed_tasks(house.c, tasks=10_000, examples=4)
     assert house.claim("ann").task == 1
     assert withdraw_seeding(house.c, 1).withdrawn == 9999
+    assert states(house) == {"leased": 1, "cancelled": 9999}
     assert house.run.position_cursor == 40_000
     assert seeding_preview(house.c, tasks=1, examples=4).first == 4
 

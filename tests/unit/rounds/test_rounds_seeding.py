@@ -60,12 +60,14 @@ def test_the_mark_is_of_these_slices() -> None:
     plan = plan_seeding(FACTS, tasks=4, examples=8)
     assert plan.mark == plan_seeding(FACTS, tasks=4, examples=8).mark
     moved = replace(FACTS, free=FACTS.free.cut(8)[1])
+    elsewhere = replace(FACTS, free=Free(1000, (Span(40, 10), Span(300, 30))))
     others = {
+        plan_seeding(elsewhere, tasks=4, examples=8).mark,  # the same beginning
         plan_seeding(moved, tasks=4, examples=8).mark,
         plan_seeding(FACTS, tasks=2, examples=16).mark,  # the same positions in other tasks
         plan_seeding(FACTS, tasks=5, examples=8).mark,
     }
-    assert len(others) == 3
+    assert len(others) == 4
     assert plan.mark not in others
 
 

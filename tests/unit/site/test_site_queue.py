@@ -40,6 +40,7 @@ def test_the_preview_is_read_without_a_page(own: Coordinator) -> None:
     assert view.tokens == 20 * 640 * 24.0
     assert view.passes == 0.256
     assert view.seconds == pytest.approx(view.tokens / (610 + 4900 + 1650 + 1210))
+    assert view.task_seconds == 640 * 24 / 1650
     with pytest.raises(ValueError, match="frozen"):
         view.tasks = 3
     page = seedings_view(own)

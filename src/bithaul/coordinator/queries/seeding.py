@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
@@ -37,6 +39,8 @@ class SeedingPreview(BaseModel):
     tokens: float = 0.0  # about
     budget_share: float | None = None  # None: the run has no token budget
     seconds: float | None = None  # about, at the fleet's present speed; None: nobody can work now
+    task_seconds: float | None = None  # about, one of them for a middling worker
+    usual_seconds: float = 0.0  # a task that a claim cuts
 
 
 class SeedingView(BaseModel):
@@ -80,7 +84,7 @@ def seeding_preview(c: Coordinator, *, tasks: int, examples: int) -> SeedingPrev
         if plan.problems:
             return SeedingPreview(tasks=tasks, examples=examples, problems=list(plan.problems))
         corpus = sum(shard.examples for shard in runs.list_shards(connection, run.id, "train"))
-        speed = fleet.fleet_speed(connection, now=now).all
+        speeds = _speeds(connection, now=now)
     total = tasks * examples
     tokens = total * run.tokens_per_example
     below = sum(
@@ -102,8 +106,19 @@ def seeding_preview(c: Coordinator, *, tasks: int, examples: int) -> SeedingPrev
         last_pass=plan.last // corpus + 1 if corpus else None,
         tokens=tokens,
         budget_share=None if run.budget_tokens is None else tokens / run.budget_tokens,
-        seconds=tokens / speed if speed > 0 else None,
+        seconds=tokens / sum(speeds) if speeds else None,
+        task_seconds=tokens / tasks / _middle(speeds) if speeds else None,
+        usual_seconds=run.task_seconds,
     )
+
+
+def _speeds(connection: Connection, *, now: float) -> list[float]:
+    """Of all that may work now; tokens per second, the slowest first."""
+    return sorted(w.planning_speed for w in fleet.list_workers(connection) if w.may_work(now))
+
+
+def _middle(speeds: Sequence[float]) -> float:
+    return speeds[len(speeds) // 2] if speeds else 0.0
 
 
 def plan_in(connection: Connection, run: RunRow, *, tasks: int, examples: int, now: float) -> SeedingPlan:
@@ -140,15 +155,15 @@ def seedings_view(c: Coordinator) -> SeedingsView:
                 rows=[],
             )
         rows = seedings.list_seedings(connection, run.id, count=SHOWN)
-        able = [w.planning_speed for w in fleet.list_workers(connection) if w.may_work(now)]
+        speeds = _speeds(connection, now=now)
     return SeedingsView(
         now=now,
         run=run.name,
         state=run.state,
         batch_examples=run.batch_examples,
-        suggested_tasks=SUGGESTED_EACH * max(1, len(able)),
+        suggested_tasks=SUGGESTED_EACH * max(1, len(speeds)),
         suggested_examples=usual_examples(
-            speed=sorted(able)[len(able) // 2] if able else 0.0,
+            speed=_middle(speeds),
             task_seconds=run.task_seconds,
             tokens_per_example=run.tokens_per_example,
             batch_examples=run.batch_examples,

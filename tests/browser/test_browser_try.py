@@ -33,8 +33,8 @@ def coordinator() -> Iterator[Process]:
     folder = Path(tempfile.mkdtemp(prefix="bithaul-try-"))
     model = folder / "tiny.toml"
     model.write_text(TINY, encoding="utf-8")
-    words = ["up", "--dir", str(folder / "run"), "--preset", str(model), "--examples", "2000", "--json"]
-    words += ["--task-seconds", "1", "--budget-tokens", "80000"]
+    words = ["up", "--dir", str(folder / "run"), "--preset", str(model), "--examples", "600", "--json"]
+    words += ["--task-seconds", "1", "--budget-tokens", "60000"]
     done = subprocess.run(
         [sys.executable, "-m", "bithaul", *words],
         capture_output=True,
@@ -53,17 +53,17 @@ def coordinator() -> Iterator[Process]:
     shutil.rmtree(folder)
 
 
-def classified(coordinator: Process, sentence: str) -> dict[str, object]:
-    """What `bithaul classify` makes of it, with the model that `up` has published."""
+def classified(coordinator: Process) -> list[dict[str, object]]:
+    """What `bithaul classify` makes of the sentences, with the model that `up` has published."""
     done = subprocess.run(
-        [sys.executable, "-m", "bithaul", "classify", sentence, "--dir", str(coordinator.folder), "--json"],
+        [sys.executable, "-m", "bithaul", "classify", "-", "--dir", str(coordinator.folder)],
+        input="\n".join(SENTENCES) + "\n",
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[0])
-    return found
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def ask(page, sentence: str) -> str:
@@ -81,8 +81,8 @@ def test_a_sentence_is_tried_on_the_newest_version(open_tab, coordinator) -> Non
         assert len(connection.execute(select(reports.c.worker).distinct()).all()) == 2, "real workers"
     tab = open_tab()
     page = tab.go("/admin/runs")
-    for sentence in SENTENCES:
-        told, known = ask(page, sentence), classified(coordinator, sentence)
+    for sentence, known in zip(SENTENCES, classified(coordinator), strict=True):
+        told = ask(page, sentence)
         assert str(known["intent"]) in told
         assert f"sure, version {newest}" in told
         slots = known["slots"]

@@ -84,7 +84,7 @@ def test_a_sentence_is_tried_on_the_newest_version(open_tab, coordinator) -> Non
     for sentence, known in zip(SENTENCES, classified(coordinator), strict=True):
         told = ask(page, sentence)
         assert str(known["intent"]) in told
-        assert f"sure, version {newest}" in told
+        assert f"{100 * float(str(known['confidence'])):.0f} % sure, version {newest}" in told
         slots = known["slots"]
         assert isinstance(slots, dict)
         assert all(str(value) in told for value in slots.values())

@@ -97,8 +97,8 @@ def test_seeding_undoing_and_kicking(make: Any, monkeypatch: pytest.MonkeyPatch)
         rehearsal.faults.at(worker=worker, nth=nth).sleep(3000.0)
     rehearsal.faults.at(worker="w4", nth=2).kill(back_after=1200.0)
     outcome = judged(rehearsal)
-    assert rehearsal.withdrawn > 20
-    assert rehearsal.seeded_taken > 10
-    assert rehearsal.kicked > 2
+    assert rehearsal.queue.withdrawn > 20
+    assert rehearsal.queue.taken > 10
+    assert rehearsal.queue.kicked > 2
     assert outcome.leases["revoked"] > 0
     assert outcome.accepted > 10

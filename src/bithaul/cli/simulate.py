@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Annotated
 
 import typer
 
+from bithaul.cli.values import merge_option, tokens
 from bithaul.errors import writing
-from bithaul.rounds.aggregate import aggregator_named
+from bithaul.exchange.codecs import codec_named
 from bithaul.rounds.gates import gates_named
 from bithaul.rounds.rules import rule_named
 from bithaul.simulation.picture import draw
-from bithaul.simulation.scenario import Outcome, Rehearsal, scenario_named
+from bithaul.simulation.scenario import Outcome, Rehearsal, Scenario, poison_named, scenario_named
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 _MEMORY = Path("/dev/shm")  # noqa: S108 - nothing secret; a sync costs nothing there
@@ -26,15 +28,35 @@ def simulate(
     scenario: Annotated[str, typer.Option(help="storm (faults and crashes) or calm (none).")] = "storm",
     workers: Annotated[int | None, typer.Option(min=1, max=2000, help="Simulated machines (200).")] = None,
     hours: Annotated[float | None, typer.Option(min=0.1, help="Simulated hours of it (10).")] = None,
+    spread: Annotated[
+        float | None, typer.Option(min=1.0, help="How many times as fast the fastest machine is (3).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Everything is drawn from it.")] = 0,
     rule: Annotated[str | None, typer.Option(help="Merge rule of the run (sync).")] = None,
+    rule_options: Annotated[
+        list[str] | None,
+        typer.Option("--merge-option", metavar="NAME=VALUE", help="An option of the merge rule; repeatable."),
+    ] = None,
+    codec: Annotated[str | None, typer.Option(help="How updates travel (as the rule says).")] = None,
     aggregator: Annotated[str | None, typer.Option(help="Aggregator of the rule (its own).")] = None,
     gates: Annotated[
         list[str] | None, typer.Option("--gate", help="Switch a gate on: norm, speed, copy; repeatable.")
     ] = None,
-    poisoned: Annotated[
-        int, typer.Option(min=0, help="Machines whose updates go ten times the wrong way.")
-    ] = 0,
+    poisoned: Annotated[int, typer.Option(min=0, help="Machines that send nothing but poison.")] = 0,
+    poison: Annotated[
+        str, typer.Option(help="sign_flip (ten times the wrong way) or nan (no numbers).")
+    ] = "sign_flip",
+    corpus: Annotated[
+        Path | None, typer.Option(help="Train a real model on this corpus folder; time stays virtual.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="The real model.")] = "small",
+    budget: Annotated[
+        int | None,
+        typer.Option("--budget-tokens", parser=tokens, metavar="N", help="What the real model trains (1e6)."),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Inner steps of the real model in a task of a middling machine.")
+    ] = 5,
     picture: Annotated[Path | None, typer.Option(help="Write what happened to this SVG file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -44,18 +66,27 @@ def simulate(
         wanted,
         workers=workers or wanted.workers,
         hours=hours or wanted.hours,
+        spread=spread or wanted.spread,
         seed=seed,
         rule=rule or wanted.rule,
+        options=dict(merge_option(text) for text in rule_options or ()),
         aggregator=aggregator,
         gates=gates_named(gates or ()),
+        codec=codec or wanted.codec,
         poisoned=poisoned,
+        poison=poison_named(poison),
     )
-    if aggregator is not None:
-        aggregator_named(aggregator)
-    rule_named(wanted.rule, {"aggregator": aggregator} if aggregator is not None else {})
-    place = _MEMORY if _MEMORY.is_dir() else None
+    if wanted.codec is not None:
+        codec_named(wanted.codec)
+    rule_named(wanted.rule, wanted.rule_options)
+    place = _MEMORY if _MEMORY.is_dir() and corpus is None else None
     with tempfile.TemporaryDirectory(prefix="bithaul-simulate-", dir=place) as folder:
-        rehearsal = Rehearsal(wanted, Path(folder))
+        if corpus is None:
+            rehearsal = Rehearsal(wanted, Path(folder))
+        else:
+            rehearsal = _real(
+                wanted, corpus, Path(folder), preset=preset, budget=budget or 1_000_000, steps=steps
+            )
         outcome = rehearsal.run()
     if picture is not None:
         with writing(picture):
@@ -66,6 +97,19 @@ def simulate(
         raise typer.Exit(1)
 
 
+def _real(wanted: Scenario, corpus: Path, folder: Path, *, preset: str, budget: int, steps: int) -> Rehearsal:
+    """A rehearsal that computes; it says on standard error how far it is."""
+    from bithaul.simulation.real import Real
+
+    real = Real(corpus, preset=preset, workers=wanted.workers)
+
+    def made(version: int, tokens: float, loss: float) -> None:
+        done = f"{tokens:,.0f} of {budget:,} tokens"
+        print(f"version {version}: {done}, loss {loss:.4f}", file=sys.stderr, flush=True)
+
+    return Rehearsal(real.planned(wanted, tokens=budget, steps=steps), folder, subject=real, on_version=made)
+
+
 def _told(o: Outcome) -> str:
     faults = ", ".join(f"{kind} {count}" for kind, count in o.faults.items()) or "none"
     lines = [
@@ -73,7 +117,9 @@ def _told(o: Outcome) -> str:
         f"{o.events:,} events, {o.audits} audits",
         f"faults: {faults}; machines died {o.worker_deaths} times; "
         f"coordinator crashed at {', '.join(o.coordinator_crashes) or 'no point'}; {o.rollbacks} rollbacks",
-        f"{o.versions} versions from {o.accepted} updates; loss {o.loss_first:g} -> {o.loss_last:g}; longest "
+        f"{o.versions} versions from {o.accepted} updates; loss {o.loss_first:g} -> {o.loss_last:g}"
+        + ("" if o.heldout_loss is None else f", held out {o.heldout_loss:g}")
+        + "; longest "
         f"pause {o.longest_gap_rounds:g} rounds",
         f"applied twice {o.double_applied}, acknowledged and lost {o.acknowledged_lost}, positions uncovered "
         f"{o.slices_uncovered}, replay {'identical' if o.replay_identical else 'DIFFERS'}",

@@ -12,7 +12,7 @@ from io import BytesIO
 import numpy as np
 import numpy.typing as npt
 
-from bithaul.exchange.codecs import Codec, Values, VectorLayout
+from bithaul.exchange.pieces import Codec, Values, VectorLayout
 
 FloatVector = npt.NDArray[np.float32]
 _STRIP = 1_048_576
@@ -32,15 +32,15 @@ def pseudo_gradient(start: FloatVector, end: FloatVector, *, exact: bool) -> Val
 def encode_with_feedback(
     codec: Codec, u: Values, residual: FloatVector | None, layout: VectorLayout
 ) -> tuple[bytearray, FloatVector | None]:
-    """(payload, next residual) of `u + residual`; error feedback of exchange.md §4.
+    """(payload, next residual) of `u + decay * residual`; error feedback of exchange.md §4.
 
-    `u` is overwritten. The next residual is `u + residual - decode(payload)` and becomes valid only when the
-    coordinator has accepted the payload. Lossless codecs have none.
+    `u` is overwritten, the decay is the codec's. The next residual is that sum less `decode(payload)` and
+    becomes valid only when the coordinator has accepted the payload. Lossless codecs have none.
     """
     if codec.lossless:
         return codec.encode(u, layout), None
     if residual is not None:
-        u += residual
+        u += residual if codec.residual_decay == 1.0 else np.float32(codec.residual_decay) * residual
     payload = codec.encode(u, layout)
     for piece in codec.pieces(BytesIO(payload), layout, chunk_values=_STRIP):
         u[piece.offset : piece.offset + piece.size] -= piece.values()

@@ -255,14 +255,18 @@ _KINDS: Mapping[str, type] = MappingProxyType(
         "buffered_nesterov": BufferedNesterov,
         "delayed_nesterov": DelayedNesterov,
         "fedbuff_sgd": FedBuffSgd,
+        "sparse_ef": BufferedNesterov,  # without momentum, for sparse updates (SparseLoCo, arXiv:2508.15706)
     }
 )
 RULES: Mapping[str, Callable[..., MergeRule]] = MappingProxyType(
     {
         **_KINDS,
         "sync_diloco": partial(Sync, eta=None, mu=0.9, aggregator="norm_clipped_mean", name="sync_diloco"),
+        "sparse_ef": partial(BufferedNesterov, eta=1.0, mu=0.0, name="sparse_ef"),
     }
 )
+USUAL_CODEC = "int8-block-v1"
+_CODECS: Mapping[str, str] = MappingProxyType({"sparse_ef": "topk-2bit-v1"})
 _BOUNDS: Mapping[str, tuple[float, float]] = MappingProxyType(
     {
         "eta": (0.0, 4.0),
@@ -289,6 +293,11 @@ def rule_named(name: str, options: Mapping[str, float | str] | None = None) -> M
             )
         values[key] = _checked(name, key, value)
     return RULES[name](**values)
+
+
+def codec_of(rule: str) -> str:
+    """The codec that a run with this rule uses when nobody says otherwise."""
+    return _CODECS.get(rule, USUAL_CODEC)
 
 
 def _checked(name: str, key: str, value: float | str) -> float | str:

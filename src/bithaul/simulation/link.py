@@ -68,7 +68,8 @@ class BlobDownload:
 
 
 class SimulatedLink:
-    """One worker's. `die` kills the machine; `heard` is told every receipt that reaches the worker."""
+    """One worker's. `poison` NAN: no update leaves it whole. `die` kills the machine; `heard` is told every
+    receipt that reaches the worker."""
 
     def __init__(
         self,
@@ -78,6 +79,7 @@ class SimulatedLink:
         faults: Faults,
         *,
         line: Line,
+        poison: Kind | None,
         patience: Patience,
         die: Callable[[float], None],
         heard: Callable[[str, Receipt], None],
@@ -87,6 +89,7 @@ class SimulatedLink:
         self._time = time
         self._faults = faults
         self._line = line
+        self._poison = [Fault(poison)] if poison is Kind.NAN else []
         self._patience = patience
         self._die = die
         self._heard = heard
@@ -160,7 +163,7 @@ class SimulatedLink:
     def _upload(self, task: int, fence: str, data: bytes) -> Receipt:
         """As the route does: ask first, receive, submit. Each part may be the last."""
         faults = self._faults.strike(Moment(Where.REQUEST, "submit", self._worker, task))
-        data = _damaged(data, faults, sent=self._house.sent)
+        data = _damaged(data, [*faults, *self._poison], sent=self._house.sent)
         self._house.sent[self._worker] = data
         self._travel(faults, late=lambda: self._deliver_late(task, fence, data))
         times = 2 if _has(faults, Kind.DUPLICATE) else 1
@@ -282,10 +285,13 @@ def _damaged(data: bytes, faults: list[Fault], *, sent: Mapping[str, bytes]) -> 
 def _with_nan(frame: bytes) -> bytes:
     """The same report with a first scale or value that is no number."""
     header, payload = _opened(frame)
-    if header.codec == "int8-block-v1":
-        payload[12:14] = np.float16(np.nan).tobytes()
-    else:  # int8-ef-v1: its scale; fp32-v1: its first value
-        payload[8:12] = np.float32(np.nan).tobytes()
+    match header.codec:
+        case "int8-block-v1" | "int4-block-v1" | "topk-2bit-v1":
+            payload[12:14] = np.float16(np.nan).tobytes()
+        case "bf16-v1":
+            payload[8:10] = b"\xc0\x7f"
+        case _:  # int8-ef-v1: its scale; fp32-v1: its first value
+            payload[8:12] = np.float32(np.nan).tobytes()
     return _frame(header, payload)
 
 

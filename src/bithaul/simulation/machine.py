@@ -19,7 +19,7 @@ from bithaul.exchange.messages import Receipt, RunDescription
 from bithaul.simulation.faults import Fault, Faults, Kind, Moment, Where
 from bithaul.simulation.house import House
 from bithaul.simulation.link import Line, SimulatedLink
-from bithaul.simulation.trainer import ToyTrainer, toy_session
+from bithaul.simulation.subject import Body, Subject, session_of
 from bithaul.simulation.virtual import Event, Process, VirtualTime
 from bithaul.training.calibrate import Calibration
 from bithaul.worker.backoff import Backoff
@@ -37,12 +37,12 @@ LONGEST_WAIT = 300.0  # seconds between tries while the coordinator is away
 
 @dataclass(frozen=True)
 class Spec:
-    """What a machine can do; `speed` in tokens per second. `poisoned`: see `Scenario`."""
+    """What a machine can do; `speed` in tokens per second. `poison`: in every update, see `Scenario`."""
 
     name: str
     speed: float
     line: Line
-    poisoned: bool = False
+    poison: Kind | None = None
 
 
 class VirtualStop(Stop):
@@ -101,6 +101,7 @@ class Machine:
         time: VirtualTime,
         faults: Faults,
         *,
+        subject: Subject,
         random: Random,
         heard: Callable[[str, Receipt], None],
     ) -> None:
@@ -109,6 +110,7 @@ class Machine:
         self._house = house
         self._time = time
         self._faults = faults
+        self._subject = subject
         self._random = random
         self._heard = heard
         self._skew = 0.0
@@ -174,6 +176,7 @@ class Machine:
             self._time,
             self._faults,
             line=self.spec.line,
+            poison=self.spec.poison,
             patience=patience,
             die=self.die,
             heard=self._heard,
@@ -201,12 +204,17 @@ class Machine:
             threads: int,  # noqa: ARG001
             path: str | None = None,  # noqa: ARG001
         ) -> Session:
-            return toy_session(description, self._trainer)
+            return session_of(self._subject, description, self._body())
 
-        def measure(session: Session, *, threads: int, seconds: float) -> Calibration:  # noqa: ARG001
+        def measure(
+            session: Session,
+            *,
+            threads: int,  # noqa: ARG001
+            seconds: float,
+        ) -> Calibration:
             self._time.wait(seconds)
             guess = self.spec.speed * (0.8 + 0.4 * self._random.random())
-            return Calibration(guess, 0.1 * guess, "toy", "virtual time", 2**30)
+            return Calibration(guess, 0.1 * guess, session.trainer.path.name, "virtual time", 2**30)
 
         return Tools(
             pulse=pulse,
@@ -218,21 +226,13 @@ class Machine:
             crash_points=CrashPoints(self._point),
         )
 
-    def _trainer(self, config: Any, recipe: Any) -> ToyTrainer:
-        return ToyTrainer(
-            config,
-            recipe,
-            speed=self.spec.speed,
-            now=self._time.now,
-            pause=self._time.wait,
-            struck=self._struck,
-            suffer=self._suffer,
-        )
+    def _body(self) -> Body:
+        return Body(self.spec.speed, self._time.now, self._time.wait, self._struck, self._suffer)
 
     def _struck(self) -> Sequence[Fault]:
         task = self._pulse.state.task if self._pulse is not None else None
         struck = self._faults.strike(Moment(Where.TRAIN, worker=self.spec.name, task=task or 0))
-        return [*struck, Fault(Kind.SIGN_FLIP, 10.0)] if self.spec.poisoned else struck
+        return [*struck, Fault(Kind.SIGN_FLIP, 10.0)] if self.spec.poison is Kind.SIGN_FLIP else struck
 
     def _suffer(self, fault: Fault) -> None:
         match fault.kind:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
@@ -10,9 +10,9 @@ from sqlalchemy import func, select
 from bithaul.coordinator.database import ledger, runs, tables, versions, work
 from bithaul.coordinator.database.tables import leases, reports, tasks
 from bithaul.exchange.weights import open_weights
+from bithaul.model.layout import FloatVector
 from bithaul.simulation.house import House
 from bithaul.simulation.picture import Segment, Timeline
-from bithaul.simulation.trainer import toy_loss
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,17 @@ class Facts:
     leases: dict[str, int]
     given_up: int  # examples in failed tasks
     rollbacks: int
+    tokens: float  # in the newest version
     ledger: list[tuple[int, str, str, int | None, str | None]]
 
 
 class Record:
-    """`new_version` after each look of the merger; `losses` are (seconds since the beginning, toy loss)."""
+    """`new_version` after each look of the merger; `losses` are (seconds since the beginning, loss);
+    `theta` and `tokens` are those of the newest."""
 
-    def __init__(self, house: House, *, begin: float) -> None:
+    def __init__(self, house: House, *, begin: float, loss: Callable[[FloatVector], float]) -> None:
         self._house = house
+        self._loss = loss
         self._begin = begin
         self._last = begin
         self.newest = 0
@@ -49,7 +52,8 @@ class Record:
         self.longest_gap = max(self.longest_gap, now - self._last)
         self._last = now
         weights = open_weights(c.blobs.get(row.sha256).path, expected_count=run.layout.size)
-        self.losses.append((now - self._begin, toy_loss(weights.vector)))
+        self.theta, self.tokens = weights.vector, row.tokens_total
+        self.losses.append((now - self._begin, self._loss(weights.vector)))
         self.contributors.append((now - self._begin, row.contributors))
         return True
 
@@ -92,6 +96,7 @@ class Record:
             {str(s): int(n) for s, n in ended},
             int(given_up),
             int(back),
+            self.tokens,
             [(row[0], row[1], row[2], row[3], row[4]) for row in ledger],
         )
 

@@ -9,41 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import time as wall
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from random import Random
-from typing import TypeVar
 
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
-from bithaul.coordinator.commands.kick import kick_stuck
 from bithaul.coordinator.commands.roll_back import roll_back
-from bithaul.coordinator.commands.seed_tasks import seed_tasks, withdraw_seeding
 from bithaul.coordinator.commands.steer import pause_run
 from bithaul.coordinator.context import Coordinator, CrashPoints
-from bithaul.corpus.build import CorpusManifest
-from bithaul.corpus.shards import write_shard
+from bithaul.coordinator.database import runs
 from bithaul.errors import Conflict, OutOfDisk, UnknownName
-from bithaul.model.config import ModelConfig
+from bithaul.exchange.messages import RunState
+from bithaul.rounds.rules import codec_of
 from bithaul.simulation.faults import Faults, Kind, Rates
 from bithaul.simulation.house import House
 from bithaul.simulation.invariants import Broken, Checker
 from bithaul.simulation.link import Line
 from bithaul.simulation.machine import Machine, Spec
 from bithaul.simulation.picture import Timeline
+from bithaul.simulation.queueing import QueueOperator
 from bithaul.simulation.record import Record
+from bithaul.simulation.subject import Subject
+from bithaul.simulation.toy import Toy
 from bithaul.simulation.virtual import VirtualTime
-from bithaul.training.recipe import TrainingRecipe
 from bithaul.worker.link import Later
 
-T = TypeVar("T")
 EPOCH = 4_000_000_000.0  # later than any file's time stamp: old files are told from new ones by age
 HOUR = 3600.0
-MODEL = ModelConfig(
-    vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=64
-)
-EXAMPLES, EXAMPLE_TOKENS, BATCH = 4096, 32, 4
+ENDLESS = 1e12  # tokens
+LONGEST = 10.0  # times the hours planned: then a run with a budget is given up
 CRASHES = [name for name in CrashPoints.NAMES if not name.startswith("rollback.")]  # those always passed
 STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
@@ -51,8 +46,9 @@ STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 @dataclass(frozen=True)
 class Scenario:
     """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks`,
-    `seedings` (each undone half a task later) and `kicks` by its operator, `pauses` in which its process
-    stands still, `full_disks`. `poisoned` machines send updates ten times as large in the wrong direction."""
+    `seedings` and `kicks` by its operator, `pauses` in which its process stands still, `full_disks`.
+    `poisoned` machines send updates ten times as large in the wrong direction, or such as hold no numbers
+    (`poison` "nan")."""
 
     name: str
     workers: int = 200
@@ -63,8 +59,14 @@ class Scenario:
     task_seconds: float = 600.0
     spread: float = 3.0
     slowest: float = 4.0  # tokens per second
+    codec: str | None = None  # None: the rule's own
+    options: Mapping[str, float | str] = field(default_factory=dict)  # of the rule
+    down: float = 2e5  # of the slowest line, bytes per second; the fastest has twice that
+    up: float = 200.0  # of the slowest line; the fastest has ten times that
+    budget_tokens: float | None = None  # the run goes on until it is done, `hours` are what it should take
     gates: tuple[str, ...] = ()
     poisoned: int = 0
+    poison: str = "sign_flip"
     crashes: int = 0
     rollbacks: int = 0
     seedings: int = 0
@@ -73,6 +75,11 @@ class Scenario:
     full_disks: int = 0
     rates: Rates = field(default_factory=Rates)
     quiet_hours: float = 12.0  # at most, until everything is delivered, merged or given up
+
+    @property
+    def rule_options(self) -> dict[str, float | str]:
+        own = {} if self.aggregator is None else {"aggregator": self.aggregator}
+        return {**self.options, **own}
 
 
 STORM = Rates(
@@ -90,6 +97,7 @@ STORM = Rates(
     train={Kind.KILL: 0.20, Kind.SLEEP: 0.08, Kind.SIGN_FLIP: 0.03, Kind.SKEW: 0.02},
     worker_point=0.01,
 )
+POISONS = (Kind.SIGN_FLIP, Kind.NAN)
 SCENARIOS = {
     "calm": Scenario("calm"),
     "storm": Scenario("storm", crashes=5, rollbacks=1, pauses=2, full_disks=1, rates=STORM),
@@ -101,6 +109,13 @@ def scenario_named(name: str) -> Scenario:
     if name not in SCENARIOS:
         raise UnknownName(f"There is no scenario {name!r}; the scenarios are {', '.join(SCENARIOS)}.")
     return SCENARIOS[name]
+
+
+def poison_named(name: str) -> str:
+    """`UnknownName` lists the known ones."""
+    if name not in POISONS:
+        raise UnknownName(f"There is no poison {name!r}; the poisons are {', '.join(POISONS)}.")
+    return name
 
 
 @dataclass(frozen=True)
@@ -136,10 +151,14 @@ class Outcome:
     rollbacks: int
     restored: list[dict[str, float]]
     judged: dict[str, dict[str, int]]
+    codec: str
+    tokens: float
     longest_gap_rounds: float
     loss_first: float
     loss_last: float
     digest: str
+
+    heldout_loss: float | None  # of the last version of a real model, on the whole held-out split
 
     @property
     def kept(self) -> bool:
@@ -148,14 +167,22 @@ class Outcome:
 
 
 class Rehearsal:
-    """One run in `folder`, which must be empty. `faults` may be scripted before `run`."""
+    """One run in `folder`, which must be empty, of a toy or another `subject`. `faults` may be scripted
+    before `run`; `on_version` hears number, tokens and loss of each version."""
 
-    def __init__(self, scenario: Scenario, folder: Path) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        folder: Path,
+        *,
+        subject: Subject | None = None,
+        on_version: Callable[[int, float, float], None] = lambda *_: None,
+    ) -> None:
         self.scenario = scenario
+        self._on_version = on_version
+        self.subject = subject or Toy(folder / "corpus", seed=scenario.seed)
         self.time = VirtualTime(EPOCH)
         self.faults = Faults(self._random("faults"), rates=scenario.rates)
-        corpus = folder / "corpus"
-        write_corpus(corpus, seed=scenario.seed)
         self.house = House(
             folder / "run",
             self.time,
@@ -166,27 +193,26 @@ class Rehearsal:
             changed=self._changed,
             failed=self._failed,
         )
-        options: dict[str, float | str] = {}
-        if scenario.aggregator is not None:
-            options["aggregator"] = scenario.aggregator
         create_run(
             self.house.c,
             CreateRun(
                 run="rehearsal",
-                model=MODEL,
-                recipe=TrainingRecipe(batch_examples=BATCH).model_dump(mode="json"),
-                corpus_dir=corpus,
-                budget_tokens=1e12,
+                model=self.subject.model,
+                recipe=self.subject.recipe.model_dump(mode="json"),
+                corpus_dir=self.subject.corpus,
+                budget_tokens=scenario.budget_tokens or ENDLESS,
                 merge_rule=scenario.rule,
-                merge_options=options,
+                merge_options=scenario.rule_options,
                 gates=scenario.gates,
                 task_seconds=scenario.task_seconds,
                 seed=scenario.seed,
-                probe_every=4,
+                probe_every=self.subject.probe_every,
+                codec=scenario.codec,
             ),
         )
         self.checker = Checker(self.house)
-        self.record = Record(self.house, begin=EPOCH)
+        self.queue = QueueOperator(self.house, self.time, self.checker, scenario.task_seconds)
+        self.record = Record(self.house, begin=EPOCH, loss=self.subject.loss)
         self.machines = [
             Machine(
                 spec,
@@ -194,6 +220,7 @@ class Rehearsal:
                 self.house,
                 self.time,
                 self.faults,
+                subject=self.subject,
                 random=self._random(spec.name),
                 heard=self.checker.heard,
             )
@@ -204,7 +231,6 @@ class Rehearsal:
         self._folder = folder
         self._forgotten: list[int] = []
         self.timeline: Timeline | None = None
-        self.withdrawn = self.seeded_taken = self.kicked = 0
         self._began = wall.perf_counter()
 
     def run(self) -> Outcome:
@@ -240,13 +266,16 @@ class Rehearsal:
         for i in range(self.scenario.workers):
             speed = self.scenario.slowest * self.scenario.spread ** random.random()
             line = Line(
-                0.02 + 0.2 * random.random(), 2e5 * (1 + random.random()), 200.0 * (1 + 9 * random.random())
+                0.02 + 0.2 * random.random(),
+                self.scenario.down * (1 + random.random()),
+                self.scenario.up * (1 + 9 * random.random()),
             )
-            specs.append(Spec(f"w{i + 1:0{width}}", speed, line, poisoned=i < self.scenario.poisoned))
+            poison = Kind(self.scenario.poison) if i < self.scenario.poisoned else None
+            specs.append(Spec(f"w{i + 1:0{width}}", speed, line, poison=poison))
         return specs
 
     def _storm(self) -> None:
-        random = self._random("weather")
+        random, scenario = self._random("weather"), self.scenario
         end = EPOCH + self.scenario.hours * HOUR
         self.house.serve()
         for machine in self.machines:
@@ -267,14 +296,16 @@ class Rehearsal:
         for i in range(self.scenario.rollbacks):
             share = (i + 0.3 + 0.5 * random.random()) / self.scenario.rollbacks
             self.time.at(EPOCH + share * (end - EPOCH), self._go_back)
-        random = self._random("seeding")
-        for _ in range(self.scenario.seedings):
-            tasks, examples = random.randint(1, 12), BATCH * random.randint(1, 400)
-            at = EPOCH + random.random() * (end - EPOCH)
-            self.time.at(at, partial(self._seed, tasks, examples))
-        for i in range(self.scenario.kicks):
-            self.time.at(EPOCH + (i + random.random()) / self.scenario.kicks * (end - EPOCH), self._kick)
-        self.time.run(end, after_each=self._after)
+        random, within = self._random("seeding"), (EPOCH, end)
+        self.queue.plan(random, seedings=scenario.seedings, kicks=scenario.kicks, within=within)
+        last = end if scenario.budget_tokens is None else EPOCH + LONGEST * scenario.hours * HOUR
+        while self.time.now() < last and not self._finished():
+            until = min(last, self.time.now() + scenario.task_seconds)
+            self.time.run(until, after_each=self._after)
+
+    def _finished(self) -> bool:
+        """The budget is done."""
+        return self.house.answers and self.house.call(_is_finished)
 
     def back_up(self) -> None:
         """Now; `restore` goes back to it."""
@@ -300,31 +331,6 @@ class Rehearsal:
         else:
             self._changed("operator")
 
-    def _seed(self, tasks: int, examples: int) -> None:
-        """And take back half a task later what nobody has by then."""
-
-        made = self._operate(lambda c: seed_tasks(c, tasks=tasks, examples=examples))
-        if made is not None:
-            self.time.after(0.5 * self.scenario.task_seconds, partial(self._take_back, made.seeding))
-
-    def _take_back(self, seeding: int) -> None:
-        done = self._operate(lambda c: withdraw_seeding(c, seeding))
-        self.withdrawn += done.withdrawn if done else 0
-        self.seeded_taken += done.taken if done else 0
-
-    def _kick(self) -> None:
-        kicked = self._operate(kick_stuck)
-        self.kicked += len(kicked.tasks) if kicked else 0
-
-    def _operate(self, use: Callable[[Coordinator], T]) -> T | None:
-        """Something an operator does once; None when it could not be. Everything is looked at after it."""
-        try:
-            done = self.house.call(use)
-        except (Later, Conflict, OutOfDisk):
-            return None
-        self.checker.audit()
-        return done
-
     def _crash(self, point: str, back_after: float) -> Callable[[], None]:
         return lambda: self.faults.crash_coordinator(point, back_after=back_after)
 
@@ -336,7 +342,8 @@ class Rehearsal:
         paused = False
         while self.time.now() < end:
             if self.house.answers and not paused:
-                self.house.call(pause_run)
+                if not self._finished():
+                    self.house.call(pause_run)
                 paused = True
             self.time.run(self.time.now() + 0.5 * self.scenario.task_seconds, after_each=self._after)
             if paused and self.house.up and self.record.quiet():
@@ -350,6 +357,8 @@ class Rehearsal:
         if what == "sweeper":
             self.checker.deadlines()
         made = what in ("merger", "operator") and self.record.new_version(self.time.now())
+        if made:
+            self._on_version(self.record.newest, self.record.tokens, self.record.losses[-1][1])
         if what == "rise" or made:
             self.checker.audit()
             self._digest.update(f"{self.time.now():.6f} {what} {self.record.newest}\n".encode())
@@ -396,17 +405,25 @@ class Rehearsal:
                 {"versions": lost.versions, "reports": lost.reports, "acknowledged": forgotten}
                 for lost, forgotten in zip(self.house.restored, self._forgotten, strict=True)
             ],
-            judged=self.record.judged({m.spec.name for m in self.machines if m.spec.poisoned}),
+            judged=self.record.judged({m.spec.name for m in self.machines if m.spec.poison}),
+            codec=scenario.codec or codec_of(scenario.rule),
+            tokens=facts.tokens,
             longest_gap_rounds=round(gap, 2),
             loss_first=round(self.record.losses[0][1], 4),
             loss_last=round(self.record.losses[-1][1], 4),
             digest=self._digest.hexdigest(),
+            heldout_loss=self.subject.heldout(self.record.theta),
         )
 
 
 def rehearse(scenario: Scenario, folder: Path, **changes: object) -> Outcome:
     """Run `scenario` with `changes` to its fields in the empty `folder`."""
     return Rehearsal(replace(scenario, **changes), folder).run()  # type: ignore[arg-type]
+
+
+def _is_finished(c: Coordinator) -> bool:
+    with c.database.read() as connection:
+        return runs.get_run(connection).state is RunState.FINISHED
 
 
 def _settings(scenario: Scenario) -> dict[str, float]:
@@ -421,28 +438,3 @@ def _settings(scenario: Scenario) -> dict[str, float]:
         "disk_interval": 10 * seconds,
         "prune_interval": 10 * seconds,
     }
-
-
-def write_corpus(folder: Path, *, seed: int) -> None:
-    """One shard of equal examples and a probe: what they say does not matter to a toy."""
-    folder.mkdir(parents=True)
-    example = [(seed + i) % MODEL.vocab_size for i in range(EXAMPLE_TOKENS + 1)]
-    shard = write_shard(folder, "train-00000", [example] * EXAMPLES)
-    probe = write_shard(folder, "probe-00000", [example] * 4)
-    CorpusManifest(
-        kind="intents",
-        description="rehearsal",
-        generator_version=None,
-        seed=seed,
-        tokenizer_sha256="0" * 64,
-        vocab_size=MODEL.vocab_size,
-        max_tokens=EXAMPLE_TOKENS + 1,
-        shards=[shard],
-        heldout=[],
-        probe=probe,
-        train_tokens=shard.tokens,
-        heldout_tokens=0,
-        left_out=0,
-        unknown_share=0.0,
-        heldout_unknown_share=0.0,
-    ).save(folder)

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -68,8 +69,8 @@ def product_seconds(product: Product, *, threads: int, fp32: bool = False) -> fl
     torch.set_num_threads(1)
     try:
         share = replace(product, rows=-(-product.rows // threads))
-        ways = zip(*(list(_ways(share, fp32)) for _ in range(threads)), strict=True)
-        return min(_median_seconds(team, runs) for runs in ways)
+        ways = list(_ways(share, fp32))  # asked once: a way near the limit is not slow for one thread only
+        return min(_median_seconds(team, [make() for _ in range(threads)]) for make in ways)
     finally:
         torch.set_num_threads(before)
         team.close()
@@ -84,25 +85,27 @@ def _median_seconds(team: Team, runs: Sequence[Run]) -> float:
     return statistics.median(times[1:])
 
 
-def _ways(product: Product, fp32: bool) -> Iterator[Run]:
+def _ways(product: Product, fp32: bool) -> Iterator[Callable[[], Run]]:
+    """What makes each way ready, once for each thread."""
     m, k, n = product.rows, product.inputs, product.outputs
     floats = [d for way, d in BACKWARD.items() if way != WORDS and backward_refusal(way) is None]
     dtypes = [torch.float32] if fp32 else floats
     if product.kind == "attention":
-        yield from (_batch(m, k, n, dtype) for dtype in dtypes)
+        yield from (partial(_batch, m, k, n, dtype) for dtype in dtypes)
     elif product.kind == "forward" and not fp32:
-        yield from (_forward(name, m, k, n) for name in FORWARD if _together(name) and refusal(name) is None)
+        names = (name for name in FORWARD if _together(name) and refusal(name) is None)
+        yield from (partial(_forward, name, m, k, n) for name in names)
     elif product.kind == "input_gradient":
-        yield from (_float(m, n, k, dtype) for dtype in dtypes)
+        yield from (partial(_float, m, n, k, dtype) for dtype in dtypes)
     elif product.kind == "weight_gradient":
-        yield from (_float(n, m, k, dtype) for dtype in dtypes)
+        yield from (partial(_float, n, m, k, dtype) for dtype in dtypes)
     else:
-        yield from (_float(m, k, n, dtype) for dtype in dtypes)
+        yield from (partial(_float, m, k, n, dtype) for dtype in dtypes)
     if not fp32 and backward_refusal(WORDS) is None:
         if product.kind == "input_gradient":
-            yield _words(m, n, k)
+            yield partial(_words, m, n, k)
         elif product.kind == "weight_gradient":
-            yield _added_words(n, m, k)
+            yield partial(_added_words, n, m, k)
 
 
 def _together(name: str) -> bool:

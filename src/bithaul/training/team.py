@@ -2,8 +2,8 @@
 
 One product split over threads has to wait for the slowest of them some hundred times a step. Examples are
 independent, so here each thread runs whole passes over its share, single-threaded inside, and they meet a
-few times a step. The shares depend on the number of threads and on nothing else: the same number gives the same
-bits.
+few times a step. The shares depend on the number of threads and on nothing else: the same number gives the
+same bits.
 """
 
 from __future__ import annotations

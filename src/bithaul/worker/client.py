@@ -45,7 +45,7 @@ from bithaul.worker.stop import Stop
 from bithaul.worker.upload import Body, ResumableUpload
 
 PIECE = 1_048_576
-RESUMABLE_BYTES = 8 * PIECE  # larger updates go in chunks
+RESUMABLE_BYTES = 2 * PIECE  # larger updates go in chunks: 7 MB take a minute at 1 Mbit/s
 _SILENCE = httpx2.Timeout(connect=10.0, read=60.0, write=60.0, pool=60.0)
 M = TypeVar("M", bound=Message)
 
@@ -245,11 +245,11 @@ class CoordinatorClient:
     def _judge(self, response: httpx2.Response) -> None:
         """Raise what an answer other than success means."""
         status, after = response.status_code, _retry_after(response)
-        if status in LATER:
-            raise Later(f"HTTP {status}", after)
         try:
             problem = Problem.model_validate_json(response.content)
         except ValidationError as error:  # a proxy or a tunnel speaks: nothing to conclude from that
+            if status in LATER:
+                raise Later(f"HTTP {status}", after) from error
             raise Later(f"HTTP {status} that is not from a bithaul coordinator") from error
         refuse(problem.model_copy(update={"status": status}), client_id=self._client_id, after=after)
 

@@ -84,7 +84,7 @@ class Link(Protocol):
 def refuse(problem: Problem, *, client_id: str, after: float | None = None) -> NoReturn:
     """Raise what an answer other than success means."""
     if problem.status in LATER:
-        raise Later(f"HTTP {problem.status}", after)
+        raise Later(f"HTTP {problem.status}: {problem.detail}", after)
     if problem.status == 410:
         raise Gone(problem.detail)
     if problem.status == 401:

@@ -13,8 +13,9 @@ from typing import Protocol
 from pydantic import ValidationError
 
 from bithaul.errors import LayoutMismatch, UnknownName
-from bithaul.exchange.codecs import Codec, codec_named
+from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunDescription
+from bithaul.exchange.pieces import Codec
 from bithaul.exchange.weights import WEIGHT_FORMAT
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector, Layout, layout_of

@@ -1,6 +1,7 @@
 """Fetches weights and corpus shards: resumable, verified, kept on disk under their SHA-256.
 
-What arrived before a cut stays in a `.part` file and the next try asks for the rest. A file is believed only
+What arrived before a cut stays in a `.part` file and the next try asks for the rest. A slow connection gets
+others beside it (`segments`). A file is believed only
 after its SHA-256 was computed once in this process; a damaged one is deleted and fetched again. The newest
 two weight files are kept, shards for as long as the state folder lives.
 """
@@ -9,19 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
 import httpx2
 
 from bithaul.errors import CorruptFile, OutOfDisk, Unavailable
 from bithaul.worker.backoff import Backoff
 from bithaul.worker.link import Link, Stopped
+from bithaul.worker.segments import Segments, worth_it
 from bithaul.worker.stop import Stop
 
 KEPT_WEIGHTS = 2
 PIECE = 1_048_576
 _DAMAGED_TRIES = 3
+
+
+class Digest(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
 
 
 class Transfers:
@@ -36,6 +45,7 @@ class Transfers:
         moved: Callable[[int], None],
         backoff: Backoff | None = None,
         jitter: Callable[[], float] = random.random,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._weights = folder / "weights"
@@ -44,6 +54,7 @@ class Transfers:
         self._moved = moved
         self._backoff = backoff or Backoff()
         self._jitter = jitter
+        self._clock = clock
         self._verified: set[Path] = set()
         for place in (self._weights, self._corpus):
             place.mkdir(parents=True, exist_ok=True)
@@ -105,36 +116,63 @@ class Transfers:
 
     def _continue(self, path: str, part: Path, *, sha256: str, size: int) -> None:
         """Fetch what `part` lacks and check the whole; raises `CorruptFile` if it does not match."""
-        digest = hashlib.sha256()
-        with part.open("a+b") as file:
-            file.seek(0)
+        part.touch()
+        with part.open("r+b") as file:
+            digest: Digest = hashlib.sha256()
             while piece := file.read(PIECE):
                 digest.update(piece)
             have = file.tell()
             if have < size:
-                etag = f'"{sha256}"'
-                headers = {"Range": f"bytes={have}-", "If-Range": etag} if have else {}
-                with self._client.download(path, {**headers, "Accept-Encoding": "identity"}) as response:
-                    if response.status_code == 416:
-                        raise CorruptFile(f"{path} has another length than announced.")
-                    if have and response.status_code == 200:
-                        file.truncate(0)
-                        digest, have = hashlib.sha256(), 0
-                    elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                        raise CorruptFile(f"{path} was continued at the wrong place.")
-                    for piece in response.iter_raw():  # no chunk size: it would drop up to a chunk at a cut
-                        have += len(piece)
-                        if have > size:
-                            raise CorruptFile(f"{path} is longer than the {size} bytes announced.")
-                        file.write(piece)
-                        digest.update(piece)
-                        self._moved(len(piece))
-                        if self._stop.requested:
-                            raise Stopped(f"{path} was not complete")
+                have, digest = self._stream(path, file, digest, have, sha256=sha256, size=size)
         if have < size:
             raise Unavailable(f"{path} ended {size - have} bytes early.")
         if have > size or digest.hexdigest() != sha256:
             raise CorruptFile(f"{path} does not have the SHA-256 {sha256[:12]}... that was announced.")
+
+    def _stream(
+        self, path: str, file: BinaryIO, digest: Digest, have: int, *, sha256: str, size: int
+    ) -> tuple[int, Digest]:
+        """One connection from `have` on, several if that is slow: how far it is, and the digest so far."""
+        same = {"If-Range": f'"{sha256}"', "Accept-Encoding": "identity"}
+        headers = {**same, "Range": f"bytes={have}-"} if have else {"Accept-Encoding": "identity"}
+        began, first = self._clock(), have
+        with self._client.download(path, headers) as response:
+            if response.status_code == 416:
+                raise CorruptFile(f"{path} has another length than announced.")
+            if have and response.status_code == 200:
+                file.truncate(0)
+                file.seek(0)
+                digest, have, first = hashlib.sha256(), 0, 0
+            elif have and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                raise CorruptFile(f"{path} was continued at the wrong place.")
+            for piece in response.iter_raw():  # no chunk size: it would drop up to a chunk at a cut
+                have += len(piece)
+                if have > size:
+                    raise CorruptFile(f"{path} is longer than the {size} bytes announced.")
+                file.write(piece)
+                digest.update(piece)
+                self._moved(len(piece))
+                if self._stop.requested:
+                    raise Stopped(f"{path} was not complete")
+                if worth_it(left=size - have, got=have - first, seconds=self._clock() - began):
+                    break
+            else:
+                return have, digest
+        segments = Segments(
+            self._client,
+            path,
+            file,
+            start=have,
+            size=size,
+            headers=same,
+            stop=self._stop,
+            moved=self._moved,
+        )
+        segments.run()
+        file.seek(have)
+        while more := file.read(PIECE):
+            digest.update(more)
+        return size, digest
 
     def _forget(self, path: Path) -> None:
         self._verified.discard(path)

@@ -196,18 +196,25 @@ def payload(codec: str) -> bytes:
         return b"BGF4" + struct.pack("<I", p) + struct.pack("<f", 1) * p + struct.pack("<f", 0) * p
     if codec == "int8-ef-v1":
         return struct.pack("<IIf", 0x46454742, p, 0.5) + struct.pack("<b", 2) * p
-    return (
-        b"BGB8" + struct.pack("<II", p, blocks) + struct.pack("<e", 0.5) * blocks + struct.pack("<b", 2) * p
-    )
+    if codec == "bf16-v1":
+        return b"BGBF" + struct.pack("<I", p) + b"\x80\x3f" * p
+    counts = struct.pack("<II", p, blocks)
+    if codec == "int4-block-v1":
+        return b"BGB4" + counts + struct.pack("<e", 0.5) * blocks + b"\x22" * (p // 2)
+    if codec == "topk-2bit-v1":  # at most 64 values in a tensor, so one is kept: place 0, lower level
+        return b"BGK2" + counts + struct.pack("<2e", 1, 0) * blocks + b"\0\0" * blocks
+    return b"BGB8" + counts + struct.pack("<e", 0.5) * blocks + struct.pack("<b", 2) * p
 
 
 @pytest.mark.parametrize("name", list(CODECS))
 def test_payloads_are_as_described(pages, name) -> None:
     """Catches: a format that changed under its name and its page."""
     assert f"### `{name}`" in pages.text("docs/reference/wire-formats.md")
-    assert np.array_equal(
-        decode(CODECS[name], payload(name), layout_of(TINY)), np.ones(layout_of(TINY).size, np.float32)
-    )
+    layout, kept = layout_of(TINY), np.ones(layout_of(TINY).size, np.float32)
+    if name == "topk-2bit-v1":
+        kept[:] = 0.0
+        kept[[t.offset for t in layout.tensors]] = 1.0
+    assert np.array_equal(decode(CODECS[name], payload(name), layout), kept)
 
 
 def test_weights_are_as_described(pages) -> None:

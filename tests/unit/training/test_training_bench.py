@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import psutil
 import pytest
@@ -10,7 +12,7 @@ from bithaul.errors import InvalidInput
 from bithaul.model.config import ModelConfig
 from bithaul.training import bench, ceilings
 from bithaul.training.bench import bench_gemm, bench_step, examples_of
-from bithaul.training.ceilings import Kind, Product, product_seconds, step_products
+from bithaul.training.ceilings import Kind, Product, Run, product_seconds, step_products
 from bithaul.training.recipe import TrainingRecipe
 
 CONFIG = ModelConfig(
@@ -67,7 +69,11 @@ def test_threads_share_the_rows_of_a_product(kind: Kind, monkeypatch: pytest.Mon
     """Catches a ceiling for two threads that times the whole product on each, or half of it in all."""
     seen: list[int] = []
     ways = ceilings._ways
-    monkeypatch.setattr(ceilings, "_ways", lambda p, fp32: (seen.append(p.rows), *ways(p, fp32))[1:])
+
+    def spied(product: Product, fp32: bool) -> list[Callable[[], Run]]:
+        return [lambda make=make: (seen.append(product.rows), make())[1] for make in ways(product, fp32)][:1]
+
+    monkeypatch.setattr(ceilings, "_ways", spied)
     assert product_seconds(Product(kind, 64, 32, 16), threads=2) > 0
     assert seen == [32, 32]
 

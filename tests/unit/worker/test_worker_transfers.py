@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 
 from bithaul.errors import CorruptFile
 from bithaul.exchange.messages import RegisterRequest
+from bithaul.worker import segments
 from bithaul.worker.backoff import Backoff
 from bithaul.worker.link import Refused, Stopped
 from bithaul.worker.transfers import Transfers
@@ -137,3 +140,87 @@ def test_stop_ends_a_download_and_keeps_its_part(bench: Any, transfers: Transfer
     with pytest.raises(Stopped):
         transfers.weights(7, sha256=SHA, size=len(DATA))
     assert list((tmp_path / "cache/weights").glob("*.part"))
+
+
+def ranged(request: httpx2.Request) -> tuple[int, int]:
+    first, _, last = request.headers["Range"].removeprefix("bytes=").partition("-")
+    return int(first), int(last or len(DATA) - 1)
+
+
+def piecemeal(request: httpx2.Request) -> httpx2.Response:
+    """What was asked for, 64 KiB at a time."""
+    first, last = ranged(request) if "Range" in request.headers else (0, len(DATA) - 1)
+    pieces = (DATA[i : min(i + 65_536, last + 1)] for i in range(first, last + 1, 65_536))
+    headers = {"Content-Range": f"bytes {first}-{last}/{len(DATA)}"} if "Range" in request.headers else {}
+    return httpx2.Response(206 if headers else 200, content=pieces, headers=headers)
+
+
+@pytest.fixture
+def slow(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Transfers:
+    """A line on which each piece of the first connection takes three seconds."""
+    monkeypatch.setattr(segments, "SEGMENT", 200_000)
+    monkeypatch.setattr(segments, "WORTH", 400_000)
+    bench.client.register(RegisterRequest(codecs=["fp32-v1"], weight_formats=["weights-v1"]))
+    bench.fake.versions[7] = DATA
+    ticks = itertools.count(0.0, 3.0)
+    backoff = Backoff(first=0.001, longest=0.002)
+    return Transfers(
+        bench.client,
+        tmp_path / "cache",
+        stop=bench.stop,
+        moved=lambda n: None,
+        backoff=backoff,
+        clock=lambda: next(ticks),
+    )
+
+
+def test_a_slow_connection_gets_others_beside_it(bench: Any, slow: Transfers) -> None:
+    """Catches a range fetched twice or left out, and a second request for the whole file."""
+    asked: list[tuple[int, int]] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        if "Range" in request.headers:
+            asked.append(ranged(request))
+        return piecemeal(request)
+
+    bench.fake.faults["weights"] = [answer] * 100
+    assert slow.weights(7, sha256=SHA, size=len(DATA)).read_bytes() == DATA
+    asked.sort()
+    assert len(asked) > 10
+    assert asked[0][0] > 0
+    assert asked[-1][1] == len(DATA) - 1
+    assert all(a[1] + 1 == b[0] for a, b in itertools.pairwise(asked))
+
+
+def test_when_a_segment_breaks_what_is_whole_before_it_is_kept(bench: Any, slow: Transfers) -> None:
+    """Catches a file with a hole that is taken for complete, and one that starts over."""
+    asked: list[tuple[int, int]] = []
+
+    whole, others = 0, threading.Event()  # those behind the broken one arrive first
+
+    def breaks(request: httpx2.Request) -> httpx2.Response:
+        nonlocal whole
+        if "Range" not in request.headers:
+            whole += 1
+            return piecemeal(request)
+        asked.append(ranged(request))
+        if len(asked) == 8:
+            assert others.wait(10)
+            raise httpx2.ReadError("cut", request=request)
+        if len(asked) == 11:
+            others.set()
+        return piecemeal(request)
+
+    bench.fake.faults["weights"] = [breaks] * 200
+    assert slow.weights(7, sha256=SHA, size=len(DATA)).read_bytes() == DATA
+    again = [first for first, last in asked[8:] if last == len(DATA) - 1 and last - first > 200_000]
+    assert again, "one connection went on where the first gap was"
+    assert again[0] > 600_000
+    assert whole == 1
+
+
+def test_a_file_that_changes_meanwhile_is_fetched_anew(bench: Any, slow: Transfers) -> None:
+    """Catches two files mixed: the coordinator was restored and sends another blob whole."""
+    first = [piecemeal, *[lambda request: httpx2.Response(200, content=iter([DATA]))] * 8]
+    bench.fake.faults["weights"] = [*first, *[piecemeal] * 100]
+    assert slow.weights(7, sha256=SHA, size=len(DATA)).read_bytes() == DATA

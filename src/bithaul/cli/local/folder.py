@@ -45,7 +45,7 @@ class RunSpec(BaseModel):
     merge_options: dict[str, float | str] = {}
     gates: list[str] = []  # those switched on
     max_update_norm: float | None = None
-    codec: str = "int8-block-v1"
+    codec: str | None = None  # None: the merge rule's own
     ternary: bool = True
     as_given: bool = False
     word_pieces: int | None = None  # None: as the corpus builder chooses

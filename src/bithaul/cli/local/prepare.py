@@ -50,7 +50,8 @@ def prepare(
     """Build everything a coordinator needs in `folder`; `spec` is written when all of it is durable."""
     # A wrong name is said before anything is built.
     load_config(spec.preset, vocab_size=spec.vocab_size)
-    codec_named(spec.codec)
+    if spec.codec is not None:
+        codec_named(spec.codec)
     rule_named(spec.merge_rule, spec.merge_options)
     TrainingRecipe().changed(spec.recipe)
     if not math.isfinite(spec.task_seconds):

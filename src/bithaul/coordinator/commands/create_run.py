@@ -26,7 +26,7 @@ from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
 from bithaul.rounds.gates import gates_named
 from bithaul.rounds.positions import BLOCK
-from bithaul.rounds.rules import rule_named
+from bithaul.rounds.rules import codec_of, rule_named
 
 PIECE = 1_048_576
 
@@ -44,7 +44,7 @@ class CreateRun:
     merge_rule: str = "sync"
     merge_options: Mapping[str, float | str] = field(default_factory=dict)
     task_seconds: float = 8.0
-    codec: str = "int8-block-v1"
+    codec: str | None = None  # None: the rule's own
     seed: int = 0
     probe_every: int = 2  # measure every k-th version on the held-out probe; 0: none
     max_update_norm: float | None = None  # updates with a larger L2 norm are refused
@@ -74,7 +74,7 @@ def create_run(c: Coordinator, wanted: CreateRun) -> RunRow:
                 "layout_hash": layout_of(wanted.model).hash,
                 "tokenizer_sha256": manifest.tokenizer_sha256,
                 "label_token": SPECIAL.index("[INTENT]") if manifest.kind == "intents" else None,
-                "codec": wanted.codec,
+                "codec": wanted.codec or codec_of(wanted.merge_rule),
                 "merge_rule": wanted.merge_rule,
                 "merge_options": dict(wanted.merge_options),
                 "budget_tokens": wanted.budget_tokens,
@@ -107,7 +107,8 @@ def _refuse_second(run: RunRow | None) -> None:
 def _check(wanted: CreateRun) -> CorpusManifest:
     manifest = CorpusManifest.load(wanted.corpus_dir)
     rule_named(wanted.merge_rule, wanted.merge_options)
-    codec_named(wanted.codec)
+    if wanted.codec is not None:
+        codec_named(wanted.codec)
     gates_named(wanted.gates)
     if wanted.budget_tokens is None and wanted.budget_seconds is None:
         raise InvalidConfig("A run needs a budget of tokens or of seconds.")

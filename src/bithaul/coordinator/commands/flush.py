@@ -20,8 +20,8 @@ import numpy as np
 from bithaul.coordinator.blobs.store import BlobRef, Incoming
 from bithaul.coordinator.context import Coordinator
 from bithaul.errors import CorruptFile
-from bithaul.exchange.codecs import Codec, Piece
 from bithaul.exchange.frame import read_header
+from bithaul.exchange.pieces import Codec, Piece
 from bithaul.exchange.weights import FloatVector, weights_head, weights_size
 from bithaul.model.layout import Layout
 from bithaul.rounds.aggregate import PRODUCT_VALUES, Products, Wide

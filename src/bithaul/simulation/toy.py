@@ -1,7 +1,7 @@
-"""A trainer whose time is virtual and whose loss is a bowl: the worker around it is the real one.
+"""A model whose loss is a bowl and whose training takes no time, for rehearsals of hundreds of machines.
 
 Training moves theta a share of the way to a fixed target, with noise that depends only on the task, so an
-update says whose work it was. It implements `worker.session.LocalTrainer`.
+update says whose work it was.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
-from bithaul.errors import LayoutMismatch
-from bithaul.exchange.codecs import codec_named
+from bithaul.corpus.build import CorpusManifest
+from bithaul.corpus.shards import write_shard
 from bithaul.exchange.messages import RunDescription
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector, layout_of
-from bithaul.simulation.faults import Fault, Kind
+from bithaul.simulation.subject import Body, flipped
 from bithaul.training.batches import Example
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import EvalResult, StepReport, TrainResult
-from bithaul.worker.session import Session
 
+MODEL = ModelConfig(
+    vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=64
+)
+EXAMPLES, EXAMPLE_TOKENS, BATCH = 4096, 32, 4
 PARTS = 3  # pauses in a task, at which a heartbeat may be sent and a kill may strike
 RATE = 0.004  # of the way to the target, for each inner step
 NOISE = 0.02
@@ -36,24 +40,12 @@ class ToyPath:
 
 
 class ToyTrainer:
-    """`speed` is in tokens per second; `pause` lets time pass; `struck` says what goes wrong in this task."""
+    """Implements `worker.session.LocalTrainer`."""
 
     path = ToyPath()
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        recipe: TrainingRecipe,
-        *,
-        speed: float,
-        now: Callable[[], float],
-        pause: Callable[[float], None],
-        struck: Callable[[], Sequence[Fault]],
-        suffer: Callable[[Fault], None],
-    ) -> None:
-        self.config, self._recipe = config, recipe
-        self._speed, self._now, self._pause = speed, now, pause
-        self._struck, self._suffer = struck, suffer
+    def __init__(self, config: ModelConfig, recipe: TrainingRecipe, body: Body) -> None:
+        self.config, self._recipe, self._body = config, recipe, body
         self._theta = np.zeros(layout_of(config).size, np.float32)
 
     def load(self, vector: FloatVector) -> None:
@@ -78,31 +70,29 @@ class ToyTrainer:
         soft_stop_seconds: float = float("inf"),
         on_step: Callable[[StepReport], bool] | None = None,
     ) -> TrainResult:
-        faults = self._struck()
-        first, began = self.loss(), self._now()
+        faults = self._body.struck()
+        first, began = self.loss(), self._body.now()
         batch = self._recipe.batch_examples
         size = -(-len(examples) // (PARTS * batch)) * batch  # whole batches
         done = tokens = 0
         for start in range(0, len(examples), size):
             part = examples[start : start + size]
             here = sum(len(e) - 1 for e in part)
-            self._pause(here / self._speed)
+            self._body.pause(here / self._body.speed)
             for fault in faults if start == 0 else ():
-                self._suffer(fault)
+                self._body.suffer(fault)
             done, tokens = done + len(part), tokens + here
-            report = StepReport(-(-done // batch), done, tokens, first, self._now() - began)
+            report = StepReport(-(-done // batch), done, tokens, first, self._body.now() - began)
             wanted = on_step is None or on_step(report)
             if not wanted or report.seconds >= soft_stop_seconds:
                 break
         steps = -(-done // batch)
         start_theta = self._theta
         self._move(steps, seed)
-        for fault in faults:
-            if fault.kind is Kind.SIGN_FLIP:
-                self._theta = start_theta + np.float32(fault.value) * (start_theta - self._theta)
+        self._theta = flipped(faults, start_theta, self._theta)
         last = self.loss()
         return TrainResult(
-            done, tokens, steps, self._now() - began, first, last, (first + last) / 2, dropped_steps=0
+            done, tokens, steps, self._body.now() - began, first, last, (first + last) / 2, dropped_steps=0
         )
 
     def _move(self, steps: int, seed: int) -> None:
@@ -128,13 +118,47 @@ def target(size: int) -> FloatVector:
     return (np.random.default_rng(size).standard_normal(size) * 0.1).astype(np.float32)
 
 
-def toy_session(description: RunDescription, trainer: Callable[..., ToyTrainer]) -> Session:
-    """What `worker.session.open_session` builds, around a toy."""
-    config = ModelConfig.model_validate(description.model)
-    recipe = TrainingRecipe.model_validate(description.recipe)
-    layout = layout_of(config)
-    if layout.hash != description.layout_hash:
-        raise LayoutMismatch("the rehearsal's layout changed under it")
-    return Session(
-        description, config, recipe, layout, codec_named(description.codec), trainer(config, recipe)
-    )
+class Toy:
+    """Implements `simulation.subject.Subject`; its corpus says nothing and is written to `folder`."""
+
+    model = MODEL
+    recipe = TrainingRecipe(batch_examples=BATCH)
+    probe_every = 4
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        self.corpus = folder
+        _write_corpus(folder, seed=seed)
+
+    def trainer(self, description: RunDescription, body: Body) -> ToyTrainer:  # noqa: ARG002 - as any subject
+        return ToyTrainer(self.model, self.recipe, body)
+
+    def loss(self, vector: FloatVector) -> float:
+        return toy_loss(vector)
+
+    def heldout(self, vector: FloatVector) -> None:  # noqa: ARG002 - as any subject
+        return None
+
+
+def _write_corpus(folder: Path, *, seed: int) -> None:
+    """One shard of equal examples and a probe: what they say does not matter to a toy."""
+    folder.mkdir(parents=True)
+    example = [(seed + i) % MODEL.vocab_size for i in range(EXAMPLE_TOKENS + 1)]
+    shard = write_shard(folder, "train-00000", [example] * EXAMPLES)
+    probe = write_shard(folder, "probe-00000", [example] * 4)
+    CorpusManifest(
+        kind="intents",
+        description="rehearsal",
+        generator_version=None,
+        seed=seed,
+        tokenizer_sha256="0" * 64,
+        vocab_size=MODEL.vocab_size,
+        max_tokens=EXAMPLE_TOKENS + 1,
+        shards=[shard],
+        heldout=[],
+        probe=probe,
+        train_tokens=shard.tokens,
+        heldout_tokens=0,
+        left_out=0,
+        unknown_share=0.0,
+        heldout_unknown_share=0.0,
+    ).save(folder)

@@ -51,11 +51,16 @@ def prepare(folder: Path, *, versions: int) -> None:
     pretend_run(c, count=versions, weights=True)
     for machine in MACHINES:
         create_client(c, machine, scope="bithaul.worker")
+    welcome(c)
+    c.close()
+
+
+def welcome(c: Coordinator) -> None:
+    """One person with a known password."""
     create_person(c, NAME)
     values = {"password_hash": hash_password(PASSWORD), "must_change": False}
     with c.database.write() as connection:
         connection.execute(update(people).where(people.c.name == NAME).values(values))
-    c.close()
 
 
 @dataclass

@@ -20,6 +20,7 @@ from bithaul.coordinator.database.tables import (
     logs,
     reports,
     runs,
+    shards,
     tasks,
     telemetry,
     versions,
@@ -141,6 +142,7 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
         _weights(c, rows_v[-2:])
     with c.database.write() as connection:
         connection.execute(insert(runs), [_run(total, start, now, count)])
+        connection.execute(insert(shards), [_shard()])
         connection.execute(insert(workers), [_worker(name, start, now) for name in names])
         for table, rows in ((versions, rows_v), (tasks, rows_t), (leases, rows_l), (reports, rows_r)):
             connection.execute(insert(table), rows)
@@ -226,6 +228,21 @@ def _run(total: int, start: float, now: float, count: int) -> dict[str, object]:
         "active_seconds": count * STEP,
         "active_anchor": now,
         "created_at": start,
+    }
+
+
+def _shard() -> dict[str, object]:
+    return {
+        "id": "train-00000",
+        "run_id": 1,
+        "kind": "train",
+        "ordinal": 0,
+        "examples": 50_000,
+        "tokens": 1_200_000,
+        "size": 4_800_000,
+        "sha256": "1" * 64,
+        "index_size": 200_004,
+        "index_sha256": "2" * 64,
     }
 
 

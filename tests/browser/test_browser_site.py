@@ -25,6 +25,7 @@ PAGES = [
     "/admin/workers/kitchen-laptop",
     "/admin/tasks",
     "/admin/tasks/1",
+    "/admin/tasks/seed?tasks=20&examples=640",
     "/admin/runs",
     "/admin/runs/300",
     "/admin/logs",

@@ -22,6 +22,7 @@ import pytest
 from bithaul.cli import main
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import open_coordinator
+from bithaul.coordinator.database.tables import leases
 from bithaul.coordinator.settings import Settings
 from bithaul.corpus.build import build_corpus
 from bithaul.corpus.example import Example
@@ -279,6 +280,51 @@ def test_a_worker_s_whole_day_over_http(directory, start):
     code, err = process.end(signal.SIGTERM)
     assert (code, "Traceback" in err) == (0, False), err
     assert not (directory / "coordinator.url").exists()
+
+
+def test_the_queue_over_http(directory, start):
+    """Wrong results: a preview that seeds, a mark that binds nothing, a kick of a worker that gets on."""
+    secret, admin_secret = key(directory, "w1"), key(directory, "operator", "--admin")
+    process = start()
+    http = process.http
+    worker, admin = bearer(http, "w1", secret), bearer(http, "operator", admin_secret)
+    join(http, worker)
+    ask = {"tasks": 3, "examples": 4}
+    preview = http.get("/api/tasks/seedings/preview", params=ask, headers=admin).json()
+    assert (preview["problems"], preview["first"], preview["last"]) == ([], 0, 11)
+    assert http.get("/api/tasks/seedings", headers=admin).json()["rows"] == []
+    made = http.post("/api/tasks/seedings", json={**ask, "mark": preview["mark"]}, headers=admin)
+    assert (made.status_code, made.json()["last"]) == (201, 11)
+    again = http.post("/api/tasks/seedings", json={**ask, "mark": preview["mark"]}, headers=admin)
+    assert (again.status_code, again.json()["code"]) == (409, "queue_moved")
+    many = http.post("/api/tasks/seedings", json={"tasks": 10_001, "examples": 4}, headers=admin)
+    assert (many.status_code, many.json()["code"]) == (422, "cannot_seed")
+    task = http.get("/work", headers=worker).json()
+    assert task["examples"] == 4
+    path = f"/api/tasks/seedings/{made.json()['seeding']}/withdraw"
+    assert http.post(path, headers=worker).status_code == 403
+    done = http.post(path, headers=admin).json()
+    assert (done["withdrawn"], done["taken"], done["examples"]) == (2, 1, 8)
+    assert http.post("/api/tasks/seedings/9/withdraw", headers=admin).json()["code"] == "unknown_seeding"
+    assert http.get("/api/tasks/stuck", headers=admin).json()["rows"] == []
+    kick = http.post(f"/api/tasks/{task['task']}/kick", headers=admin)
+    assert (kick.status_code, kick.json()["code"]) == (409, "task_not_stuck")
+    assert http.post("/api/tasks/stuck/kick", headers=admin).json()["code"] == "nothing_stuck"
+    with (
+        contextlib.closing(open_coordinator(Settings(directory=directory))) as c,
+        c.database.write() as connection,
+    ):
+        connection.execute(leases.update().values(granted_at=leases.c.granted_at - 3600.0))
+    kick = http.post("/api/tasks/stuck/kick", headers=admin).json()
+    assert [(k["task"], k["worker"]) for k in kick["tasks"]] == [(task["task"], "w1")]
+    beat = {"task": task["task"], "fence": task["fence"], "tokens": 10, "activity": "training"}
+    assert http.post("/heartbeat", json=beat, headers=worker).json()["lease_open"] is False
+    rows = http.get("/api/audit", headers=admin).json()["rows"]
+    assert [row["action"] for row in rows if row["actor"] == "operator"] == [
+        "task.kick",
+        "task.unseed",
+        "task.seed",
+    ]
 
 
 def test_tokens_and_keys_survive_a_stop_and_a_kill(directory, start):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bithaul.coordinator.context import CrashPoints as CoordinatorPoints
+from bithaul.coordinator.queries import stuck
 from bithaul.simulation.faults import Kind
 from bithaul.worker.tools import CrashPoints as WorkerPoints
 
@@ -86,3 +87,18 @@ def test_a_crash_at_every_named_point(make: Any) -> None:
     outcome = judged(rehearsal)
     assert sorted(outcome.coordinator_crashes) == sorted(CoordinatorPoints.NAMES)
     assert outcome.worker_deaths == 1 + len(WorkerPoints.NAMES)
+
+
+def test_seeding_undoing_and_kicking(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches positions that an undo loses or frees twice, and a kicked task that counts twice or never."""
+    monkeypatch.setattr(stuck, "patience", lambda _: 300.0)  # in a rehearsal heartbeats are a task apart
+    rehearsal = make(workers=4, hours=4.0, seedings=30, kicks=20)
+    for worker, nth in (("w1", 1), ("w2", 2), ("w3", 1)):
+        rehearsal.faults.at(worker=worker, nth=nth).sleep(3000.0)
+    rehearsal.faults.at(worker="w4", nth=2).kill(back_after=1200.0)
+    outcome = judged(rehearsal)
+    assert rehearsal.queue.withdrawn > 20
+    assert rehearsal.queue.taken > 10
+    assert rehearsal.queue.kicked > 2
+    assert outcome.leases["revoked"] > 0
+    assert outcome.accepted > 10

@@ -40,7 +40,7 @@ OPERATOR, WORKER, DATA, MODEL = "Run it", "Lend a machine", "Data", "The model"
 VERBS = (
     Verb("up", "Train on this machine: a coordinator and N workers, one command.", OPERATOR),
     Verb("coordinator", "Serve one run's weights, corpus and work queue.", OPERATOR),
-    Verb("run", "List, show, pause, resume runs, and go back to older weights.", OPERATOR),
+    Verb("run", "Show, pause, resume, seed runs, kick stuck tasks, go back to old weights.", OPERATOR),
     Verb("workers", "List workers, drain them, set them aside, restore or pin them.", OPERATOR),
     Verb("keys", "Create, list, rotate, disable and delete client secrets.", OPERATOR),
     Verb("admin", "People who operate the coordinator: passwords, sessions, audit.", OPERATOR),

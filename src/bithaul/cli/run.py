@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bithaul.cli import queue
 from bithaul.cli.opened import Directory, Json, opened
 from bithaul.errors import BithaulError, NotFound
 
@@ -104,6 +105,10 @@ def rollback(
         f"The weights of version {back.restored} are in force again, as version {back.version}; "
         f"{back.discarded_tasks} tasks were given up and wait to be done again."
     )
+
+
+for command in (queue.seed, queue.unseed, queue.seedings, queue.stuck, queue.kick):
+    app.command()(command)
 
 
 def _told(view: RunView) -> str:

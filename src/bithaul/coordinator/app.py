@@ -28,6 +28,7 @@ from bithaul.coordinator.api.openid import openid_routes
 from bithaul.coordinator.api.peer import Peers
 from bithaul.coordinator.api.problems import Answers
 from bithaul.coordinator.api.public import public_routes
+from bithaul.coordinator.api.queue import queue_routes
 from bithaul.coordinator.api.views import view_routes
 from bithaul.coordinator.api.worker import worker_routes
 from bithaul.coordinator.context import Coordinator
@@ -88,6 +89,7 @@ def create_api(
     app.include_router(gradient_routes(c, identity))
     app.include_router(blob_routes(c))
     app.include_router(admin_routes(c, http))
+    app.include_router(queue_routes(c))
     app.include_router(view_routes(c))
     app.include_router(site_routes(c, identity, cookies, peers, assets, pages))
     return app

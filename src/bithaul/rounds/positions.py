@@ -102,6 +102,29 @@ def split(spans: Sequence[Span], used: int) -> tuple[tuple[Span, ...], tuple[Spa
     return tuple(head), tuple(tail)
 
 
+def shares(spans: Iterable[Span], each: int) -> tuple[tuple[Span, ...], ...]:
+    """A slice as slices of exactly `each` examples, in order; the same as cutting them one after the other.
+
+    ValueError if it does not come out even.
+    """
+    out: list[tuple[Span, ...]] = []
+    share: list[Span] = []
+    room = each
+    for span in spans:
+        start = span.start
+        while start < span.end:
+            here = min(span.end - start, room)
+            share.append(Span(start, here))
+            start += here
+            room -= here
+            if not room:
+                out.append(tuple(share))
+                share, room = [], each
+    if share:
+        raise ValueError("the slice is no whole number of shares")
+    return tuple(out)
+
+
 def pieces(
     spans: Iterable[Span], *, shard_sizes: Sequence[int], seed: int, block: int = BLOCK
 ) -> list[Piece]:

@@ -82,8 +82,13 @@ def task_size(s: Sizing) -> Size:
 def lease_seconds(*, task_seconds: float, duration: float, weights_bytes: int, payload_bytes: int) -> float:
     """How long a lease runs without renewal: work three times over, and a slow home line's transfers."""
     work = LEASE_FACTOR * max(task_seconds, duration)
-    transfer = weights_bytes / DOWNLOAD_BYTES_PER_SECOND + payload_bytes / UPLOAD_BYTES_PER_SECOND
+    transfer = transfer_seconds(weights_bytes=weights_bytes, payload_bytes=payload_bytes)
     return max(work, SHORTEST_LEASE) + transfer
+
+
+def transfer_seconds(*, weights_bytes: int, payload_bytes: int) -> float:
+    """Weights down and an update up, on a slow home line."""
+    return weights_bytes / DOWNLOAD_BYTES_PER_SECOND + payload_bytes / UPLOAD_BYTES_PER_SECOND
 
 
 def retry_seconds(usual: float, *, length: float, left: float = 0.0) -> float:

@@ -28,6 +28,7 @@ from bithaul.simulation.invariants import Broken, Checker
 from bithaul.simulation.link import Line
 from bithaul.simulation.machine import Machine, Spec
 from bithaul.simulation.picture import Timeline
+from bithaul.simulation.queueing import QueueOperator
 from bithaul.simulation.record import Record
 from bithaul.simulation.subject import Subject
 from bithaul.simulation.toy import Toy
@@ -44,9 +45,10 @@ STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
 @dataclass(frozen=True)
 class Scenario:
-    """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks` by
-    its operator, `pauses` in which its process stands still, `full_disks`. `poisoned` machines send updates
-    ten times as large in the wrong direction, or such as hold no numbers (`poison` "nan")."""
+    """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks`,
+    `seedings` and `kicks` by its operator, `pauses` in which its process stands still, `full_disks`.
+    `poisoned` machines send updates ten times as large in the wrong direction, or such as hold no numbers
+    (`poison` "nan")."""
 
     name: str
     workers: int = 200
@@ -67,6 +69,8 @@ class Scenario:
     poison: str = "sign_flip"
     crashes: int = 0
     rollbacks: int = 0
+    seedings: int = 0
+    kicks: int = 0
     pauses: int = 0
     full_disks: int = 0
     rates: Rates = field(default_factory=Rates)
@@ -207,6 +211,7 @@ class Rehearsal:
             ),
         )
         self.checker = Checker(self.house)
+        self.queue = QueueOperator(self.house, self.time, self.checker, scenario.task_seconds)
         self.record = Record(self.house, begin=EPOCH, loss=self.subject.loss)
         self.machines = [
             Machine(
@@ -291,6 +296,8 @@ class Rehearsal:
         for i in range(self.scenario.rollbacks):
             share = (i + 0.3 + 0.5 * random.random()) / self.scenario.rollbacks
             self.time.at(EPOCH + share * (end - EPOCH), self._go_back)
+        random, within = self._random("seeding"), (EPOCH, end)
+        self.queue.plan(random, seedings=scenario.seedings, kicks=scenario.kicks, within=within)
         last = end if scenario.budget_tokens is None else EPOCH + LONGEST * scenario.hours * HOUR
         while self.time.now() < last and not self._finished():
             until = min(last, self.time.now() + scenario.task_seconds)

@@ -13,6 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import insert, inspect, select, text
 from sqlalchemy.exc import IntegrityError
 
+from bithaul.coordinator.commands.seed_tasks import seed_tasks
 from bithaul.coordinator.database.engine import Database
 from bithaul.coordinator.database.metadata import metadata
 from bithaul.coordinator.database.migrate import downgrade, import_tables, upgrade
@@ -77,6 +78,23 @@ def test_an_old_database_gets_credit_trust_and_lineages(house: House) -> None:
         indexes = {i["name"]: i for i in inspect(connection).get_indexes("reports")}
         assert indexes["uq_reports_accepted_task"]["unique"]
         assert "verdict" in str(indexes["uq_reports_accepted_task"]["dialect_options"]["sqlite_where"])
+
+
+def test_seedings_come_and_go_with_their_tasks_kept(house: House) -> None:
+    """Catches an upgrade that touches waiting tasks, and a downgrade that loses them."""
+    seed_tasks(house.c, tasks=2, examples=20)
+    engine, folder = house.c.database.writer_engine, house.directory
+    downgrade(engine, lock_folder=folder, revision="0004")
+    assert "seedings" not in names(house.c.database)
+    with house.c.database.read() as connection:
+        assert "seeding" not in {c["name"] for c in inspect(connection).get_columns("tasks")}
+        found = connection.execute(text("SELECT state, positions FROM tasks ORDER BY id")).all()
+    assert [tuple(row) for row in found] == [("pending", "[[0, 20]]"), ("pending", "[[20, 20]]")]
+    upgrade(engine, lock_folder=folder)
+    with house.c.database.read() as connection:
+        assert connection.execute(text("SELECT count(*) FROM seedings")).scalar_one() == 0
+        assert connection.execute(text("SELECT seeding FROM tasks")).scalars().all() == [None, None]
+    assert house.claim("ann").examples == 20
 
 
 def test_a_newer_database_is_refused(tmp_path: Path, database: Database) -> None:

@@ -110,6 +110,14 @@ class Uploads:
             ]
         return self._upload(*found[0]) if found else None
 
+    def written_at(self, worker: str, *, task: int, fence: str) -> float | None:
+        """When the running upload for a lease last got a byte, by the file system's clock."""
+        upload = self.of_lease(worker, task=task, fence=fence)
+        try:
+            return self._data(upload.id).stat().st_mtime if upload is not None else None
+        except FileNotFoundError:
+            return None
+
     def pending_bytes(self) -> int:
         """Bytes that running uploads may still bring."""
         with self._lock:

@@ -191,11 +191,14 @@ def _size(here: Outline, worker: WorkerRow, idle_speed: float, *, probe_tokens: 
 
 
 def _task(connection: Connection, here: Outline, worker: WorkerRow, size: Size) -> TaskRow:
-    """An expired or returned task this worker has not failed, else a fresh slice."""
+    """A task that waits (expired, returned or seeded) and this worker has not failed, else a fresh slice.
+
+    A waiting task may be more than this worker can do: its soft stop comes from `size`, not from the task.
+    """
     run = here.run
-    for task in work.pending_tasks(connection, run.id):
-        if worker.id not in task.failed_by:
-            return task
+    waiting = work.next_pending(connection, run.id, worker=worker.id)
+    if waiting is not None:
+        return waiting
     slice_, free = work.read_free(connection, run).cut(size.examples)
     work.write_free(connection, run, free)
     return work.insert_task(connection, run.id, slice_, now=here.now)

@@ -60,9 +60,9 @@ def task_lines(
     state: str = "",
     worker: str = "",
     before: int | None = None,
-    task: int | None = None,
+    tasks_in: Sequence[int] | None = None,
 ) -> list[TaskLine]:
-    """Newest first, those with an id below `before`. `worker`: who had it last."""
+    """Newest first, those with an id below `before`, of `tasks_in` only. `worker`: who had it last."""
     query = _LINES.where(tasks.c.run_id == run_id).order_by(tasks.c.id.desc()).limit(count)
     if state:
         query = query.where(tasks.c.state == state)
@@ -70,8 +70,8 @@ def task_lines(
         query = query.where(leases.c.worker == worker)
     if before is not None:
         query = query.where(tasks.c.id < before)
-    if task is not None:
-        query = query.where(tasks.c.id == task)
+    if tasks_in is not None:
+        query = query.where(tasks.c.id.in_(tasks_in))
     return [TaskLine(*row) for row in connection.execute(query)]
 
 

@@ -129,6 +129,7 @@ tasks = Table(
     Column("failed_by", JSON, nullable=False),  # workers that failed it
     Column("reason", String(200), nullable=False),
     Column("parent", BigInteger),  # the discarded task whose slice this one has
+    Column("seeding", BigInteger, index=True),  # the operator's batch it was cut in
     Column("created_at", Double, nullable=False),
     Column("changed_at", Double, nullable=False),
     CheckConstraint(
@@ -136,6 +137,20 @@ tasks = Table(
         name="state_known",
     ),
     Index("ix_tasks_run_state", "run_id", "state"),
+)
+
+seedings = Table(  # batches of tasks that an operator cut ahead of demand
+    "seedings",
+    metadata,
+    Column("id", Id, primary_key=True, autoincrement=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("tasks", Integer, nullable=False),
+    Column("examples", BigInteger, nullable=False),  # of each task
+    Column("first", BigInteger, nullable=False),  # position
+    Column("last", BigInteger, nullable=False),
+    Column("made_at", Double, nullable=False),
+    Column("made_by", String(64), nullable=False),
+    Column("withdrawn_at", Double),
 )
 
 workers = Table(

@@ -34,6 +34,7 @@ class TaskRow:
     failed_by: tuple[str, ...]
     reason: str
     parent: int | None  # the discarded task whose slice this one has
+    seeding: int | None  # the operator's batch it was cut in
     created_at: float
     changed_at: float
 
@@ -63,8 +64,9 @@ class LeaseRow:
 
 
 # Built once: for a claim, building its statements anew costs more than running them.
+LOOKED_AT = 16  # waiting tasks read at a time
 _TASK_FIELDS = [field.name for field in fields(TaskRow)]
-_TASK_COLUMNS = [tasks.c[name] for name in _TASK_FIELDS]
+TASK_COLUMNS = [tasks.c[name] for name in _TASK_FIELDS]
 _LEASE_COLUMNS = [leases.c[field.name] for field in fields(LeaseRow)]
 _LEASE_STATE = [field.name for field in fields(LeaseRow)].index("state")
 _FREE = Prepared(
@@ -75,18 +77,28 @@ _FREE = Prepared(
 _TAKE = Prepared(
     delete(returned).where(returned.c.run_id == bindparam("run"), returned.c.start == bindparam("first"))
 )
-_TASK = Prepared(select(*_TASK_COLUMNS).where(tasks.c.id == bindparam("task")))
+_TASK = Prepared(select(*TASK_COLUMNS).where(tasks.c.id == bindparam("task")))
 _PENDING = Prepared(
-    select(*_TASK_COLUMNS)
-    .where(tasks.c.run_id == bindparam("run"), tasks.c.state == TaskState.PENDING)
+    select(*TASK_COLUMNS)
+    .where(
+        tasks.c.run_id == bindparam("run"),
+        tasks.c.state == TaskState.PENDING,
+        tasks.c.id > bindparam("after"),
+    )
     .order_by(tasks.c.id)
+    .limit(bindparam("count"))
+)
+_PENDING_EXAMPLES = Prepared(
+    select(func.coalesce(func.sum(tasks.c.examples), 0)).where(
+        tasks.c.run_id == bindparam("run"), tasks.c.state == TaskState.PENDING
+    )
 )
 _NEW_TASK = Prepared(
     insert(tasks)
     .values({name: bindparam(name) for name in _TASK_FIELDS if name != "id"})
-    .returning(*_TASK_COLUMNS)
+    .returning(*TASK_COLUMNS)
 )
-_TASKS = Prepared(select(*_TASK_COLUMNS).where(tasks.c.run_id == bindparam("run")).order_by(tasks.c.id))
+_TASKS = Prepared(select(*TASK_COLUMNS).where(tasks.c.run_id == bindparam("run")).order_by(tasks.c.id))
 _LEASE = Prepared(
     select(*_LEASE_COLUMNS).where(
         leases.c.fence == bindparam("fence"),
@@ -153,16 +165,17 @@ def insert_task(
         "failed_by": [],
         "reason": "",
         "parent": parent,
+        "seeding": None,
         "created_at": now,
         "changed_at": now,
     }
     (row,) = _NEW_TASK.all(connection, **values)
-    return _task(row)
+    return task_row(row)
 
 
 def get_task(connection: Connection, task: int) -> TaskRow:
     (row,) = _TASK.all(connection, task=task)
-    return _task(row)
+    return task_row(row)
 
 
 def has_task(connection: Connection, task: int) -> bool:
@@ -170,15 +183,28 @@ def has_task(connection: Connection, task: int) -> bool:
 
 
 def list_tasks(connection: Connection, run_id: int) -> list[TaskRow]:
-    return [_task(row) for row in _TASKS.all(connection, run=run_id)]
+    return [task_row(row) for row in _TASKS.all(connection, run=run_id)]
 
 
-def pending_tasks(connection: Connection, run_id: int) -> list[TaskRow]:
-    """Tasks that wait for a worker, oldest first."""
-    return [_task(row) for row in _PENDING.all(connection, run=run_id)]
+def next_pending(connection: Connection, run_id: int, *, worker: str) -> TaskRow | None:
+    """The oldest task that waits and that this worker has not failed. Thousands may wait: few are read."""
+    after = 0
+    while rows := _PENDING.all(connection, run=run_id, after=after, count=LOOKED_AT):
+        for row in rows:
+            task = task_row(row)
+            if worker not in task.failed_by:
+                return task
+            after = task.id
+    return None
 
 
-def _task(row: Values) -> TaskRow:
+def pending_examples(connection: Connection, run_id: int) -> int:
+    """Examples of all tasks that wait for a worker."""
+    row = _PENDING_EXAMPLES.first(connection, run=run_id)
+    return int(row[0]) if row else 0
+
+
+def task_row(row: Values) -> TaskRow:
     values = dict(zip(_TASK_FIELDS, row, strict=True))
     values["state"] = TaskState(values["state"])
     values["positions"] = tuple(Span(start, count) for start, count in values["positions"])

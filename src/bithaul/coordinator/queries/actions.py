@@ -21,6 +21,8 @@ SENTENCES = {
     "run.resume": "The run goes on.",
     "task.requeue": "Task {subject} was taken back and waits for the next worker.",
     "task.kick": "{detail}",
+    "task.seed": "{detail}",
+    "task.unseed": "{detail}",
     "version.pin": "Version {subject} is pinned and will be kept.",
     "version.unpin": "Version {subject} is no longer pinned.",
     "client.create": "The key {subject} was made.",

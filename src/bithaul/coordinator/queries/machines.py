@@ -11,12 +11,12 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, history, runs, versions, work
 from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.work import LeaseRow
+from bithaul.coordinator.queries.stuck import moved_at, share_of
 from bithaul.errors import NotFound
+from bithaul.rounds.stuck import patience
 
 SPARK_SECONDS = 1800.0
 SPARK_BUCKETS = 30
-STALL_BEATS = 6  # a lease without progress for so many heartbeats is stalled ...
-STALL_SECONDS = 90.0  # ... but never sooner
 
 
 class TaskNow(BaseModel):
@@ -98,11 +98,11 @@ def machines(c: Coordinator, *, only: str | None = None) -> FleetView:
         newest = 0
         if run is not None:
             held = {lease.worker: lease for lease in work.open_leases(connection, run.id)}
-            moved = history.moved_at(connection, run.id)
+            moved = moved_at(c, connection, run.id, list(held.values()))
             earned = history.accounts(connection, run.id)
             newest = versions.newest_version(connection, run.id).version
     tokens = sum(account.tokens for account in earned.values())
-    patience = max(STALL_SECONDS, STALL_BEATS * c.settings.heartbeat_seconds)
+    bound = patience(c.settings.heartbeat_seconds)
     return FleetView(
         now=now,
         machines=[
@@ -115,7 +115,7 @@ def machines(c: Coordinator, *, only: str | None = None) -> FleetView:
                 spark=sparks.get(row.id, [None] * SPARK_BUCKETS),
                 newest=newest,
                 all_tokens=tokens,
-                patience=patience,
+                patience=bound,
                 now=now,
             )
             for row in rows
@@ -190,13 +190,12 @@ def state_of(row: WorkerRow, *, task: TaskNow | None, patience: float, now: floa
 
 
 def _task(lease: LeaseRow, moved: Mapping[int, float]) -> TaskNow:
-    expected = lease.expected_tokens
     return TaskNow(
         task=lease.task_id,
         base_version=lease.base_version,
         tokens=lease.tokens,
-        expected_tokens=expected,
-        share=min(1.0, lease.tokens / expected) if expected > 0 else 0.0,
+        expected_tokens=lease.expected_tokens,
+        share=share_of(lease),
         since=lease.granted_at,
         deadline=lease.deadline,
         moved_at=moved.get(lease.id, lease.granted_at),

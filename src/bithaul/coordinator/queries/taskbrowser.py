@@ -9,12 +9,14 @@ from pydantic import BaseModel, ConfigDict
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import browse, fleet, history, runs, work
 from bithaul.coordinator.database.browse import TaskLine
+from bithaul.coordinator.queries.stuck import stuck_in
 from bithaul.coordinator.queries.workerpage import ReportView
 from bithaul.errors import InvalidInput, NotFound
 from bithaul.rounds.leases import TaskState
 
 PAGE = 100
 MOST = 5000  # rows of one export
+STUCK = "stuck"  # a filter like a state: leased, but getting nowhere
 
 
 class TaskView(BaseModel):
@@ -35,6 +37,7 @@ class TaskView(BaseModel):
     share: float | None  # progress of an open lease, 0..1
     deadline: float | None  # of an open lease
     late: bool  # an open lease past its deadline
+    stuck: str  # why an open lease counts as stuck; empty when it does not
 
 
 class TasksView(BaseModel):
@@ -42,6 +45,7 @@ class TasksView(BaseModel):
 
     now: float
     counts: Mapping[str, int]
+    stuck: int  # of the leased ones
     rows: list[TaskView]  # newest first
     older: int | None
     workers: list[str]
@@ -75,23 +79,32 @@ def task_browser(
     c: Coordinator, *, state: str = "", worker: str = "", before: int | None = None, count: int = PAGE
 ) -> TasksView:
     """Works without a run too. Raises `InvalidInput` for an unknown state."""
-    if state and state not in set(TaskState):
-        raise InvalidInput(f"Unknown state; known: {', '.join(TaskState)}.", code="unknown_state")
+    if state not in {"", STUCK, *TaskState}:
+        known = ", ".join([*TaskState, STUCK])
+        raise InvalidInput(f"Unknown state; known: {known}.", code="unknown_state")
     now = c.clock.now()
     with c.database.read() as connection:
         names = [w.id for w in fleet.list_workers(connection)]
         run = runs.find_run(connection)
         if run is None:
-            return TasksView(now=now, counts={}, rows=[], older=None, workers=names)
+            return TasksView(now=now, counts={}, stuck=0, rows=[], older=None, workers=names)
+        stuck = {s.lease.task_id: s.why for s in stuck_in(c, connection, run, now=now)}
         rows = browse.task_lines(
-            connection, run.id, count=count + 1, state=state, worker=worker, before=before
+            connection,
+            run.id,
+            count=count + 1,
+            state="" if state == STUCK else state,
+            worker=worker,
+            before=before,
+            tasks_in=sorted(stuck) if state == STUCK else None,
         )
         counts = work.task_counts(connection, run.id)
     shown = rows[:count]
     return TasksView(
         now=now,
         counts=counts,
-        rows=[_view(row, now) for row in shown],
+        stuck=len(stuck),
+        rows=[_view(row, now, stuck.get(row.id, "")) for row in shown],
         older=shown[-1].id if len(rows) > count else None,
         workers=names,
     )
@@ -102,20 +115,21 @@ def task_page(c: Coordinator, task: int) -> TaskPageView:
     now = c.clock.now()
     with c.database.read() as connection:
         run = runs.get_run(connection)
-        rows = browse.task_lines(connection, run.id, count=1, task=task)
+        rows = browse.task_lines(connection, run.id, count=1, tasks_in=[task])
         if not rows:
             raise NotFound(f"There is no task {task}.", code="unknown_task")
+        stuck = {s.lease.task_id: s.why for s in stuck_in(c, connection, run, now=now)}
         attempts = browse.attempts_of(connection, task)
         reports = history.reports_of(connection, run.id, count=20, task=task)
     return TaskPageView(
         now=now,
-        task=_view(rows[0], now),
+        task=_view(rows[0], now, stuck.get(task, "")),
         attempts=[AttemptView(**row) for row in attempts],
         reports=[ReportView(**row) for row in reports],
     )
 
 
-def _view(row: TaskLine, now: float) -> TaskView:
+def _view(row: TaskLine, now: float, stuck: str) -> TaskView:
     is_open = row.state == TaskState.LEASED and row.granted_at is not None
     expected = row.expected_tokens or 0.0
     ended = now if is_open else row.ended_at
@@ -133,4 +147,5 @@ def _view(row: TaskLine, now: float) -> TaskView:
         share=min(1.0, (row.tokens or 0) / expected) if is_open and expected else None,
         deadline=row.deadline if is_open else None,
         late=bool(is_open and row.deadline is not None and row.deadline < now),
+        stuck=stuck,
     )

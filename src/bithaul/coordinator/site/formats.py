@@ -18,7 +18,8 @@ KINDS: Mapping[str, str] = {
         ("uploading", "downloading", "calibrating", "leased", "info", "reported", "open"), "busy"
     ),
     **dict.fromkeys(
-        ("stalled", "warning", "overdue", "resting", "probation", "too_late", "stale", "expired"), "warn"
+        ("stalled", "stuck", "warning", "overdue", "resting", "probation", "too_late", "stale", "expired"),
+        "warn",
     ),
     **dict.fromkeys(("failed", "error", "rejected", "set aside", "disabled", "revoked", "discarded"), "bad"),
 }

@@ -9,10 +9,20 @@ from bithaul.coordinator.site.frame import Frame
 from bithaul.coordinator.site.keys import key_pages
 from bithaul.coordinator.site.logs import log_pages
 from bithaul.coordinator.site.runs import run_pages
+from bithaul.coordinator.site.seeding import seeding_pages
 from bithaul.coordinator.site.tasks import task_pages
 from bithaul.coordinator.site.workers import worker_pages
 
 
 def operator_pages(router: APIRouter, frame: Frame) -> None:
-    for add in (dashboard_pages, worker_pages, task_pages, run_pages, log_pages, key_pages):
+    families = (
+        dashboard_pages,
+        worker_pages,
+        seeding_pages,  # before the tasks: its address looks like a task's
+        task_pages,
+        run_pages,
+        log_pages,
+        key_pages,
+    )
+    for add in families:
         add(router, frame)

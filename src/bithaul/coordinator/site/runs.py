@@ -23,11 +23,13 @@ from bithaul.coordinator.queries.ternary import TernaryView, ternary
 from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.export import export
 from bithaul.coordinator.site.frame import Frame
+from bithaul.errors import BithaulError
 
 Number = Annotated[int, Path(ge=1, le=10**15)]
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
 RUNS = f"{ADMIN_HOME}/runs"
 MOST = 5000  # rows of one export
+PART = "bithaul-part"  # an error with this header is a part of the page, and its script shows it there
 
 
 def run_pages(router: APIRouter, frame: Frame) -> None:
@@ -55,8 +57,13 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
     async def ask(request: Request) -> Response:
         await frame.visits.admin(request)
         sentence = (await read_form(request)).get("sentence", "")
-        answer = await run_in_threadpool(trial.ask, sentence)
-        return frame.pages.show("answer.html", answer=answer)
+        try:
+            answer = await run_in_threadpool(trial.ask, sentence)
+        except BithaulError as error:
+            part = frame.pages.show("answer.html", status=error.http_status, trouble=error.message)
+            part.headers[PART] = "answer"
+            return part
+        return frame.pages.show("answer.html", answer=answer, trouble="")
 
     @router.post(f"{RUNS}/pause")
     async def pause(request: Request) -> Response:

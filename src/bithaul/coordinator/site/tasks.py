@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from bithaul.coordinator.commands.kick import kick_stuck, kick_task
 from bithaul.coordinator.commands.steer import requeue_task
 from bithaul.coordinator.queries.taskbrowser import MOST, task_browser, task_page
 from bithaul.coordinator.site.admin import ADMIN_HOME
@@ -42,6 +43,20 @@ def task_pages(router: APIRouter, frame: Frame) -> None:
     @router.get(f"{ADMIN_HOME}/tasks/{{task}}")
     async def task_details(request: Request, task: Number) -> Response:
         return await frame.show(request, "task.html", lambda: {"view": task_page(c, task)})
+
+    @router.post(f"{ADMIN_HOME}/tasks/kick")
+    async def kick_all(request: Request) -> Response:
+        return await frame.act(
+            request, lambda session: kick_stuck(c, actor=session.name), back=f"{ADMIN_HOME}/tasks"
+        )
+
+    @router.post(f"{ADMIN_HOME}/tasks/{{task}}/kick")
+    async def kick(request: Request, task: Number) -> Response:
+        return await frame.act(
+            request,
+            lambda session: kick_task(c, task, actor=session.name),
+            back=f"{ADMIN_HOME}/tasks/{task}",
+        )
 
     @router.post(f"{ADMIN_HOME}/tasks/{{task}}/requeue")
     async def requeue(request: Request, task: Number) -> Response:

@@ -98,6 +98,9 @@
     }, 1000);
     plan();
   }
+  document.addEventListener("htmx:beforeSwap", (event) => { // an error that is a part of the page is shown in its place
+    if (event.detail.xhr.getResponseHeader("bithaul-part")) event.detail.shouldSwap = true;
+  });
   document.addEventListener("htmx:afterSwap", (event) => localise(event.target.parentNode || document));
   document.addEventListener("htmx:oobAfterSwap", (event) => localise(event.target));
 

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
 from bithaul.errors import BithaulError, InvalidConfig
 
-MAX_CONNECTIONS = 8192  # a worker keeps one open between its heartbeats
+MAX_CONNECTIONS = 4096  # a worker keeps one open between its heartbeats; an idle one costs 8 KiB
 OTHER_FILES = 256  # databases, blobs and uploads that are open at the same time
 KEEP_ALIVE_SECONDS = 30
 SHUTDOWN_SECONDS = 10

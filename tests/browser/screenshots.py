@@ -17,7 +17,14 @@ from conftest import NAME, PASSWORD, Process, chromium_path, prepare
 SHOTS = [  # name, path, width, height, scheme
     ("site-dashboard", "/admin", 1440, 1010, "light"),
     ("site-workers", "/admin/workers", 1440, 620, "light"),
+    ("site-worker", "/admin/workers/desk-ryzen", 1280, 900, "light"),
+    ("site-tasks", "/admin/tasks", 1280, 900, "light"),
+    ("site-seed", "/admin/tasks/seed?tasks=40&examples=320", 1280, 760, "light"),
+    ("site-runs", "/admin/runs", 1280, 900, "light"),
     ("site-version", "/admin/runs/400", 1280, 980, "dark"),
+    ("site-logs", "/admin/logs", 1280, 760, "dark"),
+    ("site-keys", "/admin/keys", 1280, 700, "light"),
+    ("site-install", "/admin/install", 1280, 760, "light"),
     ("site-phone", "/admin", 390, 844, "dark"),
 ]
 

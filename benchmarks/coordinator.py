@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 
-KEPT = ("errors", "uploads", "upload_seconds", "coordinator_cores", "crowd_cores")
+KEPT = ("errors", "repeated", "uploads", "upload_seconds", "coordinator_cores", "crowd_cores")
 MACHINE = ("threads", "cpu", "torch", "date")  # `run_all` says it below the table
 
 

@@ -52,6 +52,7 @@ class Wire:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 80
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self.repeated = 0
 
     async def ask(
         self, method: str, path: str, *, headers: Mapping[str, str], body: Sequence[bytes] = ()
@@ -64,6 +65,7 @@ class Wire:
             self.close()
             if fresh:
                 raise Unavailable(f"{method} {path}: the connection was closed.") from None
+            self.repeated += 1
             return await self._once(method, path, headers, body)
 
     async def _once(
@@ -138,18 +140,24 @@ class Member:
         self._random = random.Random(seed)  # noqa: S311 - jitter
         self._token, self._renew_at = "", 0.0
         self._run: dict[str, Any] = {}
+        self.joined = False
+
+    @property
+    def repeated(self) -> int:
+        return self._wire.repeated
 
     async def live(self, *, after: float) -> None:
         """For as long as it is not cancelled, beginning `after` seconds from now."""
         try:
             await asyncio.sleep(after)
             await self._join()
+            self.joined = True
             while True:
                 task = await self._lease()
                 if task is not None:
                     await self._work(task)
-        except (OSError, Unavailable, asyncio.IncompleteReadError) as error:
-            self._tally.errors.append(f"{self._credential.client_id}: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever ends a worker is an error of the crowd
+            self._tally.errors.append(f"{self._credential.client_id}: {type(error).__name__}: {error}")
         finally:
             self._wire.close()
 
@@ -208,7 +216,7 @@ class Member:
     async def _submit(self, task: TaskMessage) -> None:
         body = update_of(self._run, task)
         query = f"/gradient?task={task.task}&fence={task.fence}"
-        answer = await self._ask("submit", "POST", query, body, wanted=(200, 422))
+        answer = await self._ask("submit", "POST", query, body, wanted=(200,))
         verdict = str(answer.json().get("verdict"))
         self._tally.verdicts[verdict] = self._tally.verdicts.get(verdict, 0) + 1
 
@@ -313,15 +321,22 @@ class Crowd:
         ]
 
     @property
+    def repeated(self) -> int:
+        """Requests that met a connection the coordinator had closed meanwhile, and were sent again."""
+        return sum(member.repeated for member in self.members)
+
+    @property
     def uploads(self) -> Tally:
         """What the heavy ones did."""
         return self._heavy_tally
 
     async def run(self, *, ramp: float, seconds: float) -> None:
-        """They come within `ramp` seconds, evenly; then `seconds` are measured."""
+        """They come within `ramp` seconds, evenly; `seconds` are measured from when all have registered."""
         gap = ramp / max(1, len(self.members))
         lives = [asyncio.create_task(m.live(after=i * gap)) for i, m in enumerate(self.members)]
-        await asyncio.sleep(ramp + 2.0)
+        await asyncio.sleep(ramp)
+        while not all(life.done() or m.joined for life, m in zip(lives, self.members, strict=True)):
+            await asyncio.sleep(0.1)
         for tally in (self.tally, self._heavy_tally):
             tally.measuring = True
         await asyncio.sleep(seconds)

@@ -143,6 +143,7 @@ def bench_crowd(
         "verdicts": crowd.tally.verdicts,
         "errors": len(crowd.tally.errors) + len(crowd.uploads.errors),
         "first_errors": (crowd.tally.errors + crowd.uploads.errors)[:3],
+        "repeated": crowd.repeated,
         "uploads": len(uploads),
         "upload_seconds": round(statistics.median(uploads), 2) if uploads else None,
         "upload_verdicts": crowd.uploads.verdicts,
@@ -195,6 +196,7 @@ def bench_transfers(config: ModelConfig, *, turns: int, say: Say) -> dict[str, o
             mover = _Mover(url, credential)
             size = mover.download(f"{url}/weights/1", into=folder / "web" / "weights")
             update = asyncio.run(mover.update())
+            asyncio.run(mover.upload())  # the first one loads what judges and merges it
             (folder / "web" / "update").write_bytes(b"".join(update))
             ours: dict[str, list[float]] = {"down": [], "up": []}
             theirs: dict[str, list[float]] = {"down": [], "up": []}

@@ -38,6 +38,8 @@ def merge_round(c: Coordinator) -> VersionRow | None:
         if run is None:
             return None
         here = read_round(connection, run, now=now)
+    if here.leases:
+        _get_ready()
     _settle(c, here)
     facts = here.facts
     if not run.rule.due(facts):
@@ -45,6 +47,12 @@ def merge_round(c: Coordinator) -> VersionRow | None:
     taken = run.rule.take(facts.contributions)
     chosen = {t.seq for t in taken}
     return _make_version(c, here, taken, [r for r in here.reports if r.seq in chosen])
+
+
+def _get_ready() -> None:
+    """Somebody is at work: what judges and merges updates is loaded now, not while one waits for it."""
+    from bithaul.exchange import kernels as _of_updates  # noqa: F401 - seconds, the first time
+    from bithaul.rounds import kernels as _of_steps  # noqa: F401
 
 
 def _make_version(

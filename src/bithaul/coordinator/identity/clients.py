@@ -11,13 +11,16 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database.prepared import Prepared
 from bithaul.coordinator.identity import secretfiles
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.secretfiles import RandomBytes
@@ -63,7 +66,7 @@ class SecretHasher:
     def hash(self, secret: str) -> str:
         return hmac.new(self._pepper, secret.encode(), hashlib.sha256).hexdigest()
 
-    def proves(self, row: RowMapping | None, secret: str, *, now: float) -> bool:
+    def proves(self, row: Mapping[str, Any] | None, secret: str, *, now: float) -> bool:
         """Whether `secret` is that client's; one path whether it exists, is disabled, or is in its grace."""
         candidate = self.hash(secret)
         current = row["secret_hash"] if row is not None else self._dummy
@@ -187,8 +190,12 @@ def list_clients(c: Coordinator) -> list[Client]:
         return [_client(row) for row in connection.execute(select(clients).order_by(clients.c.id)).mappings()]
 
 
-def find(connection: Connection, client_id: str) -> RowMapping | None:
-    return connection.execute(select(clients).where(clients.c.id == client_id)).mappings().one_or_none()
+_FIND = Prepared(select(clients).where(clients.c.id == bindparam("client")))  # asked with every request
+
+
+def find(connection: Connection, client_id: str) -> Mapping[str, Any] | None:
+    row = _FIND.first(connection, client=client_id)
+    return None if row is None else dict(zip(clients.c.keys(), row, strict=True))
 
 
 def check_client_id(client_id: str) -> None:
@@ -212,7 +219,7 @@ def new_secret(scope: str, random: RandomBytes = secrets.token_bytes) -> str:
     return PREFIXES[scope] + secretfiles.urlsafe(random(32))
 
 
-def _require(connection: Connection, client_id: str) -> RowMapping:
+def _require(connection: Connection, client_id: str) -> Mapping[str, Any]:
     row = find(connection, client_id)
     if row is None:
         raise NotFound(
@@ -221,7 +228,7 @@ def _require(connection: Connection, client_id: str) -> RowMapping:
     return row
 
 
-def _client(row: RowMapping) -> Client:
+def _client(row: Mapping[str, Any]) -> Client:
     return Client(
         id=row["id"],
         scope=row["scope"],

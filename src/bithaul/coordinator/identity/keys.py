@@ -8,13 +8,15 @@ database only decrypted in memory and never enters the JWKS.
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from joserfc.jwk import RSAKey
-from sqlalchemy import Connection, RowMapping, delete, insert, select, update
+from sqlalchemy import Connection, RowMapping, bindparam, delete, insert, select, update
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database.prepared import Prepared
 from bithaul.coordinator.identity import secretfiles
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import secrets_folder
@@ -35,6 +37,9 @@ class KeyState:
     created_at: float
     activated_at: float | None
     retired_at: float | None
+
+
+_KEY = Prepared(select(signing_keys).where(signing_keys.c.kid == bindparam("kid")))
 
 
 class SigningKeys:
@@ -65,10 +70,8 @@ class SigningKeys:
         return key
 
     def is_published(self, connection: Connection, kid: str, *, now: float) -> bool:
-        row = (
-            connection.execute(select(signing_keys).where(signing_keys.c.kid == kid)).mappings().one_or_none()
-        )
-        return row is not None and _published(row, now)
+        row = _KEY.first(connection, kid=kid)
+        return row is not None and _published(dict(zip(signing_keys.c.keys(), row, strict=True)), now)
 
     def jwks(self) -> dict[str, list[dict[str, object]]]:
         """Public halves of next, active and retired keys."""
@@ -174,5 +177,5 @@ class SigningKeys:
         }
 
 
-def _published(row: RowMapping, now: float) -> bool:
+def _published(row: Mapping[str, Any], now: float) -> bool:
     return bool(row["state"] != "retired" or now < row["retired_at"] + RETIRED_FOR)

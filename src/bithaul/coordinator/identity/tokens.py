@@ -20,9 +20,10 @@ from typing import Any, Final
 
 from joserfc import jwt
 from joserfc.errors import JoseError
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database.prepared import Prepared
 from bithaul.coordinator.identity.clients import find
 from bithaul.coordinator.identity.keys import SKEW_SECONDS, SigningKeys
 from bithaul.coordinator.identity.secretfiles import RandomBytes, urlsafe
@@ -39,6 +40,7 @@ _TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
 _ID_TYPES: Final = frozenset({"jwt"})
 _SEGMENTS = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _HEADER_NAMES: Final = {"alg", "typ", "kid"}
+_DENIED = Prepared(select(denied_tokens.c.jti).where(denied_tokens.c.jti == bindparam("jti")))
 
 
 @dataclass(frozen=True)
@@ -224,8 +226,7 @@ class Tokens:
                 raise InvalidToken
         if not self._keys.is_published(connection, kid, now=now):
             raise InvalidToken
-        denied = select(denied_tokens.c.jti).where(denied_tokens.c.jti == principal.jti)
-        if connection.execute(denied).first() is not None:
+        if _DENIED.first(connection, jti=principal.jti) is not None:
             raise InvalidToken
 
 

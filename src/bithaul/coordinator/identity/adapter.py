@@ -18,7 +18,7 @@ from authlib.oauth2.rfc6749 import AuthorizationServer, ClientMixin, InvalidRequ
 from authlib.oauth2.rfc6749.errors import InvalidClientError, InvalidScopeError, OAuth2Error
 from authlib.oauth2.rfc6749.requests import BasicOAuth2Payload
 from authlib.oauth2.rfc6750 import BearerTokenGenerator
-from sqlalchemy import Connection, RowMapping
+from sqlalchemy import Connection
 
 from bithaul.coordinator.identity.clients import SecretHasher, find
 from bithaul.coordinator.identity.sessions import Sessions
@@ -79,7 +79,7 @@ class _Request(OAuth2Request):  # type: ignore[misc]  # Authlib carries no types
 class Client(ClientMixin):  # type: ignore[misc]  # Authlib carries no types
     """A client row in Authlib's clothes."""
 
-    def __init__(self, row: RowMapping) -> None:
+    def __init__(self, row: Mapping[Any, Any]) -> None:
         self.row = row
         self.id: str = row["id"]
 

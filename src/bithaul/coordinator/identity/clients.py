@@ -66,7 +66,7 @@ class SecretHasher:
     def hash(self, secret: str) -> str:
         return hmac.new(self._pepper, secret.encode(), hashlib.sha256).hexdigest()
 
-    def proves(self, row: Mapping[str, Any] | None, secret: str, *, now: float) -> bool:
+    def proves(self, row: Mapping[Any, Any] | None, secret: str, *, now: float) -> bool:
         """Whether `secret` is that client's; one path whether it exists, is disabled, or is in its grace."""
         candidate = self.hash(secret)
         current = row["secret_hash"] if row is not None else self._dummy
@@ -193,7 +193,7 @@ def list_clients(c: Coordinator) -> list[Client]:
 _FIND = Prepared(select(clients).where(clients.c.id == bindparam("client")))  # asked with every request
 
 
-def find(connection: Connection, client_id: str) -> Mapping[str, Any] | None:
+def find(connection: Connection, client_id: str) -> Mapping[Any, Any] | None:
     row = _FIND.first(connection, client=client_id)
     return None if row is None else dict(zip(clients.c.keys(), row, strict=True))
 
@@ -219,7 +219,7 @@ def new_secret(scope: str, random: RandomBytes = secrets.token_bytes) -> str:
     return PREFIXES[scope] + secretfiles.urlsafe(random(32))
 
 
-def _require(connection: Connection, client_id: str) -> Mapping[str, Any]:
+def _require(connection: Connection, client_id: str) -> Mapping[Any, Any]:
     row = find(connection, client_id)
     if row is None:
         raise NotFound(
@@ -228,7 +228,7 @@ def _require(connection: Connection, client_id: str) -> Mapping[str, Any]:
     return row
 
 
-def _client(row: Mapping[str, Any]) -> Client:
+def _client(row: Mapping[Any, Any]) -> Client:
     return Client(
         id=row["id"],
         scope=row["scope"],

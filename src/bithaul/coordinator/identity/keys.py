@@ -177,5 +177,5 @@ class SigningKeys:
         }
 
 
-def _published(row: Mapping[str, Any], now: float) -> bool:
+def _published(row: Mapping[Any, Any], now: float) -> bool:
     return bool(row["state"] != "retired" or now < row["retired_at"] + RETIRED_FOR)

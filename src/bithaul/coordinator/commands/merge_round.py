@@ -14,10 +14,11 @@ from dataclasses import asdict
 from sqlalchemy import Connection
 
 from bithaul.coordinator.commands.flush import Merged, flush
-from bithaul.coordinator.commands.round import Round, read_round
+from bithaul.coordinator.commands.round import Round, read_glance, read_round
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import ledger, runs, versions, work
 from bithaul.coordinator.database.ledger import ReportRow
+from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.errors import Conflict, CorruptFile
 from bithaul.exchange.codecs import codec_named
@@ -37,9 +38,14 @@ def merge_round(c: Coordinator) -> VersionRow | None:
         run = runs.find_run(connection)
         if run is None:
             return None
-        here = read_round(connection, run, now=now)
-    if here.leases:
+        glance = read_glance(connection, run, now=now)
+        under_way = glance.leases > 0 and run.rule.too_early(glance)
+        here = None if under_way else read_round(connection, run, now=now)
+    if glance.leases:
         _get_ready()
+    if here is None:  # most passes end here
+        _carry_time(c, run, now=now, busy=True)
+        return None
     _settle(c, here)
     facts = here.facts
     if not run.rule.due(facts):
@@ -156,6 +162,10 @@ def _settle(c: Coordinator, here: Round) -> None:
                 runs.update_run(connection, run.id, state=RunState.FINISHED)
         return
     busy = bool(here.leases) or (run.state is RunState.RUNNING and bool(here.facts.workers))
+    _carry_time(c, run, now=now, busy=busy)
+
+
+def _carry_time(c: Coordinator, run: RunRow, *, now: float, busy: bool) -> None:
     due = run.active_anchor is not None and now - run.active_anchor >= TICK_EVERY
     if due or (busy and run.active_anchor is None and run.state is RunState.RUNNING):
         with c.database.write() as connection:

@@ -74,6 +74,7 @@ _UNMERGED = (
 _WAITING = Prepared(select(*_COLUMNS).where(*_UNMERGED).order_by(reports.c.seq))
 _WAITS = Prepared(select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker"))))
 _UNMERGED_TOKENS = Prepared(select(func.coalesce(func.sum(reports.c.tokens), 0)).where(*_UNMERGED))
+_UNMERGED_SUMS = Prepared(select(func.count(), func.min(reports.c.received_at)).where(*_UNMERGED))
 _REPORT = Prepared(
     select(*_COLUMNS).where(
         reports.c.fence == bindparam("fence"),
@@ -136,6 +137,12 @@ def unmerged_tokens(connection: Connection, run_id: int) -> int:
     """Tokens of the accepted reports that are in no version yet."""
     row = _UNMERGED_TOKENS.first(connection, run=run_id)
     return int(row[0]) if row else 0
+
+
+def unmerged_sums(connection: Connection, run_id: int) -> tuple[int, float | None]:
+    """How many accepted reports are in no version yet, and when the first of them came."""
+    row = _UNMERGED_SUMS.first(connection, run=run_id)
+    return (int(row[0]), row[1]) if row else (0, None)
 
 
 def has_unmerged(connection: Connection, run_id: int, worker: str) -> bool:

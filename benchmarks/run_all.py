@@ -54,6 +54,9 @@ FIGURES = (
     ("clinc150", "accuracy_mean", "CLINC150 validation: accuracy on 150 intents, mean of three seeds", ""),
     ("clinc150", "out_of_scope_auroc_mean", "CLINC150: out-of-scope AUROC", ""),
     ("clinc150", "minutes_mean", "CLINC150: training time on two cores", " min"),
+    ("snips", "accuracy_mean", "Snips validation: intent accuracy, mean of three seeds", ""),
+    ("snips", "slot_f1_mean", "Snips: slot F1", ""),
+    ("wikitext2", "perplexity", "WikiText-2 validation: perplexity, vocabulary of 33,278 words", ""),
 )
 
 HEAD = """# Benchmarks

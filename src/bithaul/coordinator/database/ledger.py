@@ -86,7 +86,8 @@ _LAST_TOKENS = Prepared(
     select(reports.c.tokens)
     .where(
         reports.c.run_id == bindparam("run"),
-        reports.c.merged_in.is_not(None),
+        reports.c.verdict == Verdict.ACCEPTED,
+        func.coalesce(reports.c.merged_in, 0) > 0,  # as no index has it: the newest are looked through
         reports.c.discarded_in.is_(None),
     )
     .order_by(reports.c.seq.desc())

@@ -203,6 +203,7 @@ leases = Table(
     ),
     Index("ix_leases_worker_state", "worker", "state"),
     Index("ix_leases_state_base", "state", "base_version"),
+    Index("ix_leases_run_base", "run_id", "base_version", "id"),
     Index(
         "uq_leases_open_task",
         "task_id",
@@ -246,8 +247,10 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
         "verdict IN ('accepted', 'compared', 'too_late', 'stale', 'rejected')", name="verdict_known"
     ),
     Index("ix_reports_run_merged", "run_id", "verdict", "merged_in"),
+    Index("ix_reports_run_seq", "run_id", "verdict", "seq"),
     Index("ix_reports_worker", "worker"),
-    Index("ix_reports_payload", "payload_sha256"),
+    Index("ix_reports_fence", "fence"),
+    Index("ix_reports_payload_run", "payload_sha256", "run_id", "verdict"),
     Index(
         "uq_reports_accepted_task",
         "task_id",

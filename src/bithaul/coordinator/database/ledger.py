@@ -93,6 +93,26 @@ _LAST_TOKENS = Prepared(
     .order_by(reports.c.seq.desc())
     .limit(bindparam("count"))
 )
+_SIZES = Prepared(
+    select(reports.c.worker, reports.c.norm * reports.c.clip, reports.c.steps)
+    .where(
+        reports.c.run_id == bindparam("run"),
+        reports.c.verdict == Verdict.ACCEPTED,
+        reports.c.discarded_in.is_(None),
+    )
+    .order_by(reports.c.seq.desc())
+    .limit(bindparam("count"))
+)
+_COPIES = Prepared(
+    select(
+        exists().where(
+            reports.c.payload_sha256 == bindparam("sha256"),
+            reports.c.run_id == bindparam("run"),
+            reports.c.verdict == Verdict.ACCEPTED,
+            reports.c.worker != bindparam("worker"),
+        )
+    )
+)
 _MERGE = Prepared(
     update(reports)
     .where(
@@ -159,30 +179,13 @@ def last_merged_tokens(connection: Connection, run_id: int, *, count: int) -> li
 
 def last_accepted(connection: Connection, run_id: int, *, count: int) -> list[Seen]:
     """The sizes of the `count` last accepted updates as they were merged, oldest first."""
-    query = (
-        select(reports.c.worker, reports.c.norm * reports.c.clip, reports.c.steps)
-        .where(
-            reports.c.run_id == run_id,
-            reports.c.verdict == Verdict.ACCEPTED,
-            reports.c.discarded_in.is_(None),
-        )
-        .order_by(reports.c.seq.desc())
-        .limit(count)
-    )
-    return [Seen(*row) for row in connection.execute(query)][::-1]
+    return [Seen(*row) for row in _SIZES.all(connection, run=run_id, count=count)][::-1]
 
 
 def has_payload_of_another(connection: Connection, run_id: int, worker: str, sha256: str) -> bool:
     """Whether this payload was accepted from another worker."""
-    query = select(
-        exists().where(
-            reports.c.payload_sha256 == sha256,
-            reports.c.run_id == run_id,
-            reports.c.verdict == Verdict.ACCEPTED,
-            reports.c.worker != worker,
-        )
-    )
-    return bool(connection.execute(query).scalar_one())
+    row = _COPIES.first(connection, run=run_id, worker=worker, sha256=sha256)
+    return bool(row and row[0])
 
 
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:

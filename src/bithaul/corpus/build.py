@@ -196,7 +196,8 @@ def _rows(tokenizer: Tokenizer, items: Sequence[Item], max_tokens: int) -> tuple
 
 def _probe(rows: list[list[int]], seed: int) -> list[list[int]]:
     """Some held-out rows, in their order."""
-    chosen, tokens = [], 0
+    chosen: list[int] = []
+    tokens = 0
     for i in _chance("probe", seed).sample(range(len(rows)), min(PROBE_EXAMPLES, len(rows))):
         if chosen and tokens + len(rows[i]) > PROBE_TOKENS:
             break

@@ -2,7 +2,7 @@
 
 A version follows from the one before, the payloads that name it and the numbers stored with it; one that a
 rollback made is the version it restores, without momentum if that was not kept, and as it was published if
-its float32 vector was not. What was applied twice, left out, weighed, rounded or stored differently shows here.
+theta was not. What was applied twice, left out, weighed, rounded or stored differently shows here.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def check_run(c: Coordinator) -> None:
     """Raises `CorruptFile` or `LayoutMismatch`. Clears unfinished uploads and orphan blobs. No run: fine.
 
     Reads the newest weights, the theta and momentum behind them and every update not merged yet, and compares
-    their SHA-256. Nothing is guessed: a run whose stored files do not match its rows needs a backup or an operator.
+    their SHA-256. Nothing is guessed: a run whose files do not match its rows needs a backup or an operator.
     """
     c.blobs.clear_incoming(older_than=c.clock.now())
     with c.database.read() as connection:

@@ -54,6 +54,12 @@ class Replay:
         self.versions = 0
 
     @property
+    def theta(self) -> FloatVector:
+        """That of the newest version looked at, float32 [parameters]."""
+        assert self._theta is not None, "no version was looked at"
+        return self._theta
+
+    @property
     def memory(self) -> Any:
         """Where it stands: a coordinator restored from a backup goes back to what was then."""
         return self._version, self._theta, self._momentum, self._made

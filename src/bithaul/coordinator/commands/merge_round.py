@@ -74,10 +74,11 @@ def _make_version(
         codec=codec_named(run.codec),
         layout=run.layout,
         version=base.version + 1,
-        base=c.blobs.get(base.sha256),
+        base=c.blobs.get(_theta(base)),
         momentum=c.blobs.get(base.momentum_sha256) if base.momentum_sha256 else None,
         updates=[c.blobs.get(_payload(r)) for r in reports],
         plan=lambda products: run.rule.plan(taken, past=past, products=products),
+        weights=run.weight_format,
     )
     with c.database.write() as connection:
         newest = versions.newest_version(connection, run.id)
@@ -101,6 +102,15 @@ def _past(c: Coordinator, here: Round) -> Past:
         reports=sizes,
         trust=max((w.trust.weight(here.now) for w in here.may_work), default=1.0),
     )
+
+
+def _theta(base: VersionRow) -> str:
+    if base.theta_sha256 is None:
+        raise CorruptFile(
+            f"Version {base.version} has no float32 weights from which the next one could be made; "
+            "restore the run from a backup."
+        )
+    return base.theta_sha256
 
 
 def _payload(report: ReportRow) -> str:
@@ -131,6 +141,7 @@ def _announce(
         sha256=merged.weights.sha256,
         size=merged.weights.size,
         created_at=now,
+        theta_sha256=merged.theta.sha256,
         momentum_sha256=merged.momentum.sha256 if merged.momentum else None,
         reports=len(reports),
         contributors=len({r.worker for r in reports}),

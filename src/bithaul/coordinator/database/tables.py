@@ -45,6 +45,7 @@ runs = Table(
     Column("tokenizer_sha256", String(64), nullable=False),
     Column("label_token", Integer),
     Column("codec", String(64), nullable=False),
+    Column("weights", String(16), nullable=False, server_default="fp32"),  # how versions are published
     Column("merge_rule", String(64), nullable=False),
     Column("merge_options", JSON, nullable=False),
     Column("budget_tokens", Double),
@@ -84,8 +85,9 @@ versions = Table(
     metadata,
     Column("run_id", ForeignKey("runs.id"), primary_key=True),
     Column("version", BigInteger, primary_key=True),
-    Column("sha256", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),  # of the file that workers fetch
     Column("size", BigInteger, nullable=False),
+    Column("theta_sha256", String(64)),  # the float32 vector behind it, the same file for fp32; None: retired
     Column("momentum_sha256", String(64)),  # None when the rule keeps none, or retired
     Column("retired_at", Double),  # the weights were deleted
     Column("pinned", Boolean, nullable=False, server_default=false()),

@@ -44,6 +44,7 @@ VERBS = (
     Verb("workers", "List workers, drain them, set them aside, restore or pin them.", OPERATOR),
     Verb("keys", "Create, list, rotate, disable and delete client secrets.", OPERATOR),
     Verb("admin", "People who operate the coordinator: passwords, sessions, audit.", OPERATOR),
+    Verb("backup", "Write a run into one file, and make a run from one.", OPERATOR),
     Verb("check", "Find unsafe settings before others can reach the coordinator.", OPERATOR),
     Verb("simulate", "Rehearse a run with faults on virtual time.", OPERATOR),
     Verb("worker", "Join a coordinator and train.", WORKER),

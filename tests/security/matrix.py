@@ -137,7 +137,6 @@ OPEN = {
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
     43: "idle keep-alive is uvicorn's own 30 s and not tested here",
     44: "does not apply while no route streams events; pages ask again by themselves",
-    46: "markup on log pages is tested; CR, LF, ANSI and bidi marks there are not",
     53: "settings have no page and no row yet",
     54: "memory is bounded by two threads and a queue of 32; it is not measured",
     56: "no audit of the lock file",

@@ -135,7 +135,6 @@ OPEN = {
     35: "log lines are tested in a browser; hostile names and tasks are not",
     37: "going back in the browser's history is not tested",
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
-    43: "idle keep-alive is uvicorn's own 30 s and not tested here",
     44: "does not apply while no route streams events; pages ask again by themselves",
     53: "settings have no page and no row yet",
     54: "memory is bounded by two threads and a queue of 32; it is not measured",

@@ -98,6 +98,7 @@ ALSO = {
         "tests/browser/test_browser_site.py::test_words_of_strangers_run_nothing",
     ),
     37: ("tests/browser/test_browser_site.py::test_a_machine_is_added_and_its_page_turns_green",),
+    45: ("tests/unit/coordinator/test_core_backup.py::test_a_full_disk_leaves_no_file_and_no_row",),
     46: (
         "tests/unit/site/test_site_workers_logs.py::test_hostile_words_appear_as_text",
         "tests/browser/test_browser_site.py::test_words_of_strangers_run_nothing",
@@ -117,6 +118,11 @@ ALSO = {
         "tests/unit/site/test_site_keys.py::test_the_bash_line_carries_hostile_values_as_one_word",
         "tests/unit/site/test_site_keys.py::test_powershell_quotes_are_doubled",
     ),
+    60: (
+        "tests/unit/coordinator/test_core_backup.py::test_the_file_is_private_and_readable_by_tar",
+        "tests/unit/coordinator/test_core_backup.py::test_hostile_paths_are_refused",
+        "tests/unit/coordinator/test_core_backup.py::test_damage_anywhere_is_found_and_leaves_nothing",
+    ),
     62: (
         "tests/unit/exchange/test_exchange_frame.py::test_any_head_is_refused_without_a_large_allocation",
         "tests/unit/exchange/test_exchange_codecs.py::test_random_heads_never_allocate",
@@ -124,20 +130,16 @@ ALSO = {
 }
 
 OPEN = {
-    2: "backups do not exist yet",
     3: "a second process on PostgreSQL is not tested",
     33: "a browser sees no violation on any page; not every action is walked",
     35: "log lines are tested in a browser; hostile names and tasks are not",
     37: "going back in the browser's history is not tested",
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
-    43: "idle keep-alive is uvicorn's own 30 s and not tested here",
     44: "does not apply while no route streams events; pages ask again by themselves",
-    46: "markup on log pages is tested; CR, LF, ANSI and bidi marks there are not",
     53: "settings have no page and no row yet",
     54: "memory is bounded by two threads and a queue of 32; it is not measured",
     56: "no audit of the lock file",
     57: "the PowerShell line is checked as text, not run",
-    60: "there are no backups yet",
 }
 
 

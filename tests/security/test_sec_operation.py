@@ -97,6 +97,85 @@ def test_sec_43_keep_alive_serves_many_requests(site):
     connection.close()
 
 
+def closed_after(connection, *, at_most=10.0):
+    """Seconds until the server closes it."""
+    began = time.monotonic()
+    connection.settimeout(at_most)
+    assert read_all(connection) == b""
+    return time.monotonic() - began
+
+
+def asked(site, request, connection=None):
+    """A connection, new or used, after one whole answer; its end is known by its Content-Length."""
+    connection = connection or open_connection(site)
+    connection.sendall(request)
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += connection.recv(65_536)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"connection: close" not in head.lower()
+    left = int(re.search(rb"content-length: (\d+)", head.lower())[1]) - len(body)
+    while left > 0:
+        left -= len(connection.recv(left))
+    return connection, head
+
+
+GET = b"GET /.well-known/jwks.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+EARLY = (
+    b"POST /connect/token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+)
+
+
+def test_sec_43_an_idle_connection_is_closed_in_time(site, monkeypatch):
+    """Wrong result: connections that were used once are held for ever, until there are no more."""
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "idle_seconds", 0.5)
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "header_seconds", 60.0)
+    connection, head = asked(site, GET)
+    assert head.startswith(b"HTTP/1.1 200")
+    with connection:
+        assert closed_after(connection) >= 0.4
+    connection, head = asked(site, EARLY + b"Content-Length: 20000\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413")  # answered before the body
+    with connection:
+        connection.sendall(b"a" * 20_000)
+        assert closed_after(connection) >= 0.4
+    assert site.http.get("/.well-known/jwks.json").status_code == 200
+
+
+def test_sec_43_a_used_connection_is_not_idle(site, monkeypatch):
+    """Wrong result: the time since the first request counts, and workers dial anew all the time."""
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "idle_seconds", 2.0)
+    connection, _ = asked(site, GET)
+    began, answers = time.monotonic(), 0
+    with connection:
+        while time.monotonic() - began < 3.0:
+            _, head = asked(site, GET, connection)
+            assert head.startswith(b"HTTP/1.1 200")
+            answers += 1
+    assert answers > 5
+
+
+def test_sec_43_line_ends_between_requests_do_not_keep_a_connection(site, monkeypatch):
+    """Wrong result: a byte now and then, which begins no request, resets the clock."""
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "idle_seconds", 0.5)
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "header_seconds", 0.5)
+    connection, _ = asked(site, GET)
+    began = time.monotonic()
+    connection.settimeout(0.05)
+    with connection:
+        while time.monotonic() - began < 8:
+            try:
+                connection.sendall(b"\r\n")
+                if connection.recv(1000) == b"":
+                    break
+            except TimeoutError:
+                continue
+            except (ConnectionResetError, BrokenPipeError):
+                break
+        else:
+            raise AssertionError("it was never closed")
+
+
 def test_answers_do_not_wait_for_nagle():
     """Wrong result: 40 ms more for each answer, because asyncio left TCP_NODELAY off."""
     with bind("127.0.0.1", 0) as listener:

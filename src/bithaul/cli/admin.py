@@ -13,6 +13,7 @@ import typer
 
 from bithaul.cli.opened import Directory, Json, opened, shown_time
 from bithaul.errors import InvalidInput
+from bithaul.visible import visible
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -111,7 +112,7 @@ def audit(
         return
     for row in rows:
         line = f"{shown_time(row.time)}  {row.actor:16} {row.action:24} {row.subject} {row.detail}"
-        print("".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line))
+        print(visible(line))
 
 
 def _print_password(name: str, password: str, *, as_json: bool) -> None:

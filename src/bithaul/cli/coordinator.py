@@ -13,12 +13,13 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from filelock import FileLock, Timeout
 
 from bithaul.errors import Conflict, InvalidConfig
+from bithaul.visible import visible
 
 if TYPE_CHECKING:
     from bithaul.coordinator.context import Coordinator
@@ -66,7 +67,9 @@ def coordinator(
             directory, host=wanted.host, port=port, public_url=public_url, allow_insecure_lan=insecure
         )
         warning = check_public_url(settings.base_url, allow_insecure_lan=settings.allow_insecure_lan)
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s %(message)s")
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_OneLine("%(asctime)s %(name)s %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler])
         logging.getLogger("uvicorn").setLevel(logging.WARNING)
         if warning is not None:
             print(f"bithaul: warning: {warning}", file=sys.stderr)
@@ -100,6 +103,16 @@ def coordinator(
             lock.release()
     finally:
         listener.close()
+
+
+class _OneLine(logging.Formatter):
+    """A message is one line, whatever a request or a worker has put into it; tracebacks keep theirs."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return visible(super().formatException(ei), keep="\n")
 
 
 def _ensure_admin(c: Coordinator) -> None:

@@ -21,8 +21,10 @@ import typer
 
 from bithaul import __version__
 from bithaul.errors import BithaulError, InvalidInput, of_system
+from bithaul.visible import visible
 
 EXIT_STOPPED, EXIT_PIPE_CLOSED = 130, 141
+_LINES = "\n"  # a message of ours may have several
 _COMPLETION = "_BITHAUL_COMPLETE"  # set by the shell while it completes a line
 
 
@@ -44,6 +46,7 @@ VERBS = (
     Verb("workers", "List workers, drain them, set them aside, restore or pin them.", OPERATOR),
     Verb("keys", "Create, list, rotate, disable and delete client secrets.", OPERATOR),
     Verb("admin", "People who operate the coordinator: passwords, sessions, audit.", OPERATOR),
+    Verb("backup", "Write a run into one file, and make a run from one.", OPERATOR),
     Verb("check", "Find unsafe settings before others can reach the coordinator.", OPERATOR),
     Verb("simulate", "Rehearse a run with faults on virtual time.", OPERATOR),
     Verb("worker", "Join a coordinator and train.", WORKER),
@@ -145,7 +148,7 @@ def _refuse(error: BithaulError, arguments: Sequence[str]) -> NoReturn:
         sys.stdout.flush()
     except OSError:
         _leave(sys.stdout)
-    print(f"bithaul: {error.message}", file=sys.stderr)
+    print(f"bithaul: {visible(error.message, keep=_LINES)}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 

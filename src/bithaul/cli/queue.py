@@ -10,6 +10,7 @@ import typer
 
 from bithaul.cli.opened import Directory, Json, opened, shown_time
 from bithaul.errors import InvalidInput
+from bithaul.visible import visible
 
 if TYPE_CHECKING:
     from bithaul.coordinator.commands.kick import Kicked
@@ -85,7 +86,7 @@ def stuck(directory: Directory, as_json: Json = False) -> None:
         print(json.dumps([row.model_dump(mode="json") for row in view.rows]))
         return
     for row in view.rows:
-        print(f"task {row.task} of {row.worker}: {row.why}")
+        print(f"task {row.task} of {row.worker}: {visible(row.why)}")
     if not view.rows:
         print("No task is stuck.")
 
@@ -108,7 +109,8 @@ def kick(
 
 def _kicked(kicked: Kicked) -> str:
     return "\n".join(
-        f"Task {k.task} was kicked and waits for the next worker. {k.worker}: {k.why}" for k in kicked.tasks
+        f"Task {k.task} was kicked and waits for the next worker. {k.worker}: {visible(k.why)}"
+        for k in kicked.tasks
     )
 
 

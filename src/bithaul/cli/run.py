@@ -15,6 +15,7 @@ import typer
 from bithaul.cli import queue
 from bithaul.cli.opened import Directory, Json, opened
 from bithaul.errors import BithaulError, NotFound
+from bithaul.visible import visible
 
 if TYPE_CHECKING:
     from bithaul.coordinator.queries.runs import RunView, VersionView
@@ -49,7 +50,7 @@ def list_runs(
         return
     for row in found:
         if "error" in row:
-            print(f"{row['dir']:32} {row['detail']}")
+            print(f"{row['dir']:32} {visible(str(row['detail']))}")
             continue
         done = f"{100 * float(str(row['progress'])):.1f} %"
         print(
@@ -115,7 +116,7 @@ def _told(view: RunView) -> str:
     options = " ".join(f"{key}={value}" for key, value in view.merge_options.items())
     lines = [
         f"run         {view.run}",
-        f"state       {view.state}" + (f": {view.paused_because}" if view.paused_because else ""),
+        f"state       {view.state}" + (f": {visible(view.paused_because)}" if view.paused_because else ""),
         f"progress    {100 * view.progress:.1f} %, {view.tokens:,} tokens, {view.seconds:,.0f} s of training",
         f"merge rule  {view.merge_rule} {options}".rstrip(),
         f"gates       {' '.join(view.gates) or 'none'}",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bithaul.cli.opened import Directory, Json, opened
+from bithaul.visible import visible
 
 if TYPE_CHECKING:
     from bithaul.coordinator.database.fleet import WorkerRow
@@ -34,7 +35,7 @@ def list_workers(directory: Directory, as_json: Json = False) -> None:
         why = "; ".join(words for words in (row.why, row.way_out) if words)
         print(
             f"{row.name:24} {row.state:8} {row.standing:10} weight {row.weight:<5g} {row.accepted:6} updates "
-            f"{row.credited:14,} tokens  {why}".rstrip()
+            f"{row.credited:14,} tokens  {visible(why)}".rstrip()
         )
 
 
@@ -92,4 +93,4 @@ def _print(row: WorkerRow, now: float, *, as_json: bool) -> None:
         told = {"worker": row.id, "standing": standing, "weight": weight, "why": row.trust_reason}
         print(json.dumps(told))
         return
-    print(f"{row.id} is {standing}, weight {weight:g} ({row.trust_reason}).")
+    print(f"{row.id} is {standing}, weight {weight:g} ({visible(row.trust_reason)}).")

@@ -1,4 +1,4 @@
-"""uvicorn's httptools protocol with the bounds it lacks: header size, header time, body speed.
+"""uvicorn's httptools protocol with our bounds: header size, header time, body speed, idle time.
 
 Leans on uvicorn's internals, so uvicorn is pinned exactly and SEC-43 is a fast test; h11 is the way back.
 """
@@ -16,13 +16,20 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 
 
 class HardenedHttpToolsProtocol(HttpToolsProtocol):
-    """431 above 32 KiB of headers; closed when headers take over 10 s or a body is slower than 1 KiB/s."""
+    """431 above 32 KiB of headers; closed when headers take over 10 s or a body is slower than 1 KiB/s.
+
+    One timer: of headers, of a body, or of a connection that rests between two requests, 30 s at most.
+    uvicorn's own for the last is not used: it forgets a connection whose request was answered before its body
+    had come.
+    """
 
     header_seconds: ClassVar[float] = 10.0
     body_seconds: ClassVar[float] = 30.0
     body_floor: ClassVar[int] = 1024  # bytes per second, averaged over `body_seconds`
+    idle_seconds: ClassVar[float] = 30.0
 
     _in_headers = True
+    _resting = False
     _header_bytes = 0
     _body_bytes = 0
     _discarded = 0
@@ -39,7 +46,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._in_headers:
             self._header_bytes += len(data)
-            if self._timer is None:
+            if self._timer is None or self._resting:
                 self._arm(self.header_seconds, self._headers_late)
         super().data_received(data)
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
@@ -77,6 +84,12 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         if self.cycle is not None:
             super().on_message_complete()
+        self._rest()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._unset_keepalive_if_required()
+        self._rest()
 
     def _refuse_headers(self) -> None:
         text = b"The request's headers are too large."
@@ -90,6 +103,17 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         self._timer = None
         if not self.flow.read_paused:
             self.transport.close()
+
+    def _rest(self) -> None:
+        """Begins when the newest request has come whole and is answered, whichever is last."""
+        answered = self.cycle is not None and self.cycle.response_complete
+        if answered and self._in_headers and self._timer is None and not self.transport.is_closing():
+            self._arm(self.idle_seconds, self._rested)
+            self._resting = True
+
+    def _rested(self) -> None:
+        self._timer = None
+        self.transport.close()
 
     def _body_late(self) -> None:
         """A body that we wait for must have brought its floor; one that we do not read is not late."""
@@ -109,3 +133,4 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._resting = False

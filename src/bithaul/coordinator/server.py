@@ -19,7 +19,6 @@ from bithaul.errors import BithaulError, InvalidConfig
 
 MAX_CONNECTIONS = 4096  # a worker keeps one open between its heartbeats; an idle one costs 8 KiB
 OTHER_FILES = 256  # databases, blobs and uploads that are open at the same time
-KEEP_ALIVE_SECONDS = 30
 SHUTDOWN_SECONDS = 10
 
 
@@ -96,6 +95,5 @@ def config(app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         proxy_headers=False,
         limit_concurrency=most_connections(),
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

@@ -17,6 +17,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger, WrappedLogger
 
 from bithaul.exchange.messages import LogBatch, LogEntry
+from bithaul.visible import visible
 
 BATCH = 500
 _TEXT = 500
@@ -80,9 +81,9 @@ def worker_log(
         return event
 
     render = (
-        structlog.processors.JSONRenderer()
+        [structlog.processors.JSONRenderer()]  # spells out everything that is not ASCII
         if json_lines
-        else structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0, sort_keys=False)
+        else [_seen, structlog.dev.ConsoleRenderer(colors=stream.isatty(), pad_event_to=0, sort_keys=False)]
     )
     logger = structlog.wrap_logger(
         structlog.PrintLogger(stream),
@@ -91,12 +92,20 @@ def worker_log(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if not json_lines else "iso", utc=json_lines),
             structlog.processors.format_exc_info,
-            render,
+            *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
         context_class=dict,
     )
     return cast("FilteringBoundLogger", logger)
+
+
+def _seen(_: WrappedLogger, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    """Words of the coordinator reach this terminal as letters and do nothing to it."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = visible(value, keep="\n" if key == "exception" else "")
+    return event
 
 
 def _plain(value: object) -> str | int | float | bool | None:

@@ -28,6 +28,7 @@ from bithaul.errors import (
     Unauthorized,
     Unavailable,
 )
+from bithaul.visible import visible
 
 MAX_RESTARTS = 20
 _LONGEST_WORDS = 65_536  # bytes of a log that are read for its end
@@ -79,7 +80,7 @@ class Child:
                 text = file.read().decode("utf-8", errors="replace")
         except OSError:
             return ""
-        return " | ".join(line.strip() for line in text.strip().splitlines()[-lines:])
+        return " | ".join(visible(line.strip()) for line in text.strip().splitlines()[-lines:])
 
     def failure(self) -> BithaulError:
         """The error that the child ended with, known by its exit code, in its own last words."""

@@ -1,4 +1,7 @@
-"""Rows whose time is over leave the database: sessions, sign-ins, codes, denied tokens, failed attempts."""
+"""Rows whose time is over leave the database: sessions, sign-ins, codes, denied tokens, failed attempts.
+
+From the copy in a backup all of them go, whatever their time, and the signing keys with them.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from bithaul.coordinator.identity.tables import (
     failed_attempts,
     sessions,
     sign_ins,
+    signing_keys,
 )
 from bithaul.coordinator.identity.throttle import KEEP_SECONDS
 
@@ -32,3 +36,12 @@ def forget_expired(c: Coordinator, connection: Connection) -> int:
         delete(audit).where(refused, audit.c.time < now - KEEP_SECONDS)
     )  # strangers write these
     return ended
+
+
+def forget_ways_in(connection: Connection) -> None:
+    """Delete everything that lets somebody in without proving who it is, in a copy that leaves the machine.
+
+    Without signing keys no token issued before is good for anything: a restored coordinator makes new ones.
+    """
+    for table in (sessions, sign_ins, codes, denied_tokens, failed_attempts, signing_keys):
+        connection.execute(delete(table))

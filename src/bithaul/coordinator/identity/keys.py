@@ -160,7 +160,7 @@ class SigningKeys:
             except ValueError as error:
                 raise CorruptFile(
                     "The signing keys cannot be decrypted: secrets/signing-key-encryption does not belong to "
-                    "this database; restore the file from the same backup."
+                    "this database; put back the file that was beside it."
                 ) from error
             self._cache[kid] = key
         return self._cache[kid]

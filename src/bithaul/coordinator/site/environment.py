@@ -1,4 +1,5 @@
-"""Jinja2 for all pages: escaping on, an unknown name is an error, the filters of `formats`."""
+"""Jinja2 for all pages: escaping on, an unknown name is an error, the filters of `formats`,
+and no letter that acts instead of being seen."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bithaul import __version__
 from bithaul.coordinator.site import formats
 from bithaul.coordinator.site.assets import Assets
+from bithaul.visible import visible
 
 NAVIGATION = (  # key, address, word, second key of its shortcut `g ...`
     ("dashboard", "/admin", "Dashboard", "d"),
@@ -27,6 +29,7 @@ def make_environment(assets: Assets) -> Environment:
         loader=PackageLoader("bithaul.coordinator.site"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -35,6 +38,11 @@ def make_environment(assets: Assets) -> Environment:
         asset=assets.address, navigation=NAVIGATION, software=__version__, with_query=with_query
     )
     return environment
+
+
+def _shown(value: object) -> object:
+    """What a page shows holds no letter that acts, wherever it came from. Markup is our own."""
+    return visible(value, keep="\n\t") if type(value) is str else value
 
 
 def with_query(path: str, query: Mapping[str, object], **changes: object) -> str:

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from bithaul.errors import NotFound
+from bithaul.visible import visible
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -33,9 +34,9 @@ def export(rows: Sequence[BaseModel], *, name: str, kind: str) -> Response:
 
 
 def _cell(value: object) -> object:
-    """Text that a spreadsheet would run as a formula is marked as text."""
+    """Text that a spreadsheet would run as a formula is marked as text, and stays on its line."""
     if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, str) and value.startswith(_FORMULA):
-        return "'" + value
+        return visible(json.dumps(value, ensure_ascii=False))
+    if isinstance(value, str):
+        return ("'" if value.startswith(_FORMULA) else "") + visible(value)
     return value

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup
 
+from bithaul.visible import visible
+
 DASH = "–"
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 KINDS: Mapping[str, str] = {
@@ -197,7 +199,13 @@ def bar(share: float, label: str) -> Markup:
     )
 
 
+def spelled(value: object) -> object:
+    """Words of others in one line of a list: line ends are spelled out too."""
+    return visible(value) if isinstance(value, str) else value
+
+
 FILTERS = {
+    "visible": spelled,
     "count": count,
     "short": short,
     "loss": loss,

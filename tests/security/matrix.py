@@ -80,7 +80,7 @@ PROMISES = {
     51: "the first password is generated, shown once, and changed by force",
     52: "unsafe settings do not start, and `bithaul check --deploy` names each",
     53: "who did what is in the audit log",
-    54: "a crowd of sign-ins does not stop heartbeats",
+    54: "a crowd of sign-ins does not stop heartbeats, and takes bounded memory",
     55: "errors carry a request id and never a traceback",
     56: "floors of libraries with fixed holes hold",
     57: "install scripts carry no secret as an argument and quote hostile names",
@@ -137,7 +137,6 @@ OPEN = {
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
     44: "does not apply while no route streams events; pages ask again by themselves",
     53: "settings have no page and no row yet",
-    54: "memory is bounded by two threads and a queue of 32; it is not measured",
     56: "no audit of the lock file",
     57: "the PowerShell line is checked as text, not run",
 }

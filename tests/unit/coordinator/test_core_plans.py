@@ -15,7 +15,12 @@ from bithaul.exchange.messages import HeartbeatRequest
 
 House = Any
 GROWING = ("leases", "reports", "tasks", "versions", "logs", "telemetry")
-SCAN = re.compile(rf"^SCAN ({'|'.join(GROWING)})\b")
+SCAN = re.compile(
+    rf"^SCAN ({'|'.join(GROWING)})\b"
+    # A folder has one run, so its number, and that of the good verdict, choose nearly every row.
+    r"|^SEARCH (leases|reports|tasks) USING (COVERING )?INDEX \S+ \(run_id=\?( AND verdict=\?)?\)"
+)
+NEWEST = "ix_reports_run_seq"  # read from its end, as far as a limit goes
 
 
 @pytest.fixture
@@ -73,7 +78,11 @@ def test_nothing_reads_a_whole_history(house: House, asked: list[str]) -> None:
     """Catches a statement that goes through every lease or report there ever was."""
     work(house)
     assert len(asked) > 50
-    scans = [(plan, statement) for statement, plan in plans(house, asked) if SCAN.search(plan)]
+    scans = [
+        (plan, statement)
+        for statement, plan in plans(house, asked)
+        if SCAN.search(plan) and not (NEWEST in plan and " LIMIT " in statement)
+    ]
     assert scans == []
 
 

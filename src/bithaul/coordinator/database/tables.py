@@ -204,7 +204,7 @@ leases = Table(
         _states("open", "reported", "expired", "released", "superseded", "revoked"), name="state_known"
     ),
     Index("ix_leases_worker_state", "worker", "state"),
-    Index("ix_leases_state_base", "state", "base_version"),
+    Index("ix_leases_state_run", "state", "run_id", "base_version"),
     Index("ix_leases_run_base", "run_id", "base_version", "id"),
     Index(
         "uq_leases_open_task",

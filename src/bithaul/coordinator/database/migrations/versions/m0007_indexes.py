@@ -12,6 +12,8 @@ depends_on = None
 
 def upgrade() -> None:
     op.create_index("ix_leases_run_base", "leases", ["run_id", "base_version", "id"])
+    op.create_index("ix_leases_state_run", "leases", ["state", "run_id", "base_version"])
+    op.drop_index("ix_leases_state_base", "leases")
     op.create_index("ix_reports_run_seq", "reports", ["run_id", "verdict", "seq"])
     op.create_index("ix_reports_fence", "reports", ["fence"])
     op.create_index("ix_reports_payload_run", "reports", ["payload_sha256", "run_id", "verdict"])
@@ -23,4 +25,6 @@ def downgrade() -> None:
     op.drop_index("ix_reports_payload_run", "reports")
     op.drop_index("ix_reports_fence", "reports")
     op.drop_index("ix_reports_run_seq", "reports")
+    op.create_index("ix_leases_state_base", "leases", ["state", "base_version"])
+    op.drop_index("ix_leases_state_run", "leases")
     op.drop_index("ix_leases_run_base", "leases")

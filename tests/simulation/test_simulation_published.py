@@ -43,11 +43,11 @@ def changed_codes(theta: Vector, published: Vector, layout: Layout) -> float:
 
 
 def test_a_normal_matrix_keeps_its_codes() -> None:
-    """0.09 % were measured. Catches a rounding that is not the nearest: dropping bits moves twice as many."""
+    """0.023 % change; dropping bits instead of rounding would change 0.049 %, and must be seen."""
     matrix = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
     codes = quantize_weight(torch.from_numpy(matrix))[0]
     rounded = quantize_weight(torch.from_numpy(from_bf16(to_bf16(matrix))))[0]
-    assert 0 < float((codes != rounded).float().mean()) < CHANGED_CODES
+    assert 0 < float((codes != rounded).float().mean()) < 0.0004 < CHANGED_CODES
 
 
 @pytest.fixture(scope="module")

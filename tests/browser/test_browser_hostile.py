@@ -97,7 +97,11 @@ def step(page: Any, how: str) -> str:
 
     with contextlib.suppress(Error):  # a page that was made by a form and is not kept: ERR_CACHE_MISS
         getattr(page, how)(wait_until="load", timeout=5_000)
-    return str(page.content())
+    for _ in range(40):
+        with contextlib.suppress(Error):  # it is still on its way
+            page.wait_for_timeout(250)
+            return str(page.content())
+    raise AssertionError(f"{how} never came to an end")
 
 
 def test_going_back_shows_no_secret_again(with_history: Any, coordinator: Process) -> None:

@@ -96,8 +96,13 @@ ALSO = {
     35: (
         "tests/unit/site/test_site_workers_logs.py::test_hostile_words_appear_as_text",
         "tests/browser/test_browser_site.py::test_words_of_strangers_run_nothing",
+        "tests/browser/test_browser_hostile.py::test_hostile_machines_tasks_and_browsers_are_text",
     ),
-    37: ("tests/browser/test_browser_site.py::test_a_machine_is_added_and_its_page_turns_green",),
+    37: (
+        "tests/browser/test_browser_site.py::test_a_machine_is_added_and_its_page_turns_green",
+        "tests/browser/test_browser_hostile.py::test_going_back_shows_no_secret_again",
+        "tests/browser/test_browser_hostile.py::test_going_back_after_signing_out_shows_nothing",
+    ),
     45: ("tests/unit/coordinator/test_core_backup.py::test_a_full_disk_leaves_no_file_and_no_row",),
     46: (
         "tests/unit/site/test_site_workers_logs.py::test_hostile_words_appear_as_text",
@@ -132,8 +137,6 @@ ALSO = {
 OPEN = {
     3: "a second process on PostgreSQL is not tested",
     33: "a browser sees no violation on any page; not every action is walked",
-    35: "log lines are tested in a browser; hostile names and tasks are not",
-    37: "going back in the browser's history is not tested",
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
     44: "does not apply while no route streams events; pages ask again by themselves",
     53: "settings have no page and no row yet",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sqlalchemy import text
 
 from bithaul.coordinator.commands.publish_model import publish_model
@@ -15,14 +16,16 @@ from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.database import runs, versions
 from bithaul.coordinator.database.migrate import downgrade, upgrade
 from bithaul.coordinator.queries.blobs import current_version, weights_blob
+from bithaul.coordinator.queries.ternary import ternary
 from bithaul.coordinator.services.retention import retain
 from bithaul.coordinator.services.startup import check_run
 from bithaul.errors import CorruptFile, UnknownName
 from bithaul.exchange.bf16 import from_bf16, to_bf16
 from bithaul.exchange.messages import RegisterRequest
-from bithaul.exchange.weights import open_weights, weights_size
+from bithaul.exchange.weights import BF16, open_weights, weights_pieces, weights_size
 from bithaul.model.checkpoint import load_checkpoint
 from bithaul.model.init import initial_vector
+from bithaul.model.quantize import quantize_weight
 
 House = Any
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -153,6 +156,28 @@ def test_the_exported_model_is_the_published_one(published: House) -> None:
     exported = load_checkpoint(folder / "model.safetensors").vector
     assert np.array_equal(exported, published.published(2))
     assert not np.array_equal(exported, published.theta(2))
+
+
+def test_the_pictures_tell_what_rounding_changed(published: House) -> None:
+    """Catches a metric that compares two versions, or theta with itself. Rounding is exaggerated here."""
+    one_round(published)
+    assert ternary(published.c, 2).layers[0].rounded == 0.0, "so few values have none near a border"
+    layout, theta = published.run.layout, published.theta(2)
+    coarse = theta + np.random.default_rng(5).standard_normal(theta.size).astype(np.float32) * 0.02
+    file = published.c.blobs.put(weights_pieces(2, coarse, BF16), name="coarse")
+    with published.c.database.write() as connection:
+        versions.update_version(connection, published.run.id, 2, sha256=file.sha256)
+    changed = total = 0
+    for (spec, one), (_, other) in zip(layout.views(theta), layout.views(rounded(coarse)), strict=True):
+        if "_proj." in spec.name:
+            codes = [quantize_weight(torch.from_numpy(np.array(matrix)))[0] for matrix in (one, other)]
+            changed += int((codes[0] != codes[1]).sum())
+            total += one.size
+    assert changed > 0
+    assert ternary(published.c, 2).layers[0].rounded == pytest.approx(changed / total)
+    with published.c.database.write() as connection:
+        versions.update_version(connection, published.run.id, 2, theta_sha256=None)
+    assert ternary(published.c, 2).layers[0].rounded is None
 
 
 def test_a_run_without_a_choice_publishes_theta_itself(house: House) -> None:

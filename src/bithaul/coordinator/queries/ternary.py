@@ -1,7 +1,7 @@
 """What a version's ternary weights look like, layer by layer: shares of -1, 0, +1, a histogram, flips.
 
 Absmean quantisation (BitNet b1.58, section 2): round(w / mean|w|) clipped to -1..1. Reads the whole weights
-file; callers keep the result, which never changes.
+file; callers keep the result, which never changes while theta is kept.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ REACH = 4.0
 
 
 class LayerView(BaseModel):
-    """Shares are 0..1. `flips`: values that differ from the version compared with; None without one."""
+    """Shares are 0..1. `flips`: values that differ from the version compared with; None without one.
+    `rounded`: values that differ from those of theta, by publication alone; None when theta is not kept."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -32,6 +33,7 @@ class LayerView(BaseModel):
     scale: float  # mean|w| of its matrices, weighted by size
     histogram: list[float]  # share of each bin, sums to 1
     flips: float | None
+    rounded: float | None
 
 
 class TernaryView(BaseModel):
@@ -46,15 +48,14 @@ def ternary(c: Coordinator, version: int) -> TernaryView:
     """Raises `NotFound` for a version that is unknown or whose weights were retired."""
     with c.database.read() as connection:
         run = runs.get_run(connection)
-        kept = [
-            row.version
-            for row in versions.list_versions(connection, run.id)
-            if row.version < version and row.retired_at is None
-        ]
+        rows = versions.list_versions(connection, run.id)
+    kept = [row.version for row in rows if row.version < version and row.retired_at is None]
+    thetas = [row.theta_sha256 for row in rows if row.version == version and row.theta_sha256]
     before = kept[-1] if kept else None
     size = run.layout.size
     now = open_weights(weights_blob(c, version).path, expected_count=size).vector
     old = None if before is None else open_weights(weights_blob(c, before).path, expected_count=size).vector
+    theta = open_weights(c.blobs.get(thetas[0]).path, expected_count=size).vector if thetas else None
     layers = []
     for number in range(run.model.num_layers):
         spans = [
@@ -62,14 +63,20 @@ def ternary(c: Coordinator, version: int) -> TernaryView:
             for spec in run.layout.tensors
             if spec.name in {f"model.layers.{number}.{part}.weight" for part in PROJECTIONS}
         ]
-        layers.append(_layer(f"layer {number}", now, old, spans))
+        layers.append(_layer(f"layer {number}", now, old, theta, spans))
     return TernaryView(version=version, compared_with=before, layers=layers)
 
 
-def _layer(name: str, now: FloatVector, old: FloatVector | None, spans: list[tuple[int, int]]) -> LayerView:
+def _layer(
+    name: str,
+    now: FloatVector,
+    old: FloatVector | None,
+    theta: FloatVector | None,
+    spans: list[tuple[int, int]],
+) -> LayerView:
     counts = np.zeros(3)
     bins = np.zeros(BINS)
-    flips = scale = 0.0
+    flips = rounded = scale = 0.0
     for start, size in spans:
         matrix = now[start : start + size]
         mean = float(np.abs(matrix).mean()) or 1.0
@@ -79,8 +86,9 @@ def _layer(name: str, now: FloatVector, old: FloatVector | None, spans: list[tup
         bins += np.histogram(np.clip(relative, -REACH, REACH), bins=BINS, range=(-REACH, REACH))[0]
         scale += mean * size
         if old is not None:
-            past = old[start : start + size]
-            flips += float((cut != _ternary(past / (float(np.abs(past).mean()) or 1.0))).sum())
+            flips += float((cut != _codes(old[start : start + size])).sum())
+        if theta is not None:
+            rounded += float((cut != _codes(theta[start : start + size])).sum())
     total = float(counts.sum()) or 1.0
     minus, zero, plus = (counts / total).tolist()
     return LayerView(
@@ -92,7 +100,12 @@ def _layer(name: str, now: FloatVector, old: FloatVector | None, spans: list[tup
         scale=scale / total,
         histogram=(bins / total).tolist(),
         flips=None if old is None else flips / total,
+        rounded=None if theta is None else rounded / total,
     )
+
+
+def _codes(matrix: FloatVector) -> FloatVector:
+    return _ternary(matrix / (float(np.abs(matrix).mean()) or 1.0))
 
 
 def _ternary(relative: FloatVector) -> FloatVector:

@@ -82,7 +82,7 @@ PROMISES = {
     53: "who did what is in the audit log",
     54: "a crowd of sign-ins does not stop heartbeats, and takes bounded memory",
     55: "errors carry a request id and never a traceback",
-    56: "floors of libraries with fixed holes hold",
+    56: "floors of libraries with fixed holes hold, and everything that is installed is pinned",
     57: "install scripts carry no secret as an argument and quote hostile names",
     58: "only this machine is served unless told otherwise",
     59: "secrets are compared in constant time",
@@ -140,7 +140,8 @@ OPEN = {
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
     44: "does not apply while no route streams events; pages ask again by themselves",
     53: "settings have no page and no row yet",
-    56: "no audit of the lock file",
+    56: "pins are audited against advisories on the disk; fetching new ones is left to who runs `make audit`; "
+    "setuptools, which torch asks for, comes with the environment and is not pinned",
     57: "the PowerShell line is checked as text, not run",
 }
 

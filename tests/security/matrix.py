@@ -140,7 +140,7 @@ OPEN = {
     40: "zstd is refused like every encoding, so there is no bomb to defuse",
     44: "does not apply while no route streams events; pages ask again by themselves",
     53: "settings have no page and no row yet",
-    56: "pins are audited against advisories on the disk; fetching new ones is left to who runs `make audit`; "
+    56: "pins are audited against advisories on the disk; fetching new ones is left to `make audit`; "
     "setuptools, which torch asks for, comes with the environment and is not pinned",
     57: "the PowerShell line is checked as text, not run",
 }

@@ -124,6 +124,7 @@ ALSO = {
         "tests/unit/site/test_site_keys.py::test_powershell_quotes_are_doubled",
     ),
     60: (
+        "tests/e2e/test_up.py::test_a_run_goes_on_from_a_backup_made_while_it_trained",
         "tests/unit/coordinator/test_core_backup.py::test_the_file_is_private_and_readable_by_tar",
         "tests/unit/coordinator/test_core_backup.py::test_hostile_paths_are_refused",
         "tests/unit/coordinator/test_core_backup.py::test_damage_anywhere_is_found_and_leaves_nothing",

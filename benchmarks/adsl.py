@@ -3,9 +3,10 @@
 A real coordinator and a real worker with `small`, between them `simulation.slowline` as ADSL: 10 Mbit/s down,
 1 Mbit/s up, 80 ms there and back, 1 % of segments lost (what it leaves out stands there). Tasks are short;
 what a task costs besides training (download, upload, waiting) does not depend on its length: utilisation is
-given for the tasks measured and computed for tasks of ten minutes. A row a codec; the last line is JSON:
+given for the tasks measured and computed for tasks of ten minutes. A row for each codec and way of publishing
+weights; the last line is JSON:
 
-    python benchmarks/adsl.py --tasks 3 --task-seconds 30 --codecs int8-block-v1 int4-block-v1
+    python benchmarks/adsl.py --tasks 3 --task-seconds 30 --codecs int8-block-v1 --weights fp32 bf16
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.build import build_corpus
 from bithaul.corpus.generator import generate
 from bithaul.exchange.messages import WORKER_SCOPE
+from bithaul.exchange.weights import WEIGHTS, weights_named, weights_size
 from bithaul.model.config import load_config
 from bithaul.model.layout import layout_of
 from bithaul.simulation.slowline import PROFILES, SlowLine
@@ -38,7 +40,7 @@ from bithaul.training.recipe import TrainingRecipe
 PLANNED = 600.0  # seconds of a usual task
 
 
-def prepare(folder: Path, *, preset: str, codec: str, task_seconds: float) -> tuple[str, int]:
+def prepare(folder: Path, *, preset: str, codec: str, weights: str, task_seconds: float) -> tuple[str, int]:
     """A run that does not end by itself: the worker's secret and the number of parameters."""
     context = load_config(preset, vocab_size=5174).context_length
     data = [list(generate(count=n, seed=0, split=s)) for n, s in ((20_000, "train"), (256, "heldout"))]
@@ -52,6 +54,7 @@ def prepare(folder: Path, *, preset: str, codec: str, task_seconds: float) -> tu
         budget_tokens=1e9,
         task_seconds=task_seconds,
         codec=codec,
+        weights=weights,
         probe_every=0,
     )
     with closing(open_coordinator(load_settings(folder))) as c:
@@ -80,9 +83,11 @@ def entries(stream: object, *, tasks: int) -> list[dict[str, object]]:
 
 
 def measure(
-    folder: Path, *, preset: str, codec: str, profile: str, tasks: int, task_seconds: float
+    folder: Path, *, preset: str, codec: str, weights: str, profile: str, tasks: int, task_seconds: float
 ) -> dict[str, object]:
-    secret, parameters = prepare(folder, preset=preset, codec=codec, task_seconds=task_seconds)
+    secret, parameters = prepare(
+        folder, preset=preset, codec=codec, weights=weights, task_seconds=task_seconds
+    )
     coordinator = subprocess.Popen(
         command("coordinator", "--dir", folder, "--port", 0, "--json"), stdout=subprocess.PIPE, text=True
     )
@@ -109,11 +114,18 @@ def measure(
                 process.wait()
         if line is not None:
             line.close()
-    return told(log, codec=codec, parameters=parameters, tasks=tasks, up=up, down=down)
+    return told(log, codec=codec, weights=weights, parameters=parameters, tasks=tasks, up=up, down=down)
 
 
 def told(
-    log: list[dict[str, object]], *, codec: str, parameters: int, tasks: int, up: int, down: int
+    log: list[dict[str, object]],
+    *,
+    codec: str,
+    weights: str,
+    parameters: int,
+    tasks: int,
+    up: int,
+    down: int,
 ) -> dict[str, object]:
     """From the end of one training to the end of the next is one cycle; the first task only warms up."""
     at = [(str(e["event"]), datetime.fromisoformat(str(e["timestamp"])).timestamp(), e) for e in log]
@@ -131,8 +143,10 @@ def told(
     besides = statistics.median(c - t for c, t in zip(cycles, training, strict=True))
     speeds = [float(str(entry["tokens"])) / float(str(entry["seconds"])) for _, entry in trained]
     tokens = statistics.median(speeds)
+    fetched = weights_size(parameters, weights_named(weights))
     return {
         "codec": codec,
+        "weights": weights,
         "update_mb": round(up / tasks / 1e6, 2),
         "download_mb_a_task": round(down / (tasks + 1) / 1e6, 2),  # corpus and first weights included
         "download_seconds": round(statistics.median(download), 1),
@@ -143,7 +157,7 @@ def told(
         "utilisation_of_600_s": round(PLANNED / (PLANNED + besides), 3),
         "tokens_per_second": round(tokens),
         "parameters": parameters,
-        "bytes_a_token_of_600_s": round((up / tasks + 4 * parameters) / (PLANNED * tokens), 2),
+        "bytes_a_token_of_600_s": round((up / tasks + fetched) / (PLANNED * tokens), 2),
     }
 
 
@@ -154,9 +168,10 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--task-seconds", type=float, default=30.0)
     parser.add_argument("--codecs", nargs="+", default=["int8-block-v1", "int4-block-v1", "topk-2bit-v1"])
+    parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=["fp32"])
     args = parser.parse_args()
     rows = []
-    for codec in args.codecs:
+    for codec, weights in itertools.product(args.codecs, args.weights):
         folder = Path(tempfile.mkdtemp(prefix="bithaul-adsl-"))
         try:
             rows.append(
@@ -164,6 +179,7 @@ def main() -> None:
                     folder,
                     preset=args.preset,
                     codec=codec,
+                    weights=weights,
                     profile=args.profile,
                     tasks=args.tasks,
                     task_seconds=args.task_seconds,

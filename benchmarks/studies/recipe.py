@@ -29,8 +29,8 @@ from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.evaluation.documents import frame
 from bithaul.evaluation.intents import evaluate_intents
 from bithaul.evaluation.perplexity import evaluate_perplexity
-from bithaul.inference.loader import LoadedModel
-from bithaul.model.checkpoint import save_checkpoint
+from bithaul.inference.loader import LoadedModel, network_of
+from bithaul.model.checkpoint import Checkpoint, save_checkpoint
 from bithaul.model.config import load_config
 from bithaul.model.init import initial_vector
 from bithaul.training.recipe import CorpusKind, TrainingRecipe
@@ -73,7 +73,9 @@ def train(
     folder: Folder, recipe: TrainingRecipe, args: argparse.Namespace, *, seed: int, save: Path | None
 ) -> dict[str, object]:
     config = load_config(args.preset, vocab_size=folder.tokenizer.vocab_size, ternary=not args.twin)
-    trainer = Trainer(config, recipe, label_token=folder.tokenizer.intent, threads=args.threads)
+    trainer = Trainer(
+        config, recipe, label_token=folder.tokenizer.intent, threads=args.threads, path=args.path
+    )
     trainer.load(initial_vector(config, seed=seed))
     order, budget, done = random.Random(seed), int(args.tokens), 0
     pending: list[npt.NDArray[np.int32]] = []
@@ -107,7 +109,7 @@ def train(
         folder.tokenizer.save(save / TOKENIZER)
         folder.labels.save(save / LABELS)
     heldout = trainer.evaluate(folder.heldout).loss
-    network = trainer.model.eval().requires_grad_(False)
+    network = network_of(Checkpoint(config, trainer.vector(), {}), args.folder)
     return {
         "tokens": done,
         "seconds": round(seconds, 1),
@@ -143,6 +145,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--save", type=Path, help="folder for the trained models: SAVE/recipe-number/seed")
+    parser.add_argument("--path", help="compute path such as cuda; default the fastest")
     parser.add_argument("--twin", action="store_true", help="without quantisers, in fp32")
     parser.add_argument("--recipe", nargs="+", default=["{}"], help="JSON with recipe fields to replace")
     args = parser.parse_args()

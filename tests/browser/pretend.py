@@ -121,6 +121,7 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
                 "version": version,
                 "sha256": f"{version:064x}",
                 "size": 27_541_632,
+                "theta_sha256": None,
                 "momentum_sha256": None,
                 "retired_at": made + 60 if version < count - 1 else None,
                 "pinned": False,
@@ -199,7 +200,7 @@ def _weights(c: Coordinator, rows: list[dict[str, object]]) -> None:
         view[:] = generator.standard_t(4 + 5 * (4 - depth), spec.shape).astype(np.float32) * 0.02
     for row in rows:
         blob = c.blobs.put(weights_pieces(row["version"], vector), name=f"pretend-{row['version']}")
-        row |= {"sha256": blob.sha256, "size": blob.size}
+        row |= {"sha256": blob.sha256, "size": blob.size, "theta_sha256": blob.sha256}
         vector = vector + generator.normal(0, 0.0004, vector.shape).astype(np.float32)
 
 

@@ -49,6 +49,7 @@ def add_version(coordinator) -> int:
             version=number,
             sha256=blob.sha256,
             size=blob.size,
+            theta_sha256=blob.sha256,
             created_at=coordinator.c.clock.now(),
             tokens_total=newest.tokens_total + newest.tokens,
         )

@@ -88,7 +88,17 @@ class Room:
             return versions.newest_version(connection, runs.get_run(connection).id).version
 
     def theta(self, version: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """As workers fetch it."""
         path = self.weights_file(version)
+        return np.array(open_weights(path, expected_count=self.run.layout.size).vector)
+
+    def own_theta(self, version: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """As the coordinator keeps it to itself."""
+        with self.c.database.read() as connection:
+            row = versions.find_version(connection, runs.get_run(connection).id, version)
+        assert row is not None
+        assert row.theta_sha256 is not None
+        path = self.c.blobs.get(row.theta_sha256).path
         return np.array(open_weights(path, expected_count=self.run.layout.size).vector)
 
     def weights_file(self, version: int) -> Path:

@@ -11,11 +11,14 @@ from bithaul.cli.local.folder import RunFolder, RunSpec
 from bithaul.cli.local.prepare import data_digest, prepare
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.runs import get_run
+from bithaul.coordinator.queries.blobs import current_version
+from bithaul.coordinator.queries.runs import run_view
 from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.augment import AS_IT_IS, Augmentation
 from bithaul.corpus.build import CorpusManifest
 from bithaul.corpus.tokenizer import Tokenizer
-from bithaul.errors import InvalidConfig
+from bithaul.errors import InvalidConfig, UnknownName
+from bithaul.exchange.weights import BF16, weights_size
 from bithaul.training.recipe import TrainingRecipe
 
 SONGS = "".join(
@@ -82,6 +85,21 @@ def test_wishes_win_over_what_is_suggested(folder: RunFolder, tmp_path: Path) ->
     assert (recipe["dropout"], recipe["peak_lr"]) == (0.25, 5e-4)
     tokenizer = Tokenizer.load(folder.corpus / "tokenizer.json")
     assert tokenizer.encode_words("sayings")[0][0] == tokenizer.unk
+
+
+def test_the_choice_of_weights_reaches_the_run(folder: RunFolder, tmp_path: Path) -> None:
+    """Catches an option that is stored in the folder and nowhere else, and a wrong one said too late."""
+    data = tmp_path / "words.tsv"
+    data.write_text(WORDS)
+    with pytest.raises(UnknownName, match="fp32 or bf16"):
+        prepared(folder, data, weights="half")
+    assert not folder.corpus.exists(), "said before anything was built"
+    prepared(folder, data, weights="bf16")
+    with closing(open_coordinator(load_settings(folder.root))) as c:
+        with c.database.read() as connection:
+            count = get_run(connection).layout.size
+        assert run_view(c).weights == "bf16"
+        assert current_version(c).size == weights_size(count, BF16)
 
 
 def test_a_recipe_that_cannot_be_leaves_no_run(folder: RunFolder, tmp_path: Path) -> None:

@@ -6,15 +6,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 from sqlalchemy import text
 
 from bithaul.coordinator.commands import merge_round as merging
 from bithaul.coordinator.commands.steer import pause_run
+from bithaul.exchange.bf16 import from_bf16, to_bf16
+from bithaul.exchange.weights import BF16, FP32, open_weights, weights_pieces
 from bithaul.rounds.leases import Ending
 from bithaul.simulation.invariants import Broken
 from bithaul.simulation.scenario import EPOCH, Outcome, Rehearsal
 
+Vector = npt.NDArray[np.float32]
 HALF = EPOCH + 1800.0
 
 
@@ -68,9 +73,11 @@ def test_two_tasks_with_the_same_examples_are_seen(make: Any) -> None:
     assert outcome.broken
 
 
-def patched(make: Any, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any]) -> Outcome:
+def patched(
+    make: Any, monkeypatch: pytest.MonkeyPatch, name: str, change: Callable[[Any], Any], **scenario: Any
+) -> Outcome:
     monkeypatch.setattr(merging, name, change(getattr(merging, name)))
-    outcome: Outcome = make(workers=2, hours=0.8).run()
+    outcome: Outcome = make(workers=2, hours=0.8, **scenario).run()
     return outcome
 
 
@@ -84,6 +91,41 @@ def test_an_update_applied_twice_is_seen_in_the_weights(make: Any, monkeypatch: 
         return wrong
 
     outcome = patched(make, monkeypatch, "flush", twice)
+    assert not outcome.replay_identical
+    assert not outcome.kept
+
+
+def cut_off(theta: Vector) -> dict[str, Vector]:
+    """bfloat16 by dropping bits, which is not the nearest."""
+    return {"weights": (theta.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)}
+
+
+def from_published(theta: Vector) -> dict[str, Vector]:
+    """The coordinator forgets what publishing rounded away."""
+    return {"theta": from_bf16(to_bf16(theta))}
+
+
+@pytest.mark.parametrize("wrong", [cut_off, from_published])
+def test_a_wrong_rounding_is_seen(
+    make: Any, monkeypatch: pytest.MonkeyPatch, wrong: Callable[[Vector], dict[str, Vector]]
+) -> None:
+    """Files with the right hashes and the wrong values, of what workers fetch and of what is kept."""
+
+    def change(flush: Any) -> Any:
+        def other(c: Any, *, version: int, layout: Any, **options: Any) -> Any:
+            merged = flush(c, version=version, layout=layout, **options)
+            theta = np.array(open_weights(merged.theta.path, expected_count=layout.size).vector)
+            blobs = {
+                name: c.blobs.put(
+                    weights_pieces(version, vector, BF16 if name == "weights" else FP32), name=c.ids.nonce()
+                )
+                for name, vector in wrong(theta).items()
+            }
+            return replace(merged, **blobs)
+
+        return other
+
+    outcome = patched(make, monkeypatch, "flush", change, weights="bf16")
     assert not outcome.replay_identical
     assert not outcome.kept
 

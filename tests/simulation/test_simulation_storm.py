@@ -48,6 +48,18 @@ def test_rollbacks_in_a_storm_keep_every_promise(make: Any) -> None:
     assert sum(outcome.faults.values()) > 20
 
 
+def test_a_storm_over_published_bf16_keeps_every_promise(make: Any) -> None:
+    """Catches theta and what workers fetch drifting apart through crashes and rollbacks, to the bit."""
+    storm = {**SMALL, "rollbacks": 2, "weights": "bf16"}
+    outcome = make(SCENARIOS["storm"], **storm, rule="buffered_nesterov", seed=2).run()
+    assert outcome.broken == ""
+    assert outcome.kept
+    assert outcome.rollbacks >= 2
+    assert len(outcome.coordinator_crashes) >= 1
+    assert outcome.versions > 4
+    assert outcome.loss_last < 0.5 * outcome.loss_first, "the run trains in spite of all"
+
+
 def test_poisoned_machines_are_clipped_or_refused_and_honest_ones_are_not(make: Any) -> None:
     """Catches a gate that lets a poisoned update through, and one that accuses honest machines."""
     options = {"workers": 6, "hours": 1.5, "poisoned": 1, "seed": 3}

@@ -121,6 +121,7 @@ def _told(view: RunView) -> str:
         f"merge rule  {view.merge_rule} {options}".rstrip(),
         f"gates       {' '.join(view.gates) or 'none'}",
         f"codec       {view.codec}",
+        f"weights     {view.weights}",
         "",
         f"{'version':>9} {'tokens':>14} {'workers':>7} {'train':>8} {'held-out':>8}",
         *(_line(row) for row in view.versions[-LAST_VERSIONS:]),

@@ -14,6 +14,7 @@ import typer
 from bithaul.cli.values import merge_option, tokens
 from bithaul.errors import writing
 from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.weights import weights_named
 from bithaul.rounds.gates import gates_named
 from bithaul.rounds.rules import rule_named
 from bithaul.simulation.picture import draw
@@ -38,6 +39,9 @@ def simulate(
         typer.Option("--merge-option", metavar="NAME=VALUE", help="An option of the merge rule; repeatable."),
     ] = None,
     codec: Annotated[str | None, typer.Option(help="How updates travel (as the rule says).")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="How versions are published: fp32, bf16 (fp32).")
+    ] = None,
     aggregator: Annotated[str | None, typer.Option(help="Aggregator of the rule (its own).")] = None,
     gates: Annotated[
         list[str] | None, typer.Option("--gate", help="Switch a gate on: norm, speed, copy; repeatable.")
@@ -73,11 +77,13 @@ def simulate(
         aggregator=aggregator,
         gates=gates_named(gates or ()),
         codec=codec or wanted.codec,
+        weights=weights or wanted.weights,
         poisoned=poisoned,
         poison=poison_named(poison),
     )
     if wanted.codec is not None:
         codec_named(wanted.codec)
+    weights_named(wanted.weights)
     rule_named(wanted.rule, wanted.rule_options)
     place = _MEMORY if _MEMORY.is_dir() and corpus is None else None
     with tempfile.TemporaryDirectory(prefix="bithaul-simulate-", dir=place) as folder:

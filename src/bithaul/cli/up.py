@@ -57,6 +57,10 @@ def up(
     codec: Annotated[
         str | None, typer.Option(help="How updates travel: int8-block-v1, int4-block-v1, topk-2bit-v1, ...")
     ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="How versions reach the workers: fp32 (default), or bf16 in half the bytes."),
+    ] = None,
     task_seconds: Annotated[float | None, typer.Option(min=0.5, help="Planned length of one task.")] = None,
     vocab_size: Annotated[
         int | None, typer.Option(min=64, help="Most words in the vocabulary (5,174).")
@@ -120,6 +124,7 @@ def up(
         gates=None if gates is None else [str(gate) for gate in gates_named(gates)],
         max_update_norm=max_update_norm,
         codec=codec,
+        weights=weights,
         task_seconds=task_seconds,
         vocab_size=vocab_size,
         ternary=not twin,

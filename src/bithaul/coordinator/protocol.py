@@ -18,7 +18,8 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 class HardenedHttpToolsProtocol(HttpToolsProtocol):
     """431 above 32 KiB of headers; closed when headers take over 10 s or a body is slower than 1 KiB/s.
 
-    One timer: of headers, of a body, or of a connection that rests between two requests, 30 s at most.
+    One timer: of headers, of a body, or of a connection that rests between two requests, 75 s at most:
+    a worker whose heartbeats are half a minute apart keeps its own.
     uvicorn's own for the last is not used: it forgets a connection whose request was answered before its body
     had come.
     """
@@ -26,7 +27,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     header_seconds: ClassVar[float] = 10.0
     body_seconds: ClassVar[float] = 30.0
     body_floor: ClassVar[int] = 1024  # bytes per second, averaged over `body_seconds`
-    idle_seconds: ClassVar[float] = 30.0
+    idle_seconds: ClassVar[float] = 75.0
 
     _in_headers = True
     _resting = False

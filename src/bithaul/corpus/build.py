@@ -32,7 +32,8 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 LABELS = "labels.json"
 HELDOUT_RECORDS = "heldout.jsonl"
-PROBE_EXAMPLES = 256
+PROBE_EXAMPLES = 256  # measured again and again while a run trains, so not many, and not more than
+PROBE_TOKENS = 8_192
 
 Item = Example | TextLine
 
@@ -125,9 +126,7 @@ def build_corpus(
     heldout_ids, long_heldout = _rows(tokenizer, heldout, max_tokens)
     if not train_ids:
         raise InvalidData(f"No training example fits into {max_tokens} tokens; use a larger context.")
-    probe = sorted(
-        _chance("probe", seed).sample(range(len(heldout_ids)), min(PROBE_EXAMPLES, len(heldout_ids)))
-    )
+    probe = _probe(heldout_ids, seed)
 
     (directory / MANIFEST).unlink(missing_ok=True)
     tokenizer.save(directory / TOKENIZER)
@@ -149,7 +148,7 @@ def build_corpus(
         max_tokens=max_tokens,
         shards=shards,
         heldout=held,
-        probe=write_shard(directory, "probe-00000", [heldout_ids[i] for i in probe]) if probe else None,
+        probe=write_shard(directory, "probe-00000", probe) if probe else None,
         train_tokens=sum(shard.tokens for shard in shards),
         heldout_tokens=sum(shard.tokens for shard in held),
         left_out=long_train + long_heldout,
@@ -193,6 +192,18 @@ def _rows(tokenizer: Tokenizer, items: Sequence[Item], max_tokens: int) -> tuple
     stream = list(chain.from_iterable(row for row in encoded if len(row) > 2))
     step = max_tokens - 1
     return [stream[i : i + max_tokens] for i in range(0, max(len(stream) - 1, 0), step)], 0
+
+
+def _probe(rows: list[list[int]], seed: int) -> list[list[int]]:
+    """Some held-out rows, in their order."""
+    chosen: list[int] = []
+    tokens = 0
+    for i in _chance("probe", seed).sample(range(len(rows)), min(PROBE_EXAMPLES, len(rows))):
+        if chosen and tokens + len(rows[i]) > PROBE_TOKENS:
+            break
+        chosen.append(i)
+        tokens += len(rows[i])
+    return [rows[i] for i in sorted(chosen)]
 
 
 def _augmented(

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from bithaul.errors import CorruptFile
+from bithaul.exchange.bf16 import all_finite, from_bf16, to_bf16
 from bithaul.exchange.pieces import (
     CHUNK_VALUES,
     STRIP,
@@ -102,9 +103,8 @@ class Bf16:
         for i in range(0, layout.size, STRIP):
             with np.errstate(over="ignore", invalid="ignore"):
                 values = np.ascontiguousarray(vector[i : i + STRIP], np.float32)
-            bits = values.view(np.uint32)
-            words[i : i + STRIP] = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-            if not (np.isfinite(values).all() and (words[i : i + STRIP] & 0x7FFF < 0x7F80).all()):
+            words[i : i + STRIP] = to_bf16(values)
+            if not all_finite(words[i : i + STRIP]):
                 raise not_finite()
         return out
 
@@ -120,8 +120,7 @@ class Bf16:
         base, _ = open_payload(file, layout, self.encoded_size(layout), self.magic, 8)
         for offset, count in cut_pieces(layout, chunk_values, start, stop):
             file.seek(base + 8 + 2 * offset)
-            words = np.frombuffer(read_exactly(file, 2 * count), "<u2").astype(np.uint32)
-            values = (words << 16).view(np.float32)
-            if not np.isfinite(values).all():
+            words = np.frombuffer(read_exactly(file, 2 * count), "<u2")
+            if not all_finite(words):
                 raise CorruptFile("The payload holds values that are not finite.", code="payload_not_finite")
-            yield Decoded(offset, values)
+            yield Decoded(offset, from_bf16(words))

@@ -1,30 +1,72 @@
-"""Weights v1: a version number and a float32 vector, as stored in the blob store and fetched by workers.
+"""Weight files: a version number and a vector, as stored in the blob store and fetched by workers.
 
-`u32 magic 0x54475742 | i64 version | u32 count | f32[count]`, little-endian. Writing streams and hashes;
-reading maps the file, so a vector of 121M values costs no memory until it is touched. Durability and names of
-files belong to the blob store. The magic's number is the contract: its bytes on disk are "BWGT".
+`u32 magic | i64 version | u32 count | values[count]`, little-endian. The magic says how a value stands there:
+`weights-v1` (0x54475742) holds float32, `weights-bf16-v1` (0x48475742) their bfloat16, half the bytes. A run
+chooses one for what it publishes; what must lose nothing (the coordinator's own vectors, residuals) is always
+`weights-v1`. Writing streams and hashes; reading float32 maps the file, so a vector of 121M values costs no
+memory until it is touched, while bfloat16 is widened in memory. Durability and names of files belong to the
+blob store. The magics' numbers are the contract: their bytes on disk are "BWGT" and "BWGH".
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from bithaul.errors import CorruptFile, InvalidInput
+from bithaul.errors import CorruptFile, InvalidInput, UnknownName
+from bithaul.exchange.bf16 import all_finite, from_bf16, to_bf16
 
 FloatVector = npt.NDArray[np.float32]
 
-WEIGHT_FORMAT = "weights-v1"
-MAGIC = (0x54475742).to_bytes(4, "little")
 _HEAD = struct.Struct("<4sqI")
 _PIECE = 1_048_576
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """`choice` is what a run says, `name` what both sides agree on at registration."""
+
+    choice: str
+    name: str
+    magic: bytes
+    value_bytes: int
+
+    def encode(self, values: FloatVector) -> memoryview:
+        """The bytes of float32 [n]. Raises `InvalidInput` for what is not finite or beyond the format."""
+        if self.value_bytes == 4:
+            stored = np.ascontiguousarray(values, "<f4")
+            finite = bool(np.isfinite(stored).all())
+        else:
+            words = to_bf16(np.ascontiguousarray(values, np.float32))
+            stored, finite = words.astype("<u2", copy=False), all_finite(words)
+        if not finite:
+            raise InvalidInput(
+                "The weights hold NaN, infinity or what their format cannot hold; they are not stored.",
+                code="not_finite",
+            )
+        return stored.data.cast("B")
+
+
+FP32 = WeightFormat("fp32", "weights-v1", (0x54475742).to_bytes(4, "little"), 4)
+BF16 = WeightFormat("bf16", "weights-bf16-v1", (0x48475742).to_bytes(4, "little"), 2)
+WEIGHTS: Mapping[str, WeightFormat] = MappingProxyType({f.choice: f for f in (FP32, BF16)})
+WEIGHT_FORMATS = tuple(f.name for f in WEIGHTS.values())  # names at registration
+_BY_MAGIC = {f.magic: f for f in WEIGHTS.values()}
+
+
+def weights_named(choice: str) -> WeightFormat:
+    """How a run publishes its weights; `UnknownName` lists the choices."""
+    if choice not in WEIGHTS:
+        raise UnknownName(f"Weights cannot be published as {choice!r}; choose {' or '.join(WEIGHTS)}.")
+    return WEIGHTS[choice]
 
 
 @dataclass(frozen=True)
@@ -35,50 +77,62 @@ class Weights:
     vector: FloatVector
 
 
-def weights_size(count: int) -> int:
+def weights_size(count: int, form: WeightFormat = FP32) -> int:
     """Length in bytes of a file of `count` values."""
-    return _HEAD.size + 4 * count
+    return _HEAD.size + form.value_bytes * count
 
 
-def weights_head(version: int, count: int) -> bytes:
+def weights_head(version: int, count: int, form: WeightFormat = FP32) -> bytes:
     """What stands before the values: for a writer that streams them itself, as the merger does."""
-    return _HEAD.pack(MAGIC, version, count)
+    return _HEAD.pack(form.magic, version, count)
 
 
-def weights_pieces(version: int, vector: FloatVector) -> Iterator[bytes | memoryview]:
-    """The file's bytes in pieces of about 1 MiB. Raises `InvalidInput` for values that are not finite."""
+def weights_pieces(
+    version: int, vector: FloatVector, form: WeightFormat = FP32
+) -> Iterator[bytes | memoryview]:
+    """The file's bytes in pieces of at most 1 MiB. Raises `InvalidInput` for values that are not finite."""
     if vector.ndim != 1 or version < 0:
         raise InvalidInput(f"Version {version} with shape {vector.shape} is not a weight vector.")
-    yield _HEAD.pack(MAGIC, version, vector.size)
+    yield weights_head(version, vector.size, form)
     for i in range(0, vector.size, _PIECE // 4):
-        piece = np.ascontiguousarray(vector[i : i + _PIECE // 4], "<f4")
-        if not np.isfinite(piece).all():
-            raise InvalidInput("The weights hold NaN or infinity; they are not stored.", code="not_finite")
-        yield piece.data.cast("B")
+        yield form.encode(vector[i : i + _PIECE // 4])
 
 
-def write_weights(stream: BinaryIO, version: int, vector: FloatVector) -> str:
+def write_weights(stream: BinaryIO, version: int, vector: FloatVector, form: WeightFormat = FP32) -> str:
     """Write the file and return its SHA-256 (hex)."""
     digest = hashlib.sha256()
-    for piece in weights_pieces(version, vector):
+    for piece in weights_pieces(version, vector, form):
         digest.update(piece)
         stream.write(piece)
     return digest.hexdigest()
 
 
 def read_weights(data: bytes | bytearray | memoryview, *, expected_count: int) -> Weights:
-    """Weights from bytes; the vector is a view into them. Raises `CorruptFile`."""
-    version = _check(bytes(data[: _HEAD.size]), len(data), expected_count)
-    vector = np.frombuffer(data, "<f4", expected_count, _HEAD.size)
+    """Weights from bytes; a float32 vector is a view into them. Raises `CorruptFile`."""
+    version, form = _check(bytes(data[: _HEAD.size]), len(data), expected_count)
+    if form is FP32:
+        vector: FloatVector = np.frombuffer(data, "<f4", expected_count, _HEAD.size)
+    else:
+        vector = from_bf16(np.frombuffer(data, "<u2", expected_count, _HEAD.size))
     vector.flags.writeable = False
     return Weights(version, vector)
 
 
 def open_weights(path: Path, *, expected_count: int) -> Weights:
-    """Weights mapped from a file, read-only. Checks magic, count and exact length; raises `CorruptFile`."""
+    """Weights of a file, read-only: float32 mapped, bfloat16 widened in memory.
+
+    Checks magic, count and exact length; raises `CorruptFile`.
+    """
     with path.open("rb") as file:
-        version = _check(file.read(_HEAD.size), path.stat().st_size, expected_count)
-    return Weights(version, np.memmap(path, np.dtype("<f4"), "r", _HEAD.size, (expected_count,)))
+        version, form = _check(file.read(_HEAD.size), path.stat().st_size, expected_count)
+    if form is FP32:
+        return Weights(version, np.memmap(path, np.dtype("<f4"), "r", _HEAD.size, (expected_count,)))
+    vector = np.empty(expected_count, np.float32)
+    words = np.memmap(path, np.dtype("<u2"), "r", _HEAD.size, (expected_count,))
+    for i in range(0, expected_count, _PIECE):
+        vector[i : i + _PIECE] = from_bf16(words[i : i + _PIECE])
+    vector.flags.writeable = False
+    return Weights(version, vector)
 
 
 def verify_weights(path: Path, *, expected_count: int, sha256: str) -> Weights:
@@ -97,22 +151,24 @@ def verify_weights(path: Path, *, expected_count: int, sha256: str) -> Weights:
     return weights
 
 
-def _check(head: bytes, size: int, expected_count: int) -> int:
-    """The version, once the head and the length fit `expected_count`."""
+def _check(head: bytes, size: int, expected_count: int) -> tuple[int, WeightFormat]:
+    """Version and format, once the head and the length fit `expected_count`."""
     if len(head) < _HEAD.size:
         raise CorruptFile(f"The weight file ends after {size} bytes, inside its head.", code="weights_short")
     magic, version, count = _HEAD.unpack(head)
-    if magic != MAGIC:
-        raise CorruptFile(f"The weight file begins with {magic!r}, not {MAGIC!r}.", code="weights_magic")
+    if magic not in _BY_MAGIC:
+        known = " or ".join(str(m) for m in _BY_MAGIC)
+        raise CorruptFile(f"The weight file begins with {magic!r}, not {known}.", code="weights_magic")
+    form = _BY_MAGIC[magic]
     if version < 0:
         raise CorruptFile(f"The weight file has the version {version}.", code="weights_version")
     if count != expected_count:
         raise CorruptFile(
             f"The weight file holds {count} values, the layout {expected_count}.", code="weights_count"
         )
-    if size != weights_size(count):
+    if size != weights_size(count, form):
         raise CorruptFile(
-            f"The weight file has {size} bytes, {count} values need {weights_size(count)}.",
+            f"The weight file has {size} bytes, {count} values need {weights_size(count, form)}.",
             code="weights_length",
         )
-    return int(version)
+    return int(version), form

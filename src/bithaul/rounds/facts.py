@@ -55,6 +55,19 @@ class RoundFacts:
 
 
 @dataclass(frozen=True)
+class Glance:
+    """A round by its sums, which are cheap to read when a thousand work on it."""
+
+    now: float
+    tick: float
+    length: float
+    reports: int  # accepted and in no version yet
+    first_report_at: float | None
+    leases: int  # open
+    aimed: int  # of them on the current base and aimed at this round's tick
+
+
+@dataclass(frozen=True)
 class Flush:
     """One version made before: its tokens and their token-weighted mean staleness."""
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bithaul.rounds import outer
 from bithaul.rounds.aggregate import FloatVector, Mix, Update, Wide, aggregator_named
-from bithaul.rounds.facts import Contribution, Flush, Past, RoundFacts
+from bithaul.rounds.facts import Contribution, Flush, Glance, Past, RoundFacts
 from bithaul.rounds.outer import Moved, OuterStep
 
 QUORUM = 0.6
@@ -79,6 +79,10 @@ class MergeRule(Protocol):
         """Whether to make a version now."""
         ...
 
+    def too_early(self, glance: Glance) -> bool:
+        """Whether `due` says no to every round with these sums: asked before everybody is read."""
+        ...
+
     def waits(self, *, left: float, length: float) -> bool:
         """Whether a worker whose report is not merged yet gets no new lease so short before the tick."""
         ...
@@ -96,9 +100,14 @@ class MergeRule(Protocol):
         ...
 
 
+def last_aim(*, tick: float, length: float) -> float:
+    """Leases aimed beyond it belong to the next round."""
+    return tick + 0.5 * length
+
+
 def awaited(facts: RoundFacts) -> set[str]:
     """Workers whose report belongs to this round: with a lease aimed at its tick, or about to ask."""
-    late = facts.tick + 0.5 * facts.length  # leases aimed beyond belong to the next round
+    late = last_aim(tick=facts.tick, length=facts.length)
     waiting = {lease.worker for lease in facts.leases if lease.on_current_base and lease.aimed_at <= late}
     if facts.work_left and not facts.paused:
         busy = {lease.worker for lease in facts.leases}

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from bithaul.errors import InvalidConfig, UnknownName
 from bithaul.rounds import outer
 from bithaul.rounds.aggregate import AGGREGATORS, Mix, Wide, aggregator_named
-from bithaul.rounds.facts import Contribution, Past, RoundFacts
+from bithaul.rounds.facts import Contribution, Glance, Past, RoundFacts
 from bithaul.rounds.merging import (
     MergeRule,
     Plan,
@@ -55,9 +55,12 @@ class Sync:
         if not facts.contributions:
             return False
         first = min(c.received_at for c in facts.contributions)
-        if facts.now >= first + max(2.0, 1.5 * facts.length):
+        return facts.now >= _deadline(first, length=facts.length) or not awaited(facts)
+
+    def too_early(self, glance: Glance) -> bool:
+        if glance.first_report_at is None:
             return True
-        return not awaited(facts)
+        return glance.aimed > 0 and glance.now < _deadline(glance.first_report_at, length=glance.length)
 
     def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
         return True
@@ -107,9 +110,12 @@ class BufferedNesterov:
             return False
         if not awaited(facts):
             return True
-        late = facts.now - facts.tick
-        grace = min(LONGEST_GRACE, 0.1 * facts.length)
+        late, grace = facts.now - facts.tick, _grace(length=facts.length)
         return (late >= grace and contributors >= quorum(facts.active)) or late >= 0.5 * facts.length
+
+    def too_early(self, glance: Glance) -> bool:
+        late = glance.now - glance.tick
+        return not glance.reports or (glance.aimed > 0 and late < _grace(length=glance.length))
 
     def waits(self, *, left: float, length: float) -> bool:
         return left < SHORT_REST * length
@@ -146,6 +152,9 @@ class StalenessSgd:
 
     def due(self, facts: RoundFacts) -> bool:
         return bool(facts.contributions)
+
+    def too_early(self, glance: Glance) -> bool:
+        return not glance.reports
 
     def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
         return True  # for an instant: every report is merged at once
@@ -187,6 +196,9 @@ class DelayedNesterov:
     def due(self, facts: RoundFacts) -> bool:
         return bool(facts.contributions)
 
+    def too_early(self, glance: Glance) -> bool:
+        return not glance.reports
+
     def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
         return True  # for an instant: every report is merged at once
 
@@ -227,6 +239,9 @@ class FedBuffSgd:
         ending = not facts.work_left or facts.paused or not facts.active
         return bool(facts.contributions) and ending and not facts.leases
 
+    def too_early(self, glance: Glance) -> bool:
+        return not glance.reports or (glance.reports < self.buffer and glance.leases > 0)
+
     def waits(self, *, left: float, length: float) -> bool:  # noqa: ARG002 - the protocol's signature
         return False
 
@@ -245,6 +260,16 @@ class FedBuffSgd:
     ) -> Plan:
         mix = mixed(self.aggregator, taken, weights_of(taken), products, mu=0.0)
         return Plan(mix, outer.plain(self.eta))
+
+
+def _deadline(first_report_at: float, *, length: float) -> float:
+    """How long a barrier waits: 1.5 rounds from the first report on, two seconds at least."""
+    return first_report_at + max(2.0, 1.5 * length)
+
+
+def _grace(*, length: float) -> float:
+    """Seconds after the tick in which late reports still count for it."""
+    return min(LONGEST_GRACE, 0.1 * length)
 
 
 _KINDS: Mapping[str, type] = MappingProxyType(

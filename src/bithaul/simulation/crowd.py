@@ -25,7 +25,7 @@ from bithaul.errors import Unavailable
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import frame_head
 from bithaul.exchange.messages import ReportHeader, TaskMessage
-from bithaul.exchange.weights import WEIGHT_FORMAT
+from bithaul.exchange.weights import WEIGHT_FORMATS
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import layout_of
 from bithaul.worker.outbox import payload_sha256
@@ -182,7 +182,7 @@ class Member:
     async def _join(self) -> None:
         message: dict[str, object] = {
             "codecs": ["int8-block-v1", "topk-2bit-v1"],
-            "weight_formats": [WEIGHT_FORMAT],
+            "weight_formats": list(WEIGHT_FORMATS),
         }
         answer = await self._ask("register", "POST", "/register", message)
         self._run = answer.json()["run"]

@@ -1,12 +1,13 @@
 """The weights again, from the ledger alone: whole vectors, version by version, compared bit for bit.
 
 A version follows from the one before, the payloads that name it and the numbers stored with it; one that a
-rollback made is the version it restores, without momentum if that was not kept. What was applied twice, left
-out, weighed differently or stored differently shows here.
+rollback made is the version it restores, without momentum if that was not kept, and as it was published if
+theta was not. What was applied twice, left out, weighed, rounded or stored differently shows here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from typing import Any
@@ -17,7 +18,14 @@ import numpy.typing as npt
 from bithaul.coordinator.blobs.store import BlobStore
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import read_header
-from bithaul.exchange.weights import open_weights
+from bithaul.exchange.weights import (
+    FP32,
+    WeightFormat,
+    open_weights,
+    read_weights,
+    weights_named,
+    weights_pieces,
+)
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import Layout, layout_of
 from bithaul.rounds.aggregate import Mix
@@ -36,6 +44,7 @@ class Replay:
         self._house = house
         self._layout: Layout | None = None
         self._codec = ""
+        self._form = FP32
         self._version = 0
         self._theta: FloatVector | None = None
         self._momentum: FloatVector | None = None
@@ -43,6 +52,12 @@ class Replay:
         self.identical = True
         self.differing: list[int] = []
         self.versions = 0
+
+    @property
+    def theta(self) -> FloatVector:
+        """That of the newest version looked at, float32 [parameters]."""
+        assert self._theta is not None, "no version was looked at"
+        return self._theta
 
     @property
     def memory(self) -> Any:
@@ -55,21 +70,23 @@ class Replay:
 
     def catch_up(self, db: sqlite3.Connection) -> None:
         if self._layout is None:
-            model, self._codec = db.execute("SELECT model, codec FROM runs").fetchone()
+            model, self._codec, weights = db.execute("SELECT model, codec, weights FROM runs").fetchone()
+            self._form = weights_named(weights)
             self._layout = layout_of(ModelConfig.model_validate(json.loads(model)))
         rows = db.execute(
-            "SELECT version, sha256, momentum_sha256, outer_step, restores, retired_at FROM versions "
-            "WHERE version > ? ORDER BY version",
+            "SELECT version, sha256, theta_sha256, momentum_sha256, outer_step, restores, retired_at "
+            "FROM versions WHERE version > ? ORDER BY version",
             (self._version,),
         ).fetchall()
-        for version, sha256, momentum, numbers, restores, retired in rows:
-            self._one(db, version, sha256, momentum, numbers, restores, retired is not None)
+        for version, sha256, theta, momentum, numbers, restores, retired in rows:
+            self._one(db, version, sha256, theta, momentum, numbers, restores, retired is not None)
 
     def _one(
         self,
         db: sqlite3.Connection,
         version: int,
         sha256: str,
+        theta: str | None,
         momentum: str | None,
         numbers: str | None,
         restores: int | None,
@@ -78,11 +95,13 @@ class Replay:
         blobs, layout = self._house.c.blobs, self._layout
         assert layout is not None
         if self._theta is None:
-            self._theta = _vector(blobs, sha256, layout)
+            self._theta = _vector(blobs, theta or sha256, layout)
         else:
             if restores is not None:
-                theta, carried = self._made[restores]
-                self._theta, self._momentum = theta, carried if momentum is not None else None
+                exact, carried = self._made[restores]
+                kept = theta in (None, _digest(version, exact, FP32))
+                self._theta = exact if kept else _as_published(version, exact, self._form)
+                self._momentum = carried if momentum is not None else None
             else:
                 assert numbers is not None, "a version that restores none has the numbers of its step"
                 payloads = db.execute(
@@ -92,13 +111,17 @@ class Replay:
                 plan = plan_from(json.loads(numbers))
                 moved = step(plan, self._theta, self._momentum, updates)
                 self._theta, self._momentum = moved.theta, moved.momentum
-            same = retired or np.array_equal(self._theta, _vector(blobs, sha256, layout))
+            same = _digest(version, self._theta, self._form) == sha256
+            if not retired:
+                blobs.verify(sha256)
+            if theta is not None:
+                same = same and np.array_equal(self._theta, _vector(blobs, theta, layout))
             if momentum is not None and self._momentum is not None:
                 same = same and np.array_equal(self._momentum, _vector(blobs, momentum, layout))
             if not same:
                 self.identical = False
                 self.differing.append(version)
-                self._theta = _vector(blobs, sha256, layout)
+                self._theta = _vector(blobs, theta or sha256, layout)
         self._version = version
         self._made[version] = self._theta, self._momentum
         self._made.pop(version - REMEMBERED, None)
@@ -116,6 +139,19 @@ def plan_from(stored: dict[str, Any]) -> Plan:
     """The numbers of a step as they stand beside its version."""
     mix = stored["mix"]
     return Plan(Mix(mix["aggregator"], tuple(mix["factors"]), mix["centre"]), OuterStep(**stored["outer"]))
+
+
+def _digest(version: int, vector: FloatVector, form: WeightFormat) -> str:
+    """SHA-256 of the file that this vector must have."""
+    digest = hashlib.sha256()
+    for piece in weights_pieces(version, vector, form):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _as_published(version: int, vector: FloatVector, form: WeightFormat) -> FloatVector:
+    file = b"".join(weights_pieces(version, vector, form))
+    return np.array(read_weights(file, expected_count=vector.size).vector)
 
 
 def _vector(blobs: BlobStore, sha256: str, layout: Layout) -> FloatVector:

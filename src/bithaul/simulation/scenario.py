@@ -60,6 +60,7 @@ class Scenario:
     spread: float = 3.0
     slowest: float = 4.0  # tokens per second
     codec: str | None = None  # None: the rule's own
+    weights: str = "fp32"  # how versions are published
     options: Mapping[str, float | str] = field(default_factory=dict)  # of the rule
     down: float = 2e5  # of the slowest line, bytes per second; the fastest has twice that
     up: float = 200.0  # of the slowest line; the fastest has ten times that
@@ -208,6 +209,7 @@ class Rehearsal:
                 seed=scenario.seed,
                 probe_every=self.subject.probe_every,
                 codec=scenario.codec,
+                weights=scenario.weights,
             ),
         )
         self.checker = Checker(self.house)

@@ -18,9 +18,12 @@ from bithaul.errors import InvalidConfig
 
 CorpusKind = Literal["intents", "text"]
 
-_PEAK_LR = {"small": 1e-3, "medium": 7e-4, "large": 5e-4}
+_PEAK_LR: dict[CorpusKind, dict[str, float]] = {
+    "intents": {"small": 1e-3, "medium": 7e-4, "large": 5e-4},
+    "text": {"small": 2.8e-3, "medium": 2e-3, "large": 1.4e-3},  # docs/lab/0016
+}
 _OTHER_PEAK_LR = 1e-3
-_BATCH_EXAMPLES: dict[CorpusKind, int] = {"intents": 32, "text": 16}
+_BATCH_EXAMPLES: dict[CorpusKind, int] = {"intents": 32, "text": 32}
 _EMBEDDING_LR_OF_FEW = 0.3
 _DROPOUT_OF_FEW = 0.1
 _BETA1, _BETA2 = 0.9, 0.98  # of a whole batch
@@ -70,7 +73,7 @@ class TrainingRecipe(BaseModel):
         batch = max(_SMALLEST_BATCH, together // workers)
         noisier = math.sqrt(together / batch)
         return cls(
-            peak_lr=_PEAK_LR.get(preset, _OTHER_PEAK_LR) * noisier,
+            peak_lr=_PEAK_LR[kind].get(preset, _OTHER_PEAK_LR) * noisier,
             batch_examples=batch,
             betas=(_BETA1, 1 - (1 - _BETA2) * batch / together),
             embedding_lr_share=(_EMBEDDING_LR_OF_FEW if few else 1.0) * noisier,

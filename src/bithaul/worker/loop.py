@@ -27,7 +27,7 @@ from bithaul.exchange.messages import (
     TaskMessage,
     Verdict,
 )
-from bithaul.exchange.weights import WEIGHT_FORMAT
+from bithaul.exchange.weights import WEIGHT_FORMATS
 from bithaul.model.device import hardware
 from bithaul.worker.health import Beacon
 from bithaul.worker.link import Link, Refused, Stopped
@@ -242,7 +242,7 @@ class Worker:
     def _announce(self, layout_hash: str | None, capabilities: Capabilities | None) -> RunDescription:
         request = RegisterRequest(
             codecs=list(CODECS),
-            weight_formats=[WEIGHT_FORMAT],
+            weight_formats=list(WEIGHT_FORMATS),
             layout_hash=layout_hash,
             capabilities=capabilities,
         )

@@ -16,7 +16,7 @@ from bithaul.errors import LayoutMismatch, UnknownName
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunDescription
 from bithaul.exchange.pieces import Codec
-from bithaul.exchange.weights import WEIGHT_FORMAT
+from bithaul.exchange.weights import WEIGHT_FORMATS
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector, Layout, layout_of
 from bithaul.training.batches import Example
@@ -92,9 +92,9 @@ def open_session(description: RunDescription, *, threads: int, path: str | None 
             f"The run's parameter layout {description.layout_hash[:12]} is not the one this worker builds "
             f"({layout.hash[:12]}); install the coordinator's version of bithaul."
         )
-    if description.weight_format != WEIGHT_FORMAT:
+    if description.weight_format not in WEIGHT_FORMATS:
         raise UnknownName(
-            f"There is no weight format {description.weight_format!r}; known is {WEIGHT_FORMAT}."
+            f"There is no weight format {description.weight_format!r}; known are {', '.join(WEIGHT_FORMATS)}."
         )
     codec = codec_named(description.codec)
     trainer = Trainer(config, recipe, label_token=description.label_token, threads=threads, path=path)

@@ -25,6 +25,7 @@ from bithaul.coordinator.commands.submit_gradient import submit_gradient
 from bithaul.coordinator.context import Coordinator, CrashPoints, open_coordinator
 from bithaul.coordinator.database import runs, versions
 from bithaul.coordinator.database.versions import VersionRow
+from bithaul.coordinator.queries.blobs import weights_blob
 from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.build import CorpusManifest
 from bithaul.corpus.shards import write_shard
@@ -38,7 +39,7 @@ from bithaul.exchange.messages import (
     ReportHeader,
     TaskMessage,
 )
-from bithaul.exchange.weights import open_weights
+from bithaul.exchange.weights import WEIGHT_FORMATS, open_weights
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import layout_of
 
@@ -133,7 +134,7 @@ class House:
                 name,
                 RegisterRequest(
                     codecs=["fp32-v1", "int8-block-v1", "int8-ef-v1"],
-                    weight_formats=["weights-v1"],
+                    weight_formats=list(WEIGHT_FORMATS),
                     layout_hash=layout_of(TINY).hash,
                     capabilities=Capabilities(
                         device="test", threads=1, memory_bytes=1, tokens_per_second=speed, software="0"
@@ -219,8 +220,14 @@ class House:
             run = runs.get_run(connection)
             row = versions.find_version(connection, run.id, version or self.newest.version)
         assert row is not None
-        stored = open_weights(self.c.blobs.get(row.sha256).path, expected_count=run.layout.size)
+        kept = row.theta_sha256 or row.sha256
+        stored = open_weights(self.c.blobs.get(kept).path, expected_count=run.layout.size)
         return np.array(stored.vector)
+
+    def published(self, version: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """What workers fetch."""
+        path = weights_blob(self.c, version).path
+        return np.array(open_weights(path, expected_count=self.run.layout.size).vector)
 
 
 def write_corpus(folder: Path, *, shards: tuple[int, ...] = (300, 200)) -> None:

@@ -74,9 +74,9 @@ class Script:
         return np.random.default_rng(seed).standard_normal(self.house.run.layout.size) * 1e-2
 
 
-def start(make_house: Callable[..., House]) -> Script:
+def start(make_house: Callable[..., House], weights: str = "fp32") -> Script:
     house = make_house(settings={"retention_keep": 2, "payload_keep_versions": 1})
-    house.create(**OPTIONS)
+    house.create(**OPTIONS, weights=weights)
     house.register(*WORKERS)
     return Script(house)
 
@@ -106,18 +106,20 @@ def check(script: Script) -> None:
     for row in rows:
         if row.retired_at is None:
             house.c.blobs.verify(row.sha256)
+        for sha256 in row.snapshot:
+            house.c.blobs.verify(sha256)
         assert row.tokens == sum(r["tokens"] for r in accepted if r["merged_in"] == row.version)
     assert list(house.c.settings.incoming_folder.glob("*.part")) == []
 
 
-@pytest.fixture(scope="module")
-def undisturbed(make_module_house: Callable[..., House]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    script = start(make_module_house)
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def undisturbed(request: pytest.FixtureRequest, make_module_house: Callable[..., House]) -> Script:
+    script = start(make_module_house, request.param)
     script.run()
     check(script)
     missing = set(CrashPoints.NAMES) - set(script.house.seen)
     assert not missing, f"the scenario never passes {missing}: extend it"
-    return script.house.theta()
+    return script
 
 
 ONCE = ("sweep.half", *(name for name in CrashPoints.NAMES if name.startswith("rollback.")))
@@ -126,12 +128,10 @@ CRASHES = [(name, n) for name in CrashPoints.NAMES for n in (1, 3) if n == 1 or 
 
 @pytest.mark.parametrize(("name", "occurrence"), CRASHES)
 def test_a_crash_changes_nothing(
-    make_house: Callable[..., House],
-    undisturbed: np.ndarray[Any, np.dtype[np.float32]],
-    name: str,
-    occurrence: int,
+    make_house: Callable[..., House], undisturbed: Script, name: str, occurrence: int
 ) -> None:
-    script = start(make_house)
+    """Neither theta nor what is published, whichever way it is published."""
+    script = start(make_house, undisturbed.house.run.weights)
     house = script.house
     house.crash_at, house.crash_count = name, occurrence
     with pytest.raises(BaseException, match=f"^{name}$"):
@@ -142,7 +142,9 @@ def test_a_crash_changes_nothing(
     house.register(*WORKERS)
     script.run()
     check(script)
-    assert np.array_equal(house.theta(), undisturbed)
+    newest = undisturbed.house.newest
+    assert np.array_equal(house.theta(), undisturbed.house.theta())
+    assert (house.newest.sha256, house.newest.theta_sha256) == (newest.sha256, newest.theta_sha256)
 
 
 def test_an_unknown_crash_point_is_a_defect() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bithaul.coordinator.commands import merge_round
 from bithaul.coordinator.queries.progress import progress
 from bithaul.exchange.messages import RunState, Verdict
 from bithaul.rounds.rules import RULES
@@ -95,3 +96,30 @@ def test_every_rule_brings_a_run_to_its_end(make_house: Callable[..., House], ru
     assert 0.98 * 7000 <= view.tokens <= 1.06 * 7000
     assert (house.theta() < start).all(), "theta moves against the pseudo-gradient"
     assert house.newest.outer_step["outer"]["eta"] > 0
+
+
+def test_a_look_in_the_middle_of_a_round_reads_sums_only(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a merger that reads every lease, report and worker each time a report arrives, and one that
+    forgets the run's time over it."""
+    everybody: list[float] = []
+    honest = merge_round.read_round
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        everybody.append(kwargs["now"])
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(merge_round, "read_round", seen)
+    a, b = house.claim("ann"), house.claim("bob")
+    house.report("ann", a, update=np.full(house.run.layout.size, 1.0))
+    before = house.run.active_seconds
+    house.clock.time += 2
+    assert house.merge() is None
+    assert everybody == []
+    assert house.run.active_seconds == pytest.approx(before + 2)
+    house.report("bob", b, update=np.full(house.run.layout.size, 3.0))
+    made = house.merge()
+    assert made is not None
+    assert made.contributors == 2
+    assert everybody

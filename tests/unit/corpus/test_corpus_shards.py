@@ -147,6 +147,22 @@ def test_long_examples_are_counted_and_left_out_whole(tmp_path: Path) -> None:
         build_corpus(tmp_path, train[:1], [], max_tokens=20, seed=1)
 
 
+@pytest.mark.parametrize(("lines", "examples"), [(4000, 63), (60, 7)])
+def test_the_probe_of_plain_text_is_bounded_in_tokens(tmp_path: Path, lines: int, examples: int) -> None:
+    """Catches a probe that takes a third of a worker's time: pieces of text are as long as the context."""
+    held = [TextLine(f"line {i} has these eleven words in it and no more") for i in range(lines)]
+    manifest = build_corpus(tmp_path, [TextLine("some words")], held, max_tokens=129, seed=1)
+    assert manifest.probe is not None
+    assert manifest.probe.examples == examples
+    assert manifest.probe.tokens <= 8192
+    pieces = [
+        tuple(row) for info in manifest.heldout for row in opened(tmp_path, info).slice(0, info.examples)
+    ]
+    probe = [tuple(row) for row in opened(tmp_path, manifest.probe).slice(0, examples)]
+    places = [pieces.index(row) for row in probe]
+    assert places == sorted(set(places))
+
+
 def test_plain_text_loses_no_token(tmp_path: Path) -> None:
     lines = [TextLine(" ".join(f"w{i % 7}" for i in range(n))) for n in (3, 40, 0, 11)]
     manifest = build_corpus(tmp_path, lines, lines[:1], max_tokens=16, seed=1, min_frequency=1)

@@ -25,7 +25,7 @@ from bithaul.errors import BithaulError
 from bithaul.exchange.codecs import CODECS, decode
 from bithaul.exchange.frame import MAX_HEADER
 from bithaul.exchange.messages import ReportHeader, Verdict
-from bithaul.exchange.weights import WEIGHT_FORMAT, read_weights
+from bithaul.exchange.weights import WEIGHT_FORMATS, read_weights
 from bithaul.model.config import PRESETS, ModelConfig, load_config
 from bithaul.model.layout import layout_of
 from bithaul.training.recipe import TrainingRecipe
@@ -219,11 +219,14 @@ def test_payloads_are_as_described(pages, name) -> None:
 
 def test_weights_are_as_described(pages) -> None:
     """Catches: weights with another head than the page's."""
-    assert f"`{WEIGHT_FORMAT}`" in pages.text("docs/reference/wire-formats.md")
-    data = struct.pack("<IqI3f", 0x54475742, 7, 3, 1, 2, 3)
-    assert data[:4] == b"BWGT"
-    weights = read_weights(data, expected_count=3)
-    assert (weights.version, weights.vector.tolist()) == (7, [1, 2, 3])
+    page = pages.text("docs/reference/wire-formats.md")
+    assert all(f"## Weights: `{name}`" in page for name in WEIGHT_FORMATS)
+    whole = struct.pack("<IqI3f", 0x54475742, 7, 3, 1, 2, -3)
+    half = struct.pack("<IqI3H", 0x48475742, 7, 3, 0x3F80, 0x4000, 0xC040)
+    assert (whole[:4], half[:4]) == (b"BWGT", b"BWGH")
+    for data in (whole, half):
+        weights = read_weights(data, expected_count=3)
+        assert (weights.version, weights.vector.tolist()) == (7, [1, 2, -3])
 
 
 def test_frame_and_codes_are_described(pages) -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bithaul.errors import InvalidConfig, UnknownName
-from bithaul.rounds.facts import Contribution, OpenLease, Past, RoundFacts
-from bithaul.rounds.merging import MergeRule, step, weights_of
+from bithaul.rounds.facts import Contribution, Glance, OpenLease, Past, RoundFacts
+from bithaul.rounds.merging import MergeRule, last_aim, step, weights_of
 from bithaul.rounds.rules import RULES, StalenessSgd, Sync, rule_named
 
 
@@ -105,6 +105,55 @@ def test_slicing_changes_no_bit(rule: MergeRule, workers: int, border: int, seed
     assert (whole_m is not None) == rule.momentum
     if whole_m is not None:
         assert np.array_equal(whole_m, np.concatenate([p[1] for p in parts]))
+
+
+def glance_at(facts: RoundFacts) -> Glance:
+    """The sums of a round, as the coordinator's database adds them up."""
+    late = last_aim(tick=facts.tick, length=facts.length)
+    return Glance(
+        now=facts.now,
+        tick=facts.tick,
+        length=facts.length,
+        reports=len(facts.contributions),
+        first_report_at=min((c.received_at for c in facts.contributions), default=None),
+        leases=len(facts.leases),
+        aimed=sum(lease.on_current_base and lease.aimed_at <= late for lease in facts.leases),
+    )
+
+
+WORKERS = st.sampled_from("abcdef")
+ROUNDS = st.builds(
+    RoundFacts,
+    now=st.floats(0.0, 40.0),
+    tick=st.floats(4.0, 12.0),
+    length=st.floats(0.1, 12.0),
+    contributions=st.lists(st.builds(given_by, WORKERS, at=st.floats(0.0, 20.0)), max_size=9),
+    leases=st.lists(st.builds(OpenLease, WORKERS, st.booleans(), st.floats(0.0, 20.0)), max_size=4),
+    workers=st.frozensets(WORKERS),
+    work_left=st.booleans(),
+    paused=st.booleans(),
+    active=st.integers(0, 6),
+)
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(ROUNDS)
+def test_what_is_too_early_is_never_due(name: str, facts: RoundFacts) -> None:
+    """Catches a short cut that would leave a due version unmade."""
+    rule = rule_named(name)
+    if rule.too_early(glance_at(facts)):
+        assert not rule.due(facts)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_middle_of_a_round_needs_no_look_at_everybody(name: str) -> None:
+    """Catches a short cut that is never taken."""
+    rule = rule_named(name)
+    quiet = replace(FACTS, contributions=[], leases=[OpenLease("b", True, 9.0)])
+    assert rule.too_early(glance_at(quiet))
+    if name not in ("staleness_sgd", "delayed_nesterov"):  # these merge every report at once
+        reported = replace(quiet, contributions=[given_by("a")])
+        assert rule.too_early(glance_at(reported))
 
 
 def test_unknown_names_list_the_known_ones() -> None:

@@ -1,4 +1,7 @@
-"""After training: publish the newest model, evaluate it on the held-out examples, answer one request."""
+"""After training: publish the newest model and evaluate it on the held-out data.
+
+A model of requests is scored on them and answers one; a model of plain text is asked how well it predicts.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,22 @@ from bithaul.coordinator.commands.publish_model import publish_model
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.queries.progress import ProgressView
 from bithaul.coordinator.settings import load_settings
-from bithaul.corpus.importers import read_examples
+from bithaul.corpus.build import HELDOUT_RECORDS
+from bithaul.corpus.example import Example, TextLine
+from bithaul.corpus.importers import read_any
+from bithaul.evaluation.documents import frame
 from bithaul.evaluation.intents import evaluate_intents
+from bithaul.evaluation.perplexity import evaluate_perplexity
 from bithaul.inference.classify import classify
-from bithaul.inference.loader import load_model
+from bithaul.inference.loader import LoadedModel, load_model
+
+Say = Callable[[str], None]
 
 TRUCK_MATE_QUESTION = "uh breaker one nine take me to the flying j in dallas please"
 
 
 def result_of(
-    folder: RunFolder, spec: RunSpec, view: ProgressView, *, ask: str | None, say: Callable[[str], None]
+    folder: RunFolder, spec: RunSpec, view: ProgressView, *, ask: str | None, say: Say
 ) -> dict[str, object]:
     """The last line of `up`: stable keys, null for what the data does not have."""
     losses = [p.train_loss for p in view.series if p.train_loss is not None]
@@ -39,22 +48,28 @@ def result_of(
         "intent_accuracy": None,
         "slot_f1": None,
         "exact_match": None,
+        "perplexity": None,
         "heldout_examples": None,
         "tokens_per_second": round(view.tokens / view.seconds, 1) if view.seconds else None,
         "updates_by_worker": {worker.name: worker.accepted for worker in view.workers},
     }
     with closing(open_coordinator(load_settings(folder.root))) as coordinator:
         publish_model(coordinator, corpus=folder.corpus, folder=folder.model)
-    if (folder.corpus / "heldout.jsonl").is_file():
-        result |= _evaluate(folder, spec, ask, say)
+    records = folder.corpus / HELDOUT_RECORDS
+    if records.is_file():
+        result |= _evaluate(load_model(folder.root), read_any(records), spec, ask, say)
     return result
 
 
 def _evaluate(
-    folder: RunFolder, spec: RunSpec, ask: str | None, say: Callable[[str], None]
+    model: LoadedModel, items: list[Example] | list[TextLine], spec: RunSpec, ask: str | None, say: Say
 ) -> dict[str, object]:
-    model = load_model(folder.root)
-    examples = read_examples(folder.corpus / "heldout.jsonl")
+    examples = [item for item in items if isinstance(item, Example)]
+    if not examples:
+        say(f"predicting {len(items):,} held-out lines")
+        text = frame(model.tokenizer, [item.text for item in items], requests=False)
+        perplexity = evaluate_perplexity(model, text).perplexity
+        return {"perplexity": round(perplexity, 2), "heldout_examples": len(items)}
     say(f"evaluating on {len(examples):,} held-out examples")
     report = evaluate_intents(model, examples)
     result: dict[str, object] = {

@@ -46,6 +46,7 @@ class RunSpec(BaseModel):
     gates: list[str] = []  # those switched on
     max_update_norm: float | None = None
     codec: str | None = None  # None: the merge rule's own
+    weights: str = "fp32"  # how versions are published: fp32 or bf16
     ternary: bool = True
     as_given: bool = False
     word_pieces: int | None = None  # None: as the corpus builder chooses

@@ -28,6 +28,7 @@ from bithaul.corpus.labels import LabelSet
 from bithaul.errors import InvalidConfig, InvalidData
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
+from bithaul.exchange.weights import weights_named
 from bithaul.model.config import load_config
 from bithaul.rounds.rules import rule_named
 from bithaul.training.recipe import TrainingRecipe
@@ -52,6 +53,7 @@ def prepare(
     load_config(spec.preset, vocab_size=spec.vocab_size)
     if spec.codec is not None:
         codec_named(spec.codec)
+    weights_named(spec.weights)
     rule_named(spec.merge_rule, spec.merge_options)
     TrainingRecipe().changed(spec.recipe)
     if not math.isfinite(spec.task_seconds):
@@ -79,6 +81,7 @@ def prepare(
                 budget_seconds=budget_seconds,
                 task_seconds=spec.task_seconds,
                 codec=spec.codec,
+                weights=spec.weights,
                 seed=spec.seed,
             ),
         )

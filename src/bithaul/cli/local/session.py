@@ -30,7 +30,7 @@ DEFAULT_BUDGET_TOKENS = 3_000_000
 EXIT_STOPPED = 130
 _FIXED = (
     *("vocab_size", "word_pieces", "as_given", "augmentation", "recipe"),
-    *("merge_rule", "merge_options", "gates", "max_update_norm", "codec", "seed", "task_seconds"),
+    *("merge_rule", "merge_options", "gates", "max_update_norm", "codec", "weights", "seed", "task_seconds"),
 )  # wishes that a run keeps under the same name
 _LOST = (
     "The database {database} of this run {state}: restore it from a backup, or give another --dir; "
@@ -55,6 +55,7 @@ class Wishes:
     gates: list[str] | None
     max_update_norm: float | None
     codec: str | None
+    weights: str | None
     task_seconds: float | None
     vocab_size: int | None
     ternary: bool

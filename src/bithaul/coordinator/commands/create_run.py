@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bithaul.coordinator.commands.publish import publish
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import runs, versions
 from bithaul.coordinator.database.runs import RunRow, ShardRow
@@ -20,7 +21,7 @@ from bithaul.corpus.tokenizer import SPECIAL
 from bithaul.errors import Conflict, CorruptFile, InvalidConfig, NotFound
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunState
-from bithaul.exchange.weights import weights_pieces
+from bithaul.exchange.weights import FP32, weights_named
 from bithaul.model.config import ModelConfig
 from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
@@ -45,6 +46,7 @@ class CreateRun:
     merge_options: Mapping[str, float | str] = field(default_factory=dict)
     task_seconds: float = 8.0
     codec: str | None = None  # None: the rule's own
+    weights: str = FP32.choice  # how versions are published, of `exchange.weights.WEIGHTS`
     seed: int = 0
     probe_every: int = 2  # measure every k-th version on the held-out probe; 0: none
     max_update_norm: float | None = None  # updates with a larger L2 norm are refused
@@ -58,7 +60,7 @@ def create_run(c: Coordinator, wanted: CreateRun) -> RunRow:
         _refuse_second(runs.find_run(connection))
     shards = _import_shards(c, wanted.corpus_dir, manifest)
     vector = initial_vector(wanted.model, seed=wanted.seed)
-    blob = c.blobs.put(weights_pieces(1, vector), name=c.ids.nonce())
+    blobs = publish(c, vector, version=1, form=weights_named(wanted.weights))
     now = c.clock.now()
     examples = sum(s.examples for s in manifest.shards)
     counted = sum(s.tokens - s.examples for s in manifest.shards)  # the first token of each is no target
@@ -75,6 +77,7 @@ def create_run(c: Coordinator, wanted: CreateRun) -> RunRow:
                 "tokenizer_sha256": manifest.tokenizer_sha256,
                 "label_token": SPECIAL.index("[INTENT]") if manifest.kind == "intents" else None,
                 "codec": wanted.codec or codec_of(wanted.merge_rule),
+                "weights": wanted.weights,
                 "merge_rule": wanted.merge_rule,
                 "merge_options": dict(wanted.merge_options),
                 "budget_tokens": wanted.budget_tokens,
@@ -94,7 +97,15 @@ def create_run(c: Coordinator, wanted: CreateRun) -> RunRow:
         )
         runs.insert_shards(connection, [_row(run_id, s, kind, i) for i, (s, kind) in enumerate(shards)])
         versions.insert_version(
-            connection, VersionRow(run_id, 1, sha256=blob.sha256, size=blob.size, created_at=now)
+            connection,
+            VersionRow(
+                run_id,
+                1,
+                sha256=blobs.weights.sha256,
+                size=blobs.weights.size,
+                created_at=now,
+                theta_sha256=blobs.theta.sha256,
+            ),
         )
         return runs.get_run(connection)
 
@@ -109,6 +120,7 @@ def _check(wanted: CreateRun) -> CorpusManifest:
     rule_named(wanted.merge_rule, wanted.merge_options)
     if wanted.codec is not None:
         codec_named(wanted.codec)
+    weights_named(wanted.weights)
     gates_named(wanted.gates)
     if wanted.budget_tokens is None and wanted.budget_seconds is None:
         raise InvalidConfig("A run needs a budget of tokens or of seconds.")

@@ -19,10 +19,10 @@ import numpy as np
 
 from bithaul.coordinator.blobs.store import BlobRef, Incoming
 from bithaul.coordinator.context import Coordinator
-from bithaul.errors import CorruptFile
+from bithaul.errors import CorruptFile, InvalidInput
 from bithaul.exchange.frame import read_header
 from bithaul.exchange.pieces import Codec, Piece
-from bithaul.exchange.weights import FloatVector, weights_head, weights_size
+from bithaul.exchange.weights import FP32, FloatVector, WeightFormat, weights_head, weights_size
 from bithaul.model.layout import Layout
 from bithaul.rounds.aggregate import PRODUCT_VALUES, Products, Wide
 from bithaul.rounds.merging import MergeRule, Plan, Room, step
@@ -32,10 +32,14 @@ CHUNK_VALUES = 65_536  # the vectors of a slice stay in the second-level cache
 
 @dataclass(frozen=True)
 class Merged:
-    """The next version's blobs, durable and verified; `step_norm` is |theta_new - theta_old|."""
+    """The next version's blobs, durable and verified; `step_norm` is |theta_new - theta_old|.
+
+    `weights` is what workers fetch; the same blob as `theta` when nothing is rounded.
+    """
 
     plan: Plan
     weights: BlobRef
+    theta: BlobRef
     momentum: BlobRef | None
     step_norm: float
 
@@ -51,9 +55,12 @@ def flush(
     momentum: BlobRef | None,
     updates: Sequence[BlobRef],
     plan: Callable[[Wide | None], Plan],
+    weights: WeightFormat = FP32,
     chunk_values: int = CHUNK_VALUES,
 ) -> Merged:
-    """Write weights (and momentum) of `version`. Raises `CorruptFile` for a damaged input, `OutOfDisk`.
+    """Write theta, momentum and published weights of `version` from those of its base.
+
+    `base` is the base's theta. Raises `CorruptFile` for a damaged input, `OutOfDisk`.
 
     `plan` gets the inner products of the updates if the rule needs them, which takes a pass of its own.
     `chunk_values` bounds memory and does not change a bit of the result.
@@ -71,6 +78,10 @@ def flush(
         updates_read = [_pieces(stack, update.path, codec, layout, chunk_values) for update in updates]
         out = stack.enter_context(c.blobs.receive(c.ids.nonce()))
         out.write(weights_head(version, layout.size))
+        out_weights: Incoming | None = None
+        if weights is not FP32:
+            out_weights = stack.enter_context(c.blobs.receive(c.ids.nonce()))
+            out_weights.write(weights_head(version, layout.size, weights))
         out_momentum: Incoming | None = None
         if rule.momentum:
             out_momentum = stack.enter_context(c.blobs.receive(c.ids.nonce()))
@@ -82,10 +93,13 @@ def flush(
             carried = next(momenta) if momenta is not None else None
             moved = step(numbers, theta, carried, (next(u) for u in updates_read), room=room)
             if not math.isfinite(moved.square):
-                raise CorruptFile(
-                    "Merging gives values that are not finite; no version was made.", code="merge"
-                )
+                raise _not_finite()
             out.write(moved.theta.astype("<f4", copy=False).data.cast("B"))
+            if out_weights is not None:
+                try:
+                    out_weights.write(weights.encode(moved.theta))
+                except InvalidInput as error:
+                    raise _not_finite() from error
             if out_momentum is not None and moved.momentum is not None:
                 out_momentum.write(moved.momentum.astype("<f4", copy=False).data.cast("B"))
             square += moved.square
@@ -96,11 +110,16 @@ def flush(
         next(thetas, None)  # lets the base compare its hash
         if momenta is not None:
             next(momenta, None)
-        weights = c.blobs.keep(out)
+        theta_kept = c.blobs.keep(out)
+        published = theta_kept if out_weights is None else c.blobs.keep(out_weights)
         c.crash_points.hit("flush.blob_written")
         kept = c.blobs.keep(out_momentum) if out_momentum is not None else None
         c.crash_points.hit("flush.snapshot_written")
-    return Merged(numbers, weights, kept, math.sqrt(square))
+    return Merged(numbers, published, theta_kept, kept, math.sqrt(square))
+
+
+def _not_finite() -> CorruptFile:
+    return CorruptFile("Merging gives values that are not finite; no version was made.", code="merge")
 
 
 def _products(momentum: BlobRef | None, updates: Sequence[BlobRef], codec: Codec, layout: Layout) -> Wide:

@@ -14,10 +14,11 @@ from dataclasses import asdict
 from sqlalchemy import Connection
 
 from bithaul.coordinator.commands.flush import Merged, flush
-from bithaul.coordinator.commands.round import Round, read_round
+from bithaul.coordinator.commands.round import Round, read_glance, read_round
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import ledger, runs, versions, work
 from bithaul.coordinator.database.ledger import ReportRow
+from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.errors import Conflict, CorruptFile
 from bithaul.exchange.codecs import codec_named
@@ -37,9 +38,14 @@ def merge_round(c: Coordinator) -> VersionRow | None:
         run = runs.find_run(connection)
         if run is None:
             return None
-        here = read_round(connection, run, now=now)
-    if here.leases:
+        glance = read_glance(connection, run, now=now)
+        under_way = glance.leases > 0 and run.rule.too_early(glance)
+        here = None if under_way else read_round(connection, run, now=now)
+    if glance.leases:
         _get_ready()
+    if here is None:  # most passes end here
+        _carry_time(c, run, now=now, busy=True)
+        return None
     _settle(c, here)
     facts = here.facts
     if not run.rule.due(facts):
@@ -68,10 +74,11 @@ def _make_version(
         codec=codec_named(run.codec),
         layout=run.layout,
         version=base.version + 1,
-        base=c.blobs.get(base.sha256),
+        base=c.blobs.get(_theta(base)),
         momentum=c.blobs.get(base.momentum_sha256) if base.momentum_sha256 else None,
         updates=[c.blobs.get(_payload(r)) for r in reports],
         plan=lambda products: run.rule.plan(taken, past=past, products=products),
+        weights=run.weight_format,
     )
     with c.database.write() as connection:
         newest = versions.newest_version(connection, run.id)
@@ -95,6 +102,15 @@ def _past(c: Coordinator, here: Round) -> Past:
         reports=sizes,
         trust=max((w.trust.weight(here.now) for w in here.may_work), default=1.0),
     )
+
+
+def _theta(base: VersionRow) -> str:
+    if base.theta_sha256 is None:
+        raise CorruptFile(
+            f"Version {base.version} has no float32 weights from which the next one could be made; "
+            "restore the run from a backup."
+        )
+    return base.theta_sha256
 
 
 def _payload(report: ReportRow) -> str:
@@ -125,6 +141,7 @@ def _announce(
         sha256=merged.weights.sha256,
         size=merged.weights.size,
         created_at=now,
+        theta_sha256=merged.theta.sha256,
         momentum_sha256=merged.momentum.sha256 if merged.momentum else None,
         reports=len(reports),
         contributors=len({r.worker for r in reports}),
@@ -156,6 +173,10 @@ def _settle(c: Coordinator, here: Round) -> None:
                 runs.update_run(connection, run.id, state=RunState.FINISHED)
         return
     busy = bool(here.leases) or (run.state is RunState.RUNNING and bool(here.facts.workers))
+    _carry_time(c, run, now=now, busy=busy)
+
+
+def _carry_time(c: Coordinator, run: RunRow, *, now: float, busy: bool) -> None:
     due = run.active_anchor is not None and now - run.active_anchor >= TICK_EVERY
     if due or (busy and run.active_anchor is None and run.state is RunState.RUNNING):
         with c.database.write() as connection:

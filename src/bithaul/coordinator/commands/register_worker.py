@@ -11,7 +11,6 @@ from bithaul.coordinator.database import fleet, runs
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.errors import LayoutMismatch, UnknownName
 from bithaul.exchange.messages import RegisterRequest, RegisterResponse
-from bithaul.exchange.weights import WEIGHT_FORMAT
 
 
 def register_worker(c: Coordinator, worker: str, request: RegisterRequest) -> RegisterResponse:
@@ -42,9 +41,10 @@ def _agree(run: RunRow, request: RegisterRequest) -> None:
             f"The run uses the codec {run.codec}, this worker knows {', '.join(request.codecs)}; "
             "update the worker."
         )
-    if WEIGHT_FORMAT not in request.weight_formats:
+    form = run.weight_format.name
+    if form not in request.weight_formats:
         raise UnknownName(
-            f"The run uses the weight format {WEIGHT_FORMAT}, this worker knows "
+            f"The run uses the weight format {form}, this worker knows "
             f"{', '.join(request.weight_formats)}; update the worker."
         )
     if request.layout_hash is not None and request.layout_hash != run.layout_hash:

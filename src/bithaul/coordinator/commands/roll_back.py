@@ -1,5 +1,6 @@
 """Go back to an older version: its weights are the newest version again, the first of a new lineage.
 
+The float32 vector and the momentum come back if they are still kept, else what was published is the vector.
 Nothing is deleted. What was merged since is marked as discarded and its slices wait as new tasks, open leases
 end, the count of tokens and the active seconds are what they were, and contributors are on probation. What
 comes later from the old lineage is `stale`. By the operator, or by the gate `rollback` when the held-out loss
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from bithaul.coordinator.blobs.store import BlobRef
+from bithaul.coordinator.commands.publish import Published, publish
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, ledger, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
@@ -20,7 +22,7 @@ from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.identity.audit import record
 from bithaul.errors import Conflict, NotFound, Unavailable
 from bithaul.exchange.messages import RunState
-from bithaul.exchange.weights import open_weights, weights_pieces
+from bithaul.exchange.weights import FloatVector, open_weights, weights_pieces
 from bithaul.rounds import trust
 from bithaul.rounds.gates import Gate
 from bithaul.rounds.leases import Ending, TaskState
@@ -57,16 +59,18 @@ def roll_back(c: Coordinator, to: int, *, automatic: bool = False, actor: str = 
             decided = _decide(connection, to, automatic=automatic)
         c.crash_points.hit("rollback.decided")
         target, number = decided.target, decided.plan.version
-        weights = _copy(c, decided.run, target.sha256, version=number)
+        theta = _vector(c, decided.run, target.theta_sha256 or target.sha256)
+        published = publish(c, theta, version=number, form=decided.run.weight_format)
         momentum = None
         if decided.run.rule.momentum and target.momentum_sha256:
-            momentum = _copy(c, decided.run, target.momentum_sha256, version=number)
+            carried = _vector(c, decided.run, target.momentum_sha256)
+            momentum = c.blobs.put(weights_pieces(number, carried), name=c.ids.nonce())
         c.crash_points.hit("rollback.blob_written")
         with c.database.write() as connection:
             again = _decide(connection, to, automatic=automatic)
             if again.newest.version != decided.newest.version:
                 continue
-            _write(c, connection, again, weights, momentum, automatic=automatic)
+            _write(c, connection, again, published, momentum, automatic=automatic)
             who = "coordinator" if automatic else actor
             detail = f"as version {number}"
             record(
@@ -134,18 +138,16 @@ def _decide(connection: Connection, to: int, *, automatic: bool) -> _Decided:
     return _Decided(run, target, made[-1], plan)
 
 
-def _copy(c: Coordinator, run: RunRow, sha256: str, *, version: int) -> BlobRef:
-    """The same values under the new version's number."""
-    blob = c.blobs.verify(sha256)
-    vector = open_weights(blob.path, expected_count=run.layout.size).vector
-    return c.blobs.put(weights_pieces(version, vector), name=c.ids.nonce())
+def _vector(c: Coordinator, run: RunRow, sha256: str) -> FloatVector:
+    """float32 [parameters] of a stored vector, after all of it was verified."""
+    return open_weights(c.blobs.verify(sha256).path, expected_count=run.layout.size).vector
 
 
 def _write(
     c: Coordinator,
     connection: Connection,
     decided: _Decided,
-    weights: BlobRef,
+    published: Published,
     momentum: BlobRef | None,
     *,
     automatic: bool,
@@ -156,9 +158,10 @@ def _write(
         VersionRow(
             run_id=run.id,
             version=plan.version,
-            sha256=weights.sha256,
-            size=weights.size,
+            sha256=published.weights.sha256,
+            size=published.weights.size,
             created_at=now,
+            theta_sha256=published.theta.sha256,
             momentum_sha256=momentum.sha256 if momentum else None,
             tokens_total=plan.tokens_total,
             train_loss=target.train_loss,

@@ -1,6 +1,7 @@
 """Facts about the current round, gathered once and used by claim and merge alike.
 
-A claim needs its sums only (`read_outline`), which the database adds up; a merge looks at everybody.
+A claim needs its sums only (`read_outline`), and so does whoever asks whether a merge can be due at all
+(`read_glance`): the database adds them up. A merge looks at everybody.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from bithaul.coordinator.database.runs import RunRow, Spent
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.exchange.messages import RunState
-from bithaul.rounds.facts import Contribution, OpenLease, RoundFacts
+from bithaul.rounds.facts import Contribution, Glance, OpenLease, RoundFacts
+from bithaul.rounds.merging import last_aim
 from bithaul.rounds.sizing import enough, present_seconds
 
 
@@ -114,6 +116,15 @@ def read_tick(connection: Connection, run: RunRow, version: VersionRow, *, now: 
         return now + run.task_seconds, run.task_seconds
     length = max(run.task_seconds, first.aimed_at - first.granted_at)
     return first.granted_at + length, length
+
+
+def read_glance(connection: Connection, run: RunRow, *, now: float) -> Glance:
+    version = versions.newest_version(connection, run.id)
+    tick, length = read_tick(connection, run, version, now=now)
+    count, first = ledger.unmerged_sums(connection, run.id)
+    late = last_aim(tick=tick, length=length)
+    opened, aimed = work.open_and_aimed(connection, run.id, version=version.version, late=late)
+    return Glance(now, tick, length, count, first, opened, aimed)
 
 
 def read_outline(connection: Connection, run: RunRow, *, now: float) -> Outline:

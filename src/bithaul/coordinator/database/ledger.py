@@ -74,6 +74,7 @@ _UNMERGED = (
 _WAITING = Prepared(select(*_COLUMNS).where(*_UNMERGED).order_by(reports.c.seq))
 _WAITS = Prepared(select(exists().where(*_UNMERGED, reports.c.worker == bindparam("worker"))))
 _UNMERGED_TOKENS = Prepared(select(func.coalesce(func.sum(reports.c.tokens), 0)).where(*_UNMERGED))
+_UNMERGED_SUMS = Prepared(select(func.count(), func.min(reports.c.received_at)).where(*_UNMERGED))
 _REPORT = Prepared(
     select(*_COLUMNS).where(
         reports.c.fence == bindparam("fence"),
@@ -85,11 +86,32 @@ _LAST_TOKENS = Prepared(
     select(reports.c.tokens)
     .where(
         reports.c.run_id == bindparam("run"),
-        reports.c.merged_in.is_not(None),
+        reports.c.verdict == Verdict.ACCEPTED,
+        func.coalesce(reports.c.merged_in, 0) > 0,  # as no index has it: the newest are looked through
         reports.c.discarded_in.is_(None),
     )
     .order_by(reports.c.seq.desc())
     .limit(bindparam("count"))
+)
+_SIZES = Prepared(
+    select(reports.c.worker, reports.c.norm * reports.c.clip, reports.c.steps)
+    .where(
+        reports.c.run_id == bindparam("run"),
+        reports.c.verdict == Verdict.ACCEPTED,
+        reports.c.discarded_in.is_(None),
+    )
+    .order_by(reports.c.seq.desc())
+    .limit(bindparam("count"))
+)
+_COPIES = Prepared(
+    select(
+        exists().where(
+            reports.c.payload_sha256 == bindparam("sha256"),
+            reports.c.run_id == bindparam("run"),
+            reports.c.verdict == Verdict.ACCEPTED,
+            reports.c.worker != bindparam("worker"),
+        )
+    )
 )
 _MERGE = Prepared(
     update(reports)
@@ -138,6 +160,12 @@ def unmerged_tokens(connection: Connection, run_id: int) -> int:
     return int(row[0]) if row else 0
 
 
+def unmerged_sums(connection: Connection, run_id: int) -> tuple[int, float | None]:
+    """How many accepted reports are in no version yet, and when the first of them came."""
+    row = _UNMERGED_SUMS.first(connection, run=run_id)
+    return (int(row[0]), row[1]) if row else (0, None)
+
+
 def has_unmerged(connection: Connection, run_id: int, worker: str) -> bool:
     """Whether an accepted report of this worker is in no version yet."""
     row = _WAITS.first(connection, run=run_id, worker=worker)
@@ -151,30 +179,13 @@ def last_merged_tokens(connection: Connection, run_id: int, *, count: int) -> li
 
 def last_accepted(connection: Connection, run_id: int, *, count: int) -> list[Seen]:
     """The sizes of the `count` last accepted updates as they were merged, oldest first."""
-    query = (
-        select(reports.c.worker, reports.c.norm * reports.c.clip, reports.c.steps)
-        .where(
-            reports.c.run_id == run_id,
-            reports.c.verdict == Verdict.ACCEPTED,
-            reports.c.discarded_in.is_(None),
-        )
-        .order_by(reports.c.seq.desc())
-        .limit(count)
-    )
-    return [Seen(*row) for row in connection.execute(query)][::-1]
+    return [Seen(*row) for row in _SIZES.all(connection, run=run_id, count=count)][::-1]
 
 
 def has_payload_of_another(connection: Connection, run_id: int, worker: str, sha256: str) -> bool:
     """Whether this payload was accepted from another worker."""
-    query = select(
-        exists().where(
-            reports.c.payload_sha256 == sha256,
-            reports.c.run_id == run_id,
-            reports.c.verdict == Verdict.ACCEPTED,
-            reports.c.worker != worker,
-        )
-    )
-    return bool(connection.execute(query).scalar_one())
+    row = _COPIES.first(connection, run=run_id, worker=worker, sha256=sha256)
+    return bool(row and row[0])
 
 
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:

@@ -15,7 +15,7 @@ from bithaul.coordinator.database.prepared import Prepared, update_row
 from bithaul.coordinator.database.tables import leases, reports, runs, shards, tasks
 from bithaul.errors import NotFound
 from bithaul.exchange.messages import RunDescription, RunState, ShardRef
-from bithaul.exchange.weights import WEIGHT_FORMAT
+from bithaul.exchange.weights import WeightFormat, weights_named
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import Layout, layout_of
 from bithaul.rounds.gates import Gate
@@ -39,6 +39,7 @@ class RunRow:
     tokenizer_sha256: str
     label_token: int | None
     codec: str
+    weights: str
     merge_rule: str
     merge_options: Mapping[str, float | str]
     budget_tokens: float | None
@@ -59,6 +60,11 @@ class RunRow:
     @property
     def layout(self) -> Layout:
         return layout_of(self.model)
+
+    @property
+    def weight_format(self) -> WeightFormat:
+        """In which versions are published."""
+        return weights_named(self.weights)
 
     @property
     def rule(self) -> MergeRule:
@@ -209,7 +215,7 @@ def describe(connection: Connection, run: RunRow, *, heartbeat_seconds: float) -
         tokenizer_sha256=run.tokenizer_sha256,
         label_token=run.label_token,
         codec=run.codec,
-        weight_format=WEIGHT_FORMAT,
+        weight_format=run.weight_format.name,
         shards=[s.ref for s in list_shards(connection, run.id, "train")],
         probe=probes[0].ref if probes else None,
         heartbeat_seconds=heartbeat_seconds,

@@ -45,6 +45,7 @@ runs = Table(
     Column("tokenizer_sha256", String(64), nullable=False),
     Column("label_token", Integer),
     Column("codec", String(64), nullable=False),
+    Column("weights", String(16), nullable=False, server_default="fp32"),  # how versions are published
     Column("merge_rule", String(64), nullable=False),
     Column("merge_options", JSON, nullable=False),
     Column("budget_tokens", Double),
@@ -84,8 +85,9 @@ versions = Table(
     metadata,
     Column("run_id", ForeignKey("runs.id"), primary_key=True),
     Column("version", BigInteger, primary_key=True),
-    Column("sha256", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False),  # of the file that workers fetch
     Column("size", BigInteger, nullable=False),
+    Column("theta_sha256", String(64)),  # the float32 vector behind it, the same file for fp32; None: retired
     Column("momentum_sha256", String(64)),  # None when the rule keeps none, or retired
     Column("retired_at", Double),  # the weights were deleted
     Column("pinned", Boolean, nullable=False, server_default=false()),
@@ -202,7 +204,8 @@ leases = Table(
         _states("open", "reported", "expired", "released", "superseded", "revoked"), name="state_known"
     ),
     Index("ix_leases_worker_state", "worker", "state"),
-    Index("ix_leases_state_base", "state", "base_version"),
+    Index("ix_leases_state_run", "state", "run_id", "base_version"),
+    Index("ix_leases_run_base", "run_id", "base_version", "id"),
     Index(
         "uq_leases_open_task",
         "task_id",
@@ -246,8 +249,10 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
         "verdict IN ('accepted', 'compared', 'too_late', 'stale', 'rejected')", name="verdict_known"
     ),
     Index("ix_reports_run_merged", "run_id", "verdict", "merged_in"),
+    Index("ix_reports_run_seq", "run_id", "verdict", "seq"),
     Index("ix_reports_worker", "worker"),
-    Index("ix_reports_payload", "payload_sha256"),
+    Index("ix_reports_fence", "fence"),
+    Index("ix_reports_payload_run", "payload_sha256", "run_id", "verdict"),
     Index(
         "uq_reports_accepted_task",
         "task_id",

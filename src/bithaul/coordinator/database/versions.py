@@ -14,13 +14,18 @@ from bithaul.coordinator.database.tables import versions
 
 @dataclass(frozen=True)
 class VersionRow:
-    """`tokens` are this version's, `tokens_total` all up to it; losses in nats per counted token."""
+    """`tokens` are this version's, `tokens_total` all up to it; losses in nats per counted token.
+
+    `sha256` and `size` are of the published file, which workers fetch and losses are measured on;
+    `theta_sha256` and `momentum_sha256` are what the next step starts from, kept with the newest versions.
+    """
 
     run_id: int
     version: int
     sha256: str
     size: int
     created_at: float
+    theta_sha256: str | None = None  # the same file as `sha256` when nothing is rounded
     momentum_sha256: str | None = None
     retired_at: float | None = None
     pinned: bool = False
@@ -40,6 +45,11 @@ class VersionRow:
     restores: int | None = None  # a rollback made it: the version whose weights it has again
     automatic: bool = False  # that rollback
     active_seconds: float | None = None  # of the run when it was made
+
+    @property
+    def snapshot(self) -> list[str]:
+        """SHA-256 of the files that a step starts from, those still kept."""
+        return [sha256 for sha256 in (self.theta_sha256, self.momentum_sha256) if sha256]
 
 
 _COLUMNS = [versions.c[field.name] for field in fields(VersionRow)]

@@ -117,6 +117,14 @@ _LEASED_TOKENS = Prepared(
         leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN
     )
 )
+_OPEN_AND_AIMED = Prepared(
+    select(
+        func.count(),
+        func.count().filter(
+            leases.c.base_version == bindparam("version"), leases.c.aimed_at <= bindparam("late")
+        ),
+    ).where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN)
+)
 _OPEN_LEASES_OF_WORKER = Prepared(_OPEN.where(leases.c.worker == bindparam("worker")))
 _OPEN_LEASE_OF_TASK = Prepared(
     select(*_LEASE_COLUMNS).where(leases.c.task_id == bindparam("task"), leases.c.state == LeaseState.OPEN)
@@ -249,6 +257,12 @@ def open_leases(connection: Connection, run_id: int, *, worker: str | None = Non
     else:
         found = _OPEN_LEASES_OF_WORKER.all(connection, run=run_id, worker=worker)
     return [_lease(row) for row in found]
+
+
+def open_and_aimed(connection: Connection, run_id: int, *, version: int, late: float) -> tuple[int, int]:
+    """How many leases are open, and how many of them are on that version and aimed at `late` or before."""
+    row = _OPEN_AND_AIMED.first(connection, run=run_id, version=version, late=late)
+    return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
 def leased_tokens(connection: Connection, run_id: int) -> float:

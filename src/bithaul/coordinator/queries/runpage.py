@@ -24,6 +24,7 @@ class RunFacts(BaseModel):
     parameters: int
     model: Mapping[str, object]
     codec: str
+    weights: str  # how versions are published: fp32 or bf16
     merge_rule: str
     merge_options: Mapping[str, object]
     budget_tokens: float | None
@@ -85,6 +86,7 @@ def run_page(
         parameters=run.layout.size,
         model=run.model.model_dump(mode="json"),
         codec=run.codec,
+        weights=run.weights,
         merge_rule=run.merge_rule,
         merge_options=dict(run.merge_options),
         budget_tokens=run.budget_tokens,

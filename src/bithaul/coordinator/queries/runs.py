@@ -45,6 +45,7 @@ class RunView(BaseModel):
     gates: list[str]
     max_update_norm: float | None
     codec: str
+    weights: str  # how versions are published: fp32 or bf16
     version: int
     lineage: int
     versions: list[VersionView]  # oldest first
@@ -72,6 +73,7 @@ def run_view(c: Coordinator) -> RunView:
         gates=[str(gate) for gate in run.gates],
         max_update_norm=run.max_update_norm,
         codec=run.codec,
+        weights=run.weights,
         version=rows[-1].version,
         lineage=rows[-1].lineage,
         versions=[

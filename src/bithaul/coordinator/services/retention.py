@@ -1,7 +1,7 @@
 """Which weight versions, snapshots and payloads stay on disk, and deleting the rest.
 
 Kept: the newest K versions, each Nth if wanted, pinned ones, any base with an open lease, and for the gate
-`rollback` what it may go back to.
+`rollback` what it may go back to. What a step starts from (theta and momentum) is kept with the newest only.
 Rows stay; only blobs go, and only after their row says so. Blobs that no row names (left by a crash) go too
 once they are old enough not to be in the making.
 """
@@ -19,7 +19,7 @@ from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.rounds.gates import Gate
 
-SNAPSHOTS = 2  # momentum is kept with the newest versions only
+SNAPSHOTS = 2  # newest versions whose theta and momentum are kept
 ORPHAN_SECONDS = 3600.0
 MEASURED = 4  # versions with a held-out loss that the gate `rollback` may have to go back over
 
@@ -60,9 +60,9 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
             versions.update_version(connection, run.id, row.version, retired_at=now)
             dropped.add(row.sha256)
             count += 1
-        if row.momentum_sha256 and row.version <= newest - SNAPSHOTS:
-            versions.update_version(connection, run.id, row.version, momentum_sha256=None)
-            dropped.add(row.momentum_sha256)
+        if row.snapshot and row.version <= newest - SNAPSHOTS:
+            versions.update_version(connection, run.id, row.version, theta_sha256=None, momentum_sha256=None)
+            dropped.update(row.snapshot)
     before = newest - c.settings.payload_keep_versions
     dropped |= ledger.forget_payloads(connection, run.id, merged_before=before)
     wanted = blobs_wanted(connection)
@@ -95,8 +95,7 @@ def blobs_wanted(connection: Connection) -> set[str]:
         for row in versions.list_versions(connection, run.id):
             if row.retired_at is None:
                 wanted.add(row.sha256)
-            if row.momentum_sha256:
-                wanted.add(row.momentum_sha256)
+            wanted.update(row.snapshot)
         for kind in ("train", "heldout", "probe"):
             for shard in runs.list_shards(connection, run.id, kind):
                 wanted |= {shard.sha256, shard.index_sha256}

@@ -20,8 +20,8 @@ from bithaul.exchange.weights import open_weights
 def check_run(c: Coordinator) -> None:
     """Raises `CorruptFile` or `LayoutMismatch`. Clears unfinished uploads and orphan blobs. No run: fine.
 
-    Reads the newest weights, its momentum and every update not merged yet, and compares their SHA-256.
-    Nothing is guessed: a run whose stored files do not match its rows needs a backup or an operator.
+    Reads the newest weights, the theta and momentum behind them and every update not merged yet, and compares
+    their SHA-256. Nothing is guessed: a run whose files do not match its rows needs a backup or an operator.
     """
     c.blobs.clear_incoming(older_than=c.clock.now())
     with c.database.read() as connection:
@@ -38,7 +38,7 @@ def check_run(c: Coordinator) -> None:
     _check_newest(c, run, newest)
     delete_orphans(c, older_than=c.clock.now())
     try:
-        for sha256 in (newest.momentum_sha256, *pending):
+        for sha256 in (*_besides(newest), *pending):
             if sha256:
                 c.blobs.verify(sha256)
     except (CorruptFile, NotFound) as error:
@@ -59,6 +59,11 @@ def note_start(c: Coordinator) -> None:
 
 
 _HELP = "Restore it from a backup; weights are never made anew by themselves."
+
+
+def _besides(newest: VersionRow) -> list[str]:
+    """The files of a snapshot that are not the published one, which is read before."""
+    return [sha256 for sha256 in newest.snapshot if sha256 != newest.sha256]
 
 
 def _check_newest(c: Coordinator, run: RunRow, newest: VersionRow) -> None:

@@ -1,0 +1,114 @@
+"""What a claim, a heartbeat, a report and a merge ask of the database costs the same after a year of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from sqlalchemy import event
+
+from bithaul.coordinator.commands.heartbeat import heartbeat
+from bithaul.exchange.messages import HeartbeatRequest
+
+House = Any
+GROWING = ("leases", "reports", "tasks", "versions", "logs", "telemetry")
+SCAN = re.compile(
+    rf"^SCAN ({'|'.join(GROWING)})\b"
+    # A folder has one run, so its number, and that of the good verdict, choose nearly every row.
+    r"|^SEARCH (leases|reports|tasks) USING (COVERING )?INDEX \S+ \(run_id=\?( AND verdict=\?)?\)"
+)
+NEWEST = "ix_reports_run_seq"  # read from its end, as far as a limit goes
+
+
+@pytest.fixture
+def house(make_house: Callable[..., House]) -> House:
+    """With every gate on: what looks back looks back."""
+    found = make_house()
+    found.create(gates=["norm", "speed", "copy", "rollback"])
+    found.register("ann", "bob")
+    return found
+
+
+@pytest.fixture
+def asked(house: House) -> Iterator[list[str]]:
+    """Every statement that the coordinator's connections run, with its values in it."""
+    found: list[str] = []
+
+    def listen(connection: Any, *_: Any) -> None:
+        connection.set_trace_callback(found.append)
+
+    engines = (house.c.database._reader, house.c.database.writer_engine)
+    for engine in engines:
+        event.listen(engine, "checkout", listen)
+    house.c.database._kept.connection.driver_connection.set_trace_callback(found.append)
+    yield found
+    for engine in engines:
+        event.remove(engine, "checkout", listen)
+
+
+def plans(house: House, statements: list[str]) -> Iterator[tuple[str, str]]:
+    """Lines of SQLite's plan of each statement."""
+    with house.c.database.read() as connection:
+        for statement in dict.fromkeys(statements):
+            if statement.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
+                for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement.replace('%', '%%')}"):
+                    yield statement, str(row[3])
+
+
+def work(house: House) -> None:
+    """Two workers through two rounds, with heartbeats, polls and a report that is sent twice."""
+    for value in (1.0, 2.0):
+        tasks = {worker: house.claim(worker) for worker in ("ann", "bob")}
+        for worker, task in tasks.items():
+            beat = HeartbeatRequest(task=task.task, fence=task.fence, tokens=10, tokens_per_second=5.0)
+            heartbeat(house.c, worker, beat)
+            house.clock.time += 5
+            frame = house.frame(task, update=np.full(house.run.layout.size, value))
+            house.send(worker, task, frame)
+            house.send(worker, task, frame)
+        house.try_claim("ann")
+        house.clock.time += 60
+        assert house.merge() is not None
+
+
+def test_nothing_reads_a_whole_history(house: House, asked: list[str]) -> None:
+    """Catches a statement that goes through every lease or report there ever was."""
+    work(house)
+    assert len(asked) > 50
+    scans = [
+        (plan, statement)
+        for statement, plan in plans(house, asked)
+        if SCAN.search(plan) and not (NEWEST in plan and " LIMIT " in statement)
+    ]
+    assert scans == []
+
+
+def test_nothing_sorts_a_whole_history(house: House, asked: list[str]) -> None:
+    """Catches the newest 64 reports found by sorting all. Open leases are few and may be sorted."""
+    work(house)
+    sorts = [
+        statement
+        for statement, plan in plans(house, asked)
+        if "TEMP B-TREE" in plan
+        and re.search(rf"FROM ({'|'.join(GROWING)})\b", statement)
+        and "leases.state = 'open'" not in statement
+    ]
+    assert sorts == []
+
+
+def test_a_copy_is_looked_up_by_its_hash(house: House, asked: list[str]) -> None:
+    """Catches a planner that prefers to look through every accepted report of the run."""
+    work(house)
+    hashed = [plan for statement, plan in plans(house, asked) if "payload_sha256 = " in statement]
+    assert any("ix_reports_payload_run" in plan for plan in hashed)
+
+
+def test_the_check_itself_sees_a_scan(
+    make_house: Callable[..., House], asked: list[str], house: House
+) -> None:
+    with house.c.database.read() as connection:
+        connection.exec_driver_sql("SELECT * FROM leases WHERE reason = 'none'").fetchall()
+    assert [plan for _, plan in plans(house, asked) if SCAN.search(plan)]

@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Installing brings the admin site's scripts from npm, so a change of their lock file installs anew.
 SITE_FILES := hatch_build.py $(wildcard frontend/*)
 
-.PHONY: help demo demo-fresh test test-slow lint format security-matrix bench docs clean
+.PHONY: help demo demo-fresh test test-slow lint format security-matrix audit bench docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,9 @@ format: $(VENV)/.test-ready ## Format the code
 
 security-matrix: $(VENV)/.run-ready ## Write docs/security-matrix.md from the tests
 	$(BIN)/python tests/security/matrix.py
+
+audit: $(VENV)/.test-ready ## Audit constraints.txt: make audit ADVISORIES=all.zip (osv.dev's export for PyPI)
+	$(BIN)/python tests/security/audit.py $(ADVISORIES)
 
 bench: $(VENV)/.run-ready ## Run every benchmark; writes benchmarks/results/*.json and docs/benchmarks.md
 	$(PIP) install -q -c constraints.txt -e '.[bench]'

@@ -14,7 +14,8 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from hypothesis import settings
+import torch
+from hypothesis import settings as hypothesis_settings
 
 from bithaul.corpus.shards import write_shard
 from bithaul.exchange.codecs import codec_named
@@ -42,10 +43,12 @@ from bithaul.training.recipe import TrainingRecipe
 from bithaul.worker.backoff import Backoff
 from bithaul.worker.client import CoordinatorClient
 from bithaul.worker.logship import LogBuffer, worker_log
+from bithaul.worker.loop import Worker
+from bithaul.worker.settings import WorkerSettings
 from bithaul.worker.stop import Stop
 
-settings.register_profile("no_deadline", deadline=None)
-settings.load_profile("no_deadline")
+hypothesis_settings.register_profile("no_deadline", deadline=None)
+hypothesis_settings.load_profile("no_deadline")
 
 URL = "http://127.0.0.1:8817"
 CONFIG = ModelConfig(
@@ -282,6 +285,26 @@ class Bench:
     output: io.StringIO
     log: Any
     now: list[float]
+
+    def worker(self, folder: Path, **changes: Any) -> Worker:
+        """A worker with its state in `folder`; `changes` are settings."""
+        settings = WorkerSettings(
+            url=URL,
+            client_id="w",
+            state_dir=folder / "state",
+            beacon=folder / "health",
+            exit_when_finished=True,
+            calibration_seconds=0.01,
+            **changes,
+        )
+        return Worker(
+            settings, self.client, stop=self.stop, log=self.log, buffer=self.buffer, heartbeat_seconds=0.02
+        )
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bithaul.corpus.shards import Shard
-from bithaul.errors import InvalidConfig, LayoutMismatch, Unauthorized, UnknownName
+from bithaul.errors import InvalidConfig
 from bithaul.exchange.codecs import codec_named, decode
 from bithaul.exchange.frame import read_header
 from bithaul.exchange.messages import HeartbeatRequest, LeaseOutcome, Verdict
@@ -27,26 +27,6 @@ from bithaul.worker import loop as loop_module
 from bithaul.worker import task as task_module
 from bithaul.worker.loop import Worker
 from bithaul.worker.settings import WorkerSettings, default_threads
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def make(bench: Any, tmp_path: Path, **changes: Any) -> Worker:
-    settings = WorkerSettings(
-        url="http://127.0.0.1:8817",
-        client_id="w",
-        state_dir=tmp_path / "state",
-        beacon=tmp_path / "health",
-        exit_when_finished=True,
-        calibration_seconds=0.01,
-        **changes,
-    )
-    return Worker(
-        settings, bench.client, stop=bench.stop, log=bench.log, buffer=bench.buffer, heartbeat_seconds=0.02
-    )
 
 
 def local(bench: Any, count: int) -> np.ndarray:
@@ -77,7 +57,7 @@ def test_closed_loop_is_exact_to_the_bit(bench: Any, tmp_path: Path, monkeypatch
     """Catches wrong sign, scale, slice, seed, progress, lost moments and rounding (pitfalls T1, T2, T3)."""
     force_path(monkeypatch)
     bench.fake.tasks = 3
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert bench.fake.version == 4
     expected = local(bench, 3)
     assert np.abs(expected - np.asarray(bench.fake.theta)).max() == 0.0
@@ -98,7 +78,7 @@ def test_closed_loop_is_within_one_quantum_and_keeps_the_rest(
     """Catches a residual that is not added, added twice, or of the wrong sign."""
     force_path(monkeypatch)
     bench.fake.codec, bench.fake.tasks = codec, 1
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     expected, start = local(bench, 1), open_weights_of(bench, 1)
     quantum = np.abs(start - expected).max() / 127 * 1.01
     assert np.abs(bench.fake.theta - expected).max() <= quantum
@@ -111,7 +91,7 @@ def test_closed_loop_is_within_one_quantum_and_keeps_the_rest(
 def test_the_report_says_what_was_trained(bench: Any, tmp_path: Path) -> None:
     """Catches figures copied from the task (pitfall T11), a made-up loss (T5) and the probe left out."""
     bench.fake.tasks, bench.fake.probe = 1, True
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     (update,) = bench.fake.updates
     assert (update.examples, update.steps, update.tokens) == (16, 2, 16 * 9)
     assert update.heldout is not None
@@ -122,7 +102,7 @@ def test_the_report_says_what_was_trained(bench: Any, tmp_path: Path) -> None:
 
 def test_registration_order_and_capabilities(bench: Any, tmp_path: Path) -> None:
     bench.fake.tasks = 0
-    make(bench, tmp_path, threads=1).run()
+    bench.worker(tmp_path, threads=1).run()
     first, second, third = bench.fake.registrations
     assert (first.layout_hash, first.capabilities) == (None, None)
     assert second.layout_hash == bench.fake.layout.hash
@@ -136,7 +116,7 @@ def test_registration_order_and_capabilities(bench: Any, tmp_path: Path) -> None
 def test_a_forced_path_is_used_measured_and_reported(bench: Any, tmp_path: Path) -> None:
     """Catches an option that is read and forgotten, and a calibration along another path."""
     bench.fake.tasks = 1
-    make(bench, tmp_path, path="fp32+fp32").run()
+    bench.worker(tmp_path, path="fp32+fp32").run()
     capabilities = bench.fake.registrations[-1].capabilities
     assert capabilities.path == "fp32+fp32: fp32+fp32 (forced)"
     assert bench.fake.version == 2
@@ -148,7 +128,7 @@ def test_a_path_without_its_device_ends_the_worker(
     """It cannot pass by itself, so it must not be tried for ever."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InvalidConfig, match="no CUDA device"):
-        make(bench, tmp_path, path="cuda").run()
+        bench.worker(tmp_path, path="cuda").run()
 
 
 def test_a_worker_on_a_device_is_the_same_worker(
@@ -161,7 +141,7 @@ def test_a_worker_on_a_device_is_the_same_worker(
         loop_module, "hardware", lambda chosen: ("NVIDIA Test", 80) if chosen is path else None
     )
     bench.fake.tasks = 1
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     capabilities = bench.fake.registrations[-1].capabilities
     assert (capabilities.device, capabilities.memory_bytes) == ("NVIDIA Test", 80)
     assert capabilities.path == "cpu: bf16 forward on a test"
@@ -172,7 +152,7 @@ def test_a_worker_on_a_device_is_the_same_worker(
 def test_soft_stop_returns_the_unused_tail(bench: Any, tmp_path: Path) -> None:
     """Catches a worker that trains the whole slice whatever the clock says."""
     bench.fake.tasks, bench.fake.soft_stop_seconds = 1, 0.0
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert (bench.fake.updates[0].steps, bench.fake.updates[0].examples) == (1, 8)
 
 
@@ -187,7 +167,7 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_bytes(bench: Any, tmp_pa
         raise httpx2.ReadError("cut", request=request)
 
     bench.fake.faults["gradient"] = [lose, lambda request: httpx2.Response(503, headers={"Retry-After": "0"})]
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert bench.fake.version == 2
     assert bench.fake.bodies[-1] == lost[0]
     assert not list((tmp_path / "state/outbox").iterdir())
@@ -199,7 +179,7 @@ def test_after_a_restart_the_outbox_goes_first(bench: Any, tmp_path: Path) -> No
     dead = [lambda request: (_ for _ in ()).throw(httpx2.ConnectError("down", request=request))] * 100_000
     bench.fake.faults["gradient"] = dead
     bench.fake.on_beat = lambda beat: bench.stop.request() if beat.activity == "uploading" else None
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert bench.fake.version == 1
     assert len(list((tmp_path / "state/outbox").iterdir())) == 1
     assert "kept for the next start" in bench.output.getvalue()
@@ -232,7 +212,7 @@ def fresh(bench: Any, tmp_path: Path) -> Worker:
         transport=httpx2.MockTransport(bench.fake),
         backoff=Backoff(first=0.001, longest=0.002),
     )
-    return make(bench, tmp_path)
+    return bench.worker(tmp_path)
 
 
 def test_a_leftover_of_a_forgotten_lease_is_dropped(bench: Any, tmp_path: Path) -> None:
@@ -245,7 +225,7 @@ def test_a_leftover_of_a_forgotten_lease_is_dropped(bench: Any, tmp_path: Path) 
         return httpx2.Response(409, json=refuse)
 
     bench.fake.faults["gradient"] = [answer]
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert "unknown_fence" in bench.output.getvalue()
     assert len(bench.fake.updates) == 1  # the next task was done
     assert not list((tmp_path / "state/outbox").iterdir())
@@ -254,7 +234,7 @@ def test_a_leftover_of_a_forgotten_lease_is_dropped(bench: Any, tmp_path: Path) 
 @pytest.mark.parametrize("verdict", [Verdict.REJECTED, Verdict.STALE, Verdict.TOO_LATE])
 def test_what_is_not_merged_keeps_the_old_residual(bench: Any, tmp_path: Path, verdict: Verdict) -> None:
     bench.fake.codec, bench.fake.tasks, bench.fake.verdict = "int8-block-v1", 1, verdict
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert not list((tmp_path / "state/residual").iterdir())
     assert not list((tmp_path / "state/outbox").iterdir())
     assert "update not merged" in bench.output.getvalue()
@@ -264,7 +244,7 @@ def test_a_lost_registration_is_renewed(bench: Any, tmp_path: Path) -> None:
     gone = {"title": "t", "status": 410, "detail": "Register.", "code": "not_registered"}
     answer = lambda request: httpx2.Response(410, json=gone)  # noqa: E731
     bench.fake.faults = {"work": [answer], "gradient": [answer]}
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert len(bench.fake.updates) == 2
     assert len(bench.fake.registrations) == 3 + 4
 
@@ -313,7 +293,7 @@ def test_drain_is_a_soft_stop_and_then_no_more_work(
 
     when_training(bench, drain)
     hold_steps(bench, monkeypatch)
-    worker = make(bench, tmp_path)
+    worker = bench.worker(tmp_path)
     thread = threading.Thread(target=worker.run)
     thread.start()
     wait_for(lambda: len(bench.fake.updates) == 1)
@@ -343,7 +323,7 @@ def test_stop_after_a_step_reports_what_was_used(
     bench.fake.tasks = 5
     when_training(bench, bench.stop.request)
     hold_steps(bench, monkeypatch)
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert [u.steps for u in bench.fake.updates] == [1]
     assert not (tmp_path / "health").exists()
 
@@ -357,7 +337,7 @@ def test_stop_before_the_first_step_releases_the_lease(bench: Any, tmp_path: Pat
         raise httpx2.ConnectError("down", request=request)
 
     bench.fake.faults["weights"] = [stop]
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert bench.fake.updates == []
     assert [b.outcome for b in bench.fake.beats if b.outcome] == [LeaseOutcome.RELEASED]
 
@@ -373,7 +353,7 @@ def test_a_lease_that_was_taken_away_ends_the_task(
 
     when_training(bench, close)
     hold_steps(bench, monkeypatch)
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     assert [u.steps for u in bench.fake.updates] == [1]  # the coordinator judges what was done
 
 
@@ -382,7 +362,7 @@ def test_heartbeats_carry_progress(bench: Any, tmp_path: Path, monkeypatch: pyte
     bench.fake.tasks = 1
     when_training(bench, lambda: None)
     hold_steps(bench, monkeypatch)
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     training = [b for b in bench.fake.beats if b.activity == "training" and b.tokens]
     assert training
     assert training[-1].task == 1
@@ -392,128 +372,8 @@ def test_heartbeats_carry_progress(bench: Any, tmp_path: Path, monkeypatch: pyte
     assert training[-1].tokens_per_second > 0
 
 
-def fail_training(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def train(*args: object, **options: object) -> None:
-        raise error
-
-    monkeypatch.setattr(Trainer, "train", train)
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (MemoryError(), "out_of_memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out_of_memory"),
-        (ValueError("a defect"), "internal_error"),
-        (RuntimeError("mat1 and mat2"), "internal_error"),
-    ],
-)
-def test_failure_is_said_aloud(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, code: str
-) -> None:
-    """Catches a worker that dies, or keeps silent so that the lease must expire."""
-    patience(monkeypatch)
-    bench.fake.tasks = 1
-    worker = make(bench, tmp_path)
-    original = Trainer.train
-    calls = []
-
-    def train(self: Any, *args: Any, **options: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 1:  # the first is calibration
-            raise error
-        return original(self, *args, **options)
-
-    monkeypatch.setattr(Trainer, "train", train)
-    worker.run()
-    outcomes = [(b.outcome, b.code, b.task) for b in bench.fake.beats if b.outcome]
-    assert outcomes == [(LeaseOutcome.FAILED, code, 1)]
-
-
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rest after a failure."""
-    from bithaul.worker import loop
-
-    monkeypatch.setattr(loop, "_LONGEST_REST", 0.0)
-
-
-def test_corrupt_shard_is_reported(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches training on damaged data."""
-    patience(monkeypatch)
-    bench.fake.tasks = 1
-    path = bench.fake.folder / "train-00000.bin"
-    data = bytearray(path.read_bytes())
-    data[5] ^= 1
-    path.write_bytes(data)
-    make(bench, tmp_path).run()
-    assert [b.code for b in bench.fake.beats if b.outcome] == ["shard_unavailable"]
-
-
-def test_weights_of_another_layout_are_reported(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    patience(monkeypatch)
-    bench.fake.tasks = 1
-    bench.fake.theta = bench.fake.theta[:-1]
-    bench.fake.announce()
-    make(bench, tmp_path).run()
-    assert [b.code for b in bench.fake.beats if b.outcome] == ["layout_mismatch"]
-
-
-def test_pruned_weights_release_the_lease(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    patience(monkeypatch)
-    bench.fake.tasks = 1
-    gone = {"title": "t", "status": 404, "detail": "Pruned.", "code": "not_found"}
-    bench.fake.faults["weights"] = [lambda request: httpx2.Response(404, json=gone)]
-    make(bench, tmp_path).run()
-    assert [b.outcome for b in bench.fake.beats if b.outcome] == [LeaseOutcome.RELEASED]
-
-
-def test_diverged_training_is_reported_not_sent(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Catches NaN on the wire."""
-    patience(monkeypatch)
-    bench.fake.tasks = 1
-    bench.fake.codec = "int8-block-v1"
-    monkeypatch.setattr(Trainer, "vector", lambda self: np.full(bench.fake.layout.size, np.nan, np.float32))
-    make(bench, tmp_path).run()
-    assert [b.code for b in bench.fake.beats if b.outcome] == ["loss_not_finite"]
-    assert bench.fake.bodies == []
-
-
-def test_another_layout_ends_the_worker(bench: Any, tmp_path: Path) -> None:
-    bench.fake.layout = type(bench.fake.layout)(bench.fake.layout.tensors[:-1])
-    with pytest.raises(LayoutMismatch, match="install the coordinator's version"):
-        make(bench, tmp_path).run()
-
-
-def test_an_unknown_codec_ends_the_worker(bench: Any, tmp_path: Path) -> None:
-    bench.fake.codec = "zip-v9"
-    with pytest.raises(UnknownName, match="zip-v9"):
-        make(bench, tmp_path).run()
-
-
-def test_wrong_secret_ends_the_worker(bench: Any, tmp_path: Path) -> None:
-    bench.fake.secret = "other"
-    with pytest.raises(Unauthorized):
-        make(bench, tmp_path).run()
-
-
-def test_no_run_yet_is_waited_for(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bithaul.worker import loop
-
-    monkeypatch.setattr(loop, "_ASK_AGAIN_SECONDS", 0.001)
-    none = {"title": "t", "status": 404, "detail": "No run.", "code": "not_found"}
-    bench.fake.faults["register"] = [lambda request: httpx2.Response(404, json=none)] * 2
-    make(bench, tmp_path).run()
-    assert bench.fake.version == 3
-
-
 def test_logs_reach_the_coordinator(bench: Any, tmp_path: Path) -> None:
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     shipped = bench.fake.shipped()
     assert {"joined run", "calibrated", "trained", "update accepted", "worker ended"} <= set(shipped)
     assert shipped.index("joined run") < shipped.index("worker ended")
@@ -521,7 +381,7 @@ def test_logs_reach_the_coordinator(bench: Any, tmp_path: Path) -> None:
 
 def test_a_finished_run_does_not_end_a_worker_that_stays(bench: Any, tmp_path: Path) -> None:
     bench.fake.tasks = 0
-    worker = make(bench, tmp_path)
+    worker = bench.worker(tmp_path)
     worker._settings = WorkerSettings(
         url="http://127.0.0.1:8817", client_id="w", state_dir=tmp_path / "state", calibration_seconds=0.01
     )
@@ -535,7 +395,7 @@ def test_a_finished_run_does_not_end_a_worker_that_stays(bench: Any, tmp_path: P
 
 def test_payload_on_disk_is_what_the_codec_reads(bench: Any, tmp_path: Path) -> None:
     bench.fake.tasks, bench.fake.codec = 1, "int8-block-v1"
-    make(bench, tmp_path).run()
+    bench.worker(tmp_path).run()
     import io
 
     file = io.BytesIO(bench.fake.bodies[0])

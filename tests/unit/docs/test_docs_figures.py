@@ -138,3 +138,18 @@ def test_the_readme_has_the_marks_and_the_picture(pages) -> None:
     assert readme.count(run_all.BEGIN) == readme.count(run_all.END) == 1
     assert "](docs/images/demo.svg)" in readme
     assert len(readme.splitlines()) < 100
+
+
+def test_a_figure_of_another_machine_says_which() -> None:
+    """Catches a GPU's figures under the name of the machine that stored them."""
+    run_all = script("run_all")
+    here = {"cpu": "this one", "cores": 2, "python": "3.11"}
+    there = {"cpu": "that one", "cores": 16, "python": "3.12", "gpu": "A card", "torch": "9.9"}
+    printed = json.dumps({"machine": there, "rows": [{"preset": "large", "tokens_per_second": 5}]})
+    entry = run_all.entry_of("gpu", f"progress\n{printed}\n", here)
+    assert entry["machine"] == there
+    assert "machine" not in entry["result"]
+    assert "A card, torch 9.9; that one, 16 cores" in run_all.table(entry)
+    own = run_all.entry_of("step", json.dumps({"speedup": 2.0}), here)
+    assert own["machine"] == here
+    assert "\nthis one, 2 cores" in run_all.table(own)

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,7 @@ PROJECTIONS = (
 )
 
 
+@lru_cache(maxsize=16)  # a coordinator asks at every claim
 def layout_of(config: ModelConfig) -> Layout:
     """The layout of `config`, in the order in which the transformer registers its parameters."""
     h, f = config.hidden_size, config.intermediate_size

@@ -229,6 +229,21 @@ def test_a_finished_run_goes_on_with_more_budget(make_house: Callable[..., House
         set_budget(house.c)
 
 
+def test_the_rest_of_a_budget_is_shared_by_those_who_have_no_lease(make_house: Callable[..., House]) -> None:
+    """Catches a busy worker that keeps a share of what is left: the end would come in ever smaller tasks."""
+    house = make_house()
+    house.create(budget_tokens=7 * 120)
+    house.register("ann", "bob", "cid")
+    assert [house.claim(name).examples for name in ("ann", "bob", "cid")] == [40, 40, 40]
+
+
+def test_far_from_its_end_a_budget_limits_no_task(make_house: Callable[..., House]) -> None:
+    house = make_house()
+    house.create(budget_tokens=7 * 700)
+    house.register("ann", "bob", "cid")
+    assert [house.claim(name).examples for name in ("ann", "bob", "cid")] == [100, 100, 100]
+
+
 def test_a_budget_of_seconds_counts_active_time_over_restarts(make_house: Callable[..., House]) -> None:
     """Catches a clock that counts the night in which the computer was off."""
     house = make_house()

@@ -27,6 +27,7 @@ from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retr
 from bithaul.rounds.trust import Standing
 
 SEEN_EVERY = 1.0  # seconds between updates of last_seen by polling
+LONGEST_TASK = 2.0  # rounds, generously: `task_size` plans for less
 PROBE_SPEED = 2.5  # measuring is so many times faster than training
 PROBE_AGAIN_SECONDS = 60.0  # a probe that was handed out and brought nothing is handed out again after
 
@@ -39,6 +40,15 @@ RETRY = {  # seconds, in rounds of eight
     NoLease.MERGING: 0.1,
     NoLease.NO_WORK: 0.25,
 }
+
+
+@dataclass(frozen=True)
+class Held:
+    """An open lease with what its worker is told about it."""
+
+    lease: LeaseRow
+    task: TaskRow
+    base: VersionRow
 
 
 @dataclass(frozen=True)
@@ -56,18 +66,18 @@ def claim_task(c: Coordinator, worker: str) -> Claim:
     with c.database.write(durable=False) as connection:
         run = runs.get_run(connection)
         row = _seen(connection, fleet.get_worker(connection, worker), now=now)
-        lease = _kept_lease(connection, run, row, now=now)
-        if lease is None:
+        held = _kept_lease(connection, run, row, now=now)
+        state = run.state
+        if held is None:
             early = _early(connection, run, row, now=now)
             if early is not None:
                 return Claim(None, early, run.state)
             here = read_outline(connection, run, now=now)
             if not here.work_left:
                 return Claim(None, _retry(NoLease.NO_WORK, row, now=now, length=here.length), run.state)
-            lease = _grant(c, connection, here, row)
-        message = _message(connection, run, lease, now=now)
+            held, state = _grant(c, connection, here, row), RunState.RUNNING
+        message = _message(connection, run, held, now=now)
         c.crash_points.hit("claim.decided")
-        state = runs.get_run(connection).state
     c.crash_points.hit("claim.committed")
     return Claim(message, 0.0, state)
 
@@ -95,7 +105,7 @@ def _retry(refusal: NoLease, worker: WorkerRow, *, now: float, length: float, le
     return retry_seconds(RETRY[refusal], length=length, left=left if refusal is NoLease.MERGING else 0.0)
 
 
-def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: float) -> LeaseRow | None:
+def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: float) -> Held | None:
     """The worker's open lease, if a report on its base can still count; otherwise it ends here."""
     held = work.open_leases(connection, run.id, worker=worker.id)
     if not held:
@@ -103,22 +113,30 @@ def _kept_lease(connection: Connection, run: RunRow, worker: WorkerRow, *, now: 
     newest = versions.newest_version(connection, run.id)
     for lease in held:
         base = versions.find_version(connection, run.id, lease.base_version)
-        ending = None
-        if now >= lease.deadline:
-            ending = Ending.EXPIRED
-        elif worker.drained:
-            ending = Ending.RELEASED
-        elif (
-            base is None
-            or base.retired_at
-            or base.lineage != newest.lineage
-            or newest.version - base.version > run.rule.max_staleness
-        ):
-            ending = Ending.REVOKED
-        if ending is None:
-            return lease
-        work.end_lease(connection, lease, ending, now=now)
+        ending = _ending(run, worker, lease, base, newest=newest, now=now)
+        if ending is None and base is not None:
+            return Held(lease, work.get_task(connection, lease.task_id), base)
+        work.end_lease(connection, lease, ending or Ending.REVOKED, now=now)
     return None
+
+
+def _ending(
+    run: RunRow,
+    worker: WorkerRow,
+    lease: LeaseRow,
+    base: VersionRow | None,
+    *,
+    newest: VersionRow,
+    now: float,
+) -> Ending | None:
+    """How an open lease ends when its worker asks for work; None: it goes on."""
+    if now >= lease.deadline:
+        return Ending.EXPIRED
+    if worker.drained:
+        return Ending.RELEASED
+    if base is None or base.retired_at or base.lineage != newest.lineage:
+        return Ending.REVOKED
+    return Ending.REVOKED if newest.version - base.version > run.rule.max_staleness else None
 
 
 def _facts(run: RunRow, worker: WorkerRow, *, now: float, waits: bool) -> ClaimFacts:
@@ -133,11 +151,13 @@ def _facts(run: RunRow, worker: WorkerRow, *, now: float, waits: bool) -> ClaimF
     )
 
 
-def _grant(c: Coordinator, connection: Connection, here: Outline, worker: WorkerRow) -> LeaseRow:
+def _grant(c: Coordinator, connection: Connection, here: Outline, worker: WorkerRow) -> Held:
     run, now = here.run, here.now
     probe = _probe(connection, here)
-    fleet_speed = fleet.fleet_speed(connection, now=now)  # the worker that asks is among the idle ones
-    size = _size(here, worker, fleet_speed.idle, probe_tokens=probe.tokens if probe else 0)
+    fleet_speed = sharing = fleet.fleet_speed(connection, now=now)
+    if here.remaining_tokens < LONGEST_TASK * max(here.length, here.tick - now) * fleet_speed:
+        sharing = fleet.idle_speed(connection, now=now)  # the worker that asks is among the idle ones
+    size = _size(here, worker, sharing, probe_tokens=probe.tokens if probe else 0)
     task = _task(connection, here, worker, size)
     tokens = task.examples * run.tokens_per_example
     duration = tokens / worker.planning_speed
@@ -148,16 +168,16 @@ def _grant(c: Coordinator, connection: Connection, here: Outline, worker: Worker
         payload_bytes=codec_named(run.codec).encoded_size(run.layout),
     )
     start = run.progress_at(now, tokens=here.spent.reported)
-    end = _expected_end(here, size, fleet_speed.all)
+    end = _expected_end(here, size, fleet_speed)
     if run.state is RunState.READY:
         runs.update_run(connection, run.id, state=RunState.RUNNING)
     if run.active_anchor is None:
         runs.tick_active(connection, run, now=now, busy=True)
-    return work.insert_lease(
+    lease = work.insert_lease(
         connection,
+        task,
         {
             "run_id": run.id,
-            "task_id": task.id,
             "worker": worker.id,
             "fence": c.ids.fence(),
             "base_version": here.version.version,
@@ -173,13 +193,15 @@ def _grant(c: Coordinator, connection: Connection, here: Outline, worker: Worker
             "probe": probe is not None,
         },
     )
+    return Held(lease, task, here.version)
 
 
-def _size(here: Outline, worker: WorkerRow, idle_speed: float, *, probe_tokens: int) -> Size:
+def _size(here: Outline, worker: WorkerRow, sharing: float, *, probe_tokens: int) -> Size:
+    """`sharing`: the speed, tokens per second, of those among whom the rest of the budget is shared out."""
     return task_size(
         Sizing(
             speed=worker.planning_speed,
-            fleet_speed=idle_speed,
+            fleet_speed=sharing,
             round_seconds=here.length,
             seconds_left=max(0.0, here.tick - here.now),
             overhead_seconds=probe_tokens / (PROBE_SPEED * worker.planning_speed),
@@ -234,9 +256,8 @@ def _probe(connection: Connection, here: Outline) -> ShardRow | None:
     return shards[0]
 
 
-def _message(connection: Connection, run: RunRow, lease: LeaseRow, *, now: float) -> TaskMessage:
-    task = work.get_task(connection, lease.task_id)
-    base = _base(connection, run, lease)
+def _message(connection: Connection, run: RunRow, held: Held, *, now: float) -> TaskMessage:
+    lease, task, base = held.lease, held.task, held.base
     shards = runs.list_shards(connection, run.id, "train")
     found = positions.pieces(
         task.positions, shard_sizes=[s.examples for s in shards], seed=run.seed, block=run.position_block
@@ -257,9 +278,3 @@ def _message(connection: Connection, run: RunRow, lease: LeaseRow, *, now: float
         probe=lease.probe,
         deadline_seconds=max(0.0, lease.deadline - now),
     )
-
-
-def _base(connection: Connection, run: RunRow, lease: LeaseRow) -> VersionRow:
-    base = versions.find_version(connection, run.id, lease.base_version)
-    assert base is not None, "a lease's base is a version of its run"
-    return base

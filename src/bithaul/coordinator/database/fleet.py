@@ -85,25 +85,20 @@ _PLANNED = case(  # as `speed_of` says it
     else_=DEFAULT_SPEED,
 )
 _BUSY = workers.c.id.in_(select(leases.c.worker).where(leases.c.state == LeaseState.OPEN))
-_SPEEDS = Prepared(
-    select(
-        func.coalesce(func.sum(_PLANNED), 0.0),
-        func.coalesce(func.sum(case((_BUSY, 0.0), else_=_PLANNED)), 0.0),
-    ).where(*_MAY_WORK)
-)
+_SPEED = Prepared(select(func.coalesce(func.sum(_PLANNED), 0.0)).where(*_MAY_WORK))
+_IDLE_SPEED = Prepared(select(func.coalesce(func.sum(_PLANNED), 0.0)).where(*_MAY_WORK, ~_BUSY))
 
 
-@dataclass(frozen=True)
-class FleetSpeed:
-    """Planning speeds added up, tokens per second: of all that may work, and of those without a lease."""
-
-    all: float
-    idle: float
+def fleet_speed(connection: Connection, *, now: float) -> float:
+    """Planning speeds of all that may work, added up; tokens per second."""
+    row = _SPEED.first(connection, now=now)
+    return float(row[0]) if row else 0.0
 
 
-def fleet_speed(connection: Connection, *, now: float) -> FleetSpeed:
-    row = _SPEEDS.first(connection, now=now)
-    return FleetSpeed(*row) if row else FleetSpeed(0.0, 0.0)
+def idle_speed(connection: Connection, *, now: float) -> float:
+    """As `fleet_speed`, of those without a lease."""
+    row = _IDLE_SPEED.first(connection, now=now)
+    return float(row[0]) if row else 0.0
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:

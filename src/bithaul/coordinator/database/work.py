@@ -98,6 +98,11 @@ _NEW_TASK = Prepared(
     .values({name: bindparam(name) for name in _TASK_FIELDS if name != "id"})
     .returning(*TASK_COLUMNS)
 )
+_NEW_LEASE = Prepared(
+    insert(leases)
+    .values({field.name: bindparam(field.name) for field in fields(LeaseRow) if field.name != "id"})
+    .returning(*_LEASE_COLUMNS)
+)
 _TASKS = Prepared(select(*TASK_COLUMNS).where(tasks.c.run_id == bindparam("run")).order_by(tasks.c.id))
 _LEASE = Prepared(
     select(*_LEASE_COLUMNS).where(
@@ -234,15 +239,12 @@ def task_counts(connection: Connection, run_id: int) -> dict[str, int]:
     return counts
 
 
-def insert_lease(connection: Connection, values: dict[str, Any]) -> LeaseRow:
+def insert_lease(connection: Connection, task: TaskRow, values: dict[str, Any]) -> LeaseRow:
     """Grant: the task must be pending and becomes leased."""
-    task = get_task(connection, values["task_id"])
     move_task(connection, task, TaskState.LEASED, now=values["granted_at"])
-    row = {**values, "state": LeaseState.OPEN, "ended_at": None, "reason": "", "tokens": 0}
-    insert_row(connection, leases, row)
-    lease = find_lease(connection, values["worker"], task=values["task_id"], fence=values["fence"])
-    assert lease is not None
-    return lease
+    new = {"task_id": task.id, "state": LeaseState.OPEN, "ended_at": None, "reason": "", "tokens": 0}
+    (made,) = _NEW_LEASE.all(connection, **values, **new)
+    return _lease(made)
 
 
 def find_lease(connection: Connection, worker: str, *, task: int, fence: str) -> LeaseRow | None:

@@ -20,6 +20,7 @@ from bithaul.coordinator.api.admin import admin_routes
 from bithaul.coordinator.api.blobs import blob_routes
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.csrf import CsrfGuard
+from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.gradient import gradient_routes
 from bithaul.coordinator.api.metrics import HttpMetrics
 from bithaul.coordinator.api.middleware import Envelope, allowed_hosts
@@ -70,6 +71,7 @@ def create_api(
         telemetry={"auto_configure": False},
     )
     app.state.identity = identity
+    app.state.desk = desk = Desk()
     assets = Assets()
     pages = Pages(c.settings, make_environment(assets))
     answers = Answers(pages.problem)
@@ -85,8 +87,8 @@ def create_api(
     )
     app.include_router(public_routes(c))
     app.include_router(openid_routes(identity, peers))
-    app.include_router(worker_routes(c))
-    app.include_router(gradient_routes(c, identity))
+    app.include_router(worker_routes(c, desk))
+    app.include_router(gradient_routes(c, identity, desk))
     app.include_router(blob_routes(c))
     app.include_router(admin_routes(c, http))
     app.include_router(queue_routes(c))

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter, Query, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 
+from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.guard import Caller, WorkerRoute, bearer
 from bithaul.coordinator.api.problems import BadRequest, LengthRequired, UnsupportedMediaType
 from bithaul.coordinator.api.tus import Tus, tus_routes, wanted
@@ -26,7 +26,7 @@ from bithaul.errors import InvalidInput, Unavailable
 from bithaul.exchange.messages import Fence, Receipt, Verdict
 
 PIECE = 1 << 20
-WRITERS = 8
+WRITERS = 4
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     201: {"description": "A resumable upload runs at Location, as far as Upload-Offset"},
     202: {"description": "All bytes are here and being judged; ask again"},
@@ -41,10 +41,10 @@ TaskId = Annotated[int | None, Query(ge=1, le=2**53)]
 FenceId = Annotated[Fence | None, Query()]
 
 
-def gradient_routes(c: Coordinator, identity: Identity) -> APIRouter:
+def gradient_routes(c: Coordinator, identity: Identity, desk: Desk) -> APIRouter:
     router = APIRouter(route_class=WorkerRoute, tags=["work"])
     writers = CapacityLimiter(WRITERS)  # apart from the default threads: a slow disk must not stop heartbeats
-    resumable = Tus(c, identity, writers)
+    resumable = Tus(c, identity, writers, desk)
     router.include_router(tus_routes(resumable))
 
     @router.post("/gradient", response_model=Receipt, responses=_RESPONSES, openapi_extra=_BODY)
@@ -59,19 +59,20 @@ def gradient_routes(c: Coordinator, identity: Identity) -> APIRouter:
                 "Name the task and the fence: /gradient?task=T&fence=F.", code="invalid_request"
             )
         length = _length(request)
-        receipt = await run_in_threadpool(
+        receipt = await desk.run(
             begin_upload, c, caller.client_id, task=task, fence=fence, content_length=length
         )
         if receipt is None:
             with c.blobs.receive(c.ids.nonce()) as incoming:
                 try:
-                    await _receive(request, incoming, length=length, writers=writers)
+                    last = await _receive(request, incoming, length=length, writers=writers)
                 except ClientDisconnect as error:
                     raise Unavailable(
                         "The upload broke off; send it again.", code="upload_interrupted"
                     ) from error
 
                 def submit() -> Receipt:
+                    incoming.write(last)
                     identity.principal(bearer(request))  # the credential may have been rotated meanwhile
                     upload = incoming.finish()
                     return submit_gradient(c, caller.client_id, task=task, fence=fence, upload=upload)
@@ -98,8 +99,13 @@ def _length(request: Request) -> int:
     return int(declared)
 
 
-async def _receive(request: Request, incoming: Incoming, *, length: int, writers: CapacityLimiter) -> None:
-    """Write the body in pieces of 1 MiB, one thread call each; exactly `length` bytes or an error."""
+async def _receive(
+    request: Request, incoming: Incoming, *, length: int, writers: CapacityLimiter
+) -> bytearray:
+    """Write the body in pieces of 1 MiB, one thread call each; exactly `length` bytes or an error.
+
+    Returns what is left to write, so that a small update costs one call in all.
+    """
     received = 0
     piece = bytearray()
     async for part in request.stream():
@@ -112,4 +118,4 @@ async def _receive(request: Request, incoming: Incoming, *, length: int, writers
             piece = bytearray()
     if received != length:
         raise BadRequest("The body is shorter than its Content-Length.", code="wrong_length")
-    await anyio.to_thread.run_sync(incoming.write, piece, limiter=writers)
+    return piece

@@ -12,11 +12,11 @@ from typing import Annotated, Any, ClassVar
 
 from fastapi import Depends
 from fastapi.routing import APIRoute
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message
 
+from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.openapi import security
 from bithaul.coordinator.api.problems import BadRequest, UnsupportedMediaType
 from bithaul.coordinator.identity.provider import Identity
@@ -46,7 +46,8 @@ def bearer(request: Request) -> str:
 async def authenticate(request: Request, scope: str) -> Principal:
     """Who calls, or InvalidToken (401) or Forbidden (403) when the token lacks the route's scope."""
     identity: Identity = request.app.state.identity
-    principal = await run_in_threadpool(identity.principal, bearer(request))
+    desk: Desk = request.app.state.desk
+    principal = await desk.run(identity.principal, bearer(request))
     if scope not in principal.scopes:
         raise Forbidden(f"This needs a token with the scope {scope}.", code="insufficient_scope")
     return principal

@@ -20,10 +20,10 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import APIRouter
 from pydantic import TypeAdapter, ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.guard import Caller, WorkerRoute, bearer
 from bithaul.coordinator.api.problems import BadRequest, LengthRequired, UnsupportedMediaType
 from bithaul.coordinator.blobs.uploads import Upload, Writer
@@ -62,11 +62,11 @@ class ChecksumMismatch(BithaulError):
 class Tus:
     """The routes' work. `writers` limits threads that write to disk."""
 
-    def __init__(self, c: Coordinator, identity: Identity, writers: CapacityLimiter) -> None:
-        self._c, self._identity, self._writers = c, identity, writers
+    def __init__(self, c: Coordinator, identity: Identity, writers: CapacityLimiter, desk: Desk) -> None:
+        self._c, self._identity, self._writers, self._desk = c, identity, writers, desk
 
     async def options(self) -> Response:
-        most = await run_in_threadpool(largest_update, self._c)
+        most = await self._desk.run(largest_update, self._c)
         headers = {
             "Tus-Version": VERSION,
             "Tus-Extension": EXTENSIONS,
@@ -78,7 +78,7 @@ class Tus:
         """POST: the receipt (200, 422), or 201 with the upload's Location and how much of it is here."""
         _require_version(request)
         length, (task, fence, sha256) = _length(request), _metadata(request)
-        found = await run_in_threadpool(
+        found = await self._desk.run(
             resume_upload, self._c, worker, task=task, fence=fence, length=length, sha256=sha256
         )
         if isinstance(found, Receipt):
@@ -96,7 +96,7 @@ class Tus:
 
     async def head(self, request: Request, worker: str, name: str) -> Response:
         _require_version(request)
-        upload = await run_in_threadpool(self._c.uploads.get, name, worker=worker)
+        upload = await self._desk.run(self._c.uploads.get, name, worker=worker)
         headers = {"Upload-Offset": str(upload.offset), "Upload-Length": str(upload.info.length)}
         return _answer(200, headers | self._expires())
 
@@ -105,13 +105,13 @@ class Tus:
         if request.headers.get("content-type", "").partition(";")[0].strip() != OFFSET_MEDIA_TYPE:
             raise UnsupportedMediaType(f"Send the bytes as {OFFSET_MEDIA_TYPE}.")
         offset = _number(request, "upload-offset")
-        upload = await run_in_threadpool(self._c.uploads.get, name, worker=worker)
+        upload = await self._desk.run(self._c.uploads.get, name, worker=worker)
         offset = await self._append(request, upload, offset=offset)
         return _answer(204, {"Upload-Offset": str(offset), **self._expires()})
 
     async def delete(self, request: Request, worker: str, name: str) -> Response:
         _require_version(request)
-        await run_in_threadpool(self._c.uploads.delete, name, worker=worker)
+        await self._desk.run(self._c.uploads.delete, name, worker=worker)
         return _answer(204, {})
 
     async def overridden(self, request: Request, worker: str, name: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.guard import Caller, WorkerRoute
 from bithaul.coordinator.commands.claim_task import claim_task
 from bithaul.coordinator.commands.heartbeat import heartbeat
@@ -22,34 +23,34 @@ from bithaul.exchange.messages import (
 RUN_STATE_HEADER = "Bithaul-Run-State"
 
 
-def worker_routes(c: Coordinator) -> APIRouter:
+def worker_routes(c: Coordinator, desk: Desk) -> APIRouter:
     """POST /register, GET /work, POST /heartbeat, POST /logs."""
     router = APIRouter(route_class=WorkerRoute, tags=["work"])
 
     @router.post("/register")
-    def register(caller: Caller, message: RegisterRequest) -> RegisterResponse:
+    async def register(caller: Caller, message: RegisterRequest) -> RegisterResponse:
         """Register, or register again; idempotent per client."""
-        return register_worker(c, caller.client_id, message)
+        return await desk.run(register_worker, c, caller.client_id, message)
 
     @router.get(
         "/work", responses={200: {"model": TaskMessage}, 204: {"description": "No work; see Retry-After"}}
     )
-    def work(caller: Caller) -> Response:
+    async def work(caller: Caller) -> Response:
         """Lease one task; an open lease is returned again. Retry-After may be a fraction of a second."""
-        claim = claim_task(c, caller.client_id)
+        claim = await desk.run(claim_task, c, caller.client_id)
         headers = {RUN_STATE_HEADER: claim.state.value}
         if claim.task is None:
             return Response(status_code=204, headers={**headers, "Retry-After": f"{claim.retry_after:.3g}"})
         return Response(claim.task.model_dump_json(), media_type="application/json", headers=headers)
 
     @router.post("/heartbeat")
-    def beat(caller: Caller, message: HeartbeatRequest) -> HeartbeatResponse:
+    async def beat(caller: Caller, message: HeartbeatRequest) -> HeartbeatResponse:
         """Keep the worker and its lease alive; the answer says drain, pause, or stop."""
-        return heartbeat(c, caller.client_id, message)
+        return await desk.run(heartbeat, c, caller.client_id, message)
 
     @router.post("/logs", status_code=204)
-    def logs(caller: Caller, message: LogBatch) -> None:
+    async def logs(caller: Caller, message: LogBatch) -> None:
         """Store a batch of log entries."""
-        ingest_logs(c, caller.client_id, message)
+        await desk.run(ingest_logs, c, caller.client_id, message)
 
     return router

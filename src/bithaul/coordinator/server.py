@@ -14,6 +14,7 @@ from collections.abc import Callable
 import uvicorn
 from starlette.types import ASGIApp
 
+from bithaul.coordinator import garbage
 from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
 from bithaul.errors import BithaulError, InvalidConfig
 
@@ -66,6 +67,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
+            garbage.settle()
             self._on_ready()
 
 

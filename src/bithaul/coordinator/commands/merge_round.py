@@ -8,11 +8,13 @@ force and the flush is repeated with the same result.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from sqlalchemy import Connection
 
+from bithaul.coordinator import garbage
 from bithaul.coordinator.commands.flush import Merged, flush
 from bithaul.coordinator.commands.round import Round, read_glance, read_round
 from bithaul.coordinator.context import Coordinator
@@ -57,8 +59,12 @@ def merge_round(c: Coordinator) -> VersionRow | None:
 
 def _get_ready() -> None:
     """Somebody is at work: what judges and merges updates is loaded now, not while one waits for it."""
-    from bithaul.exchange import kernels as _of_updates  # noqa: F401 - seconds, the first time
+    if "bithaul.rounds.kernels" in sys.modules:
+        return
+    from bithaul.exchange import kernels as _of_updates  # noqa: F401 - seconds
     from bithaul.rounds import kernels as _of_steps  # noqa: F401
+
+    garbage.settle()
 
 
 def _make_version(

@@ -22,7 +22,7 @@ import httpx2
 import numpy as np
 import pytest
 
-from bithaul.coordinator.api import tus as tus_module
+from bithaul.coordinator.api import behind as behind_module
 from bithaul.coordinator.database import runs
 from bithaul.coordinator.identity.clients import rotate_client
 from bithaul.coordinator.services.prune import prune
@@ -342,7 +342,7 @@ def test_a_worker_goes_on_through_a_line_that_keeps_breaking(
     monkeypatch.setattr(client_module, "RESUMABLE_BYTES", 1000)
     for name in ("SMALLEST", "FIRST", "LARGEST"):
         monkeypatch.setattr(upload_module, name, 40_000)
-    for module in (upload_module, tus_module):
+    for module in (upload_module, behind_module):
         monkeypatch.setattr(module, "PIECE", 4_000)
     with leased(served) as (_, task, data):
         file = tmp_path / "update"

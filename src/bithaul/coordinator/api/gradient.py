@@ -6,6 +6,7 @@ encoding, length, lease, free disk. A connection that breaks leaves nothing behi
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -13,6 +14,7 @@ from anyio import CapacityLimiter
 from fastapi import APIRouter, Query, Response
 from starlette.requests import ClientDisconnect, Request
 
+from bithaul.coordinator.api.behind import Behind, pieces
 from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.guard import Caller, WorkerRoute, bearer
 from bithaul.coordinator.api.problems import BadRequest, LengthRequired, UnsupportedMediaType
@@ -25,7 +27,6 @@ from bithaul.coordinator.identity.provider import Identity
 from bithaul.errors import InvalidInput, Unavailable
 from bithaul.exchange.messages import Fence, Receipt, Verdict
 
-PIECE = 1 << 20
 WRITERS = 4
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     201: {"description": "A resumable upload runs at Location, as far as Upload-Offset"},
@@ -102,20 +103,26 @@ def _length(request: Request) -> int:
 async def _receive(
     request: Request, incoming: Incoming, *, length: int, writers: CapacityLimiter
 ) -> bytearray:
-    """Write the body in pieces of 1 MiB, one thread call each; exactly `length` bytes or an error.
+    """Write the body piece by piece while it comes; exactly `length` bytes or an error.
 
     Returns what is left to write, so that a small update costs one call in all.
     """
     received = 0
-    piece = bytearray()
-    async for part in request.stream():
-        received += len(part)
-        if received > length:
-            raise BadRequest("The body is longer than its Content-Length.", code="wrong_length")
-        piece += part
-        if len(piece) >= PIECE:
-            await anyio.to_thread.run_sync(incoming.write, piece, limiter=writers)
-            piece = bytearray()
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal received
+        async for part in request.stream():
+            received += len(part)
+            if received > length:
+                raise BadRequest("The body is longer than its Content-Length.", code="wrong_length")
+            yield part
+
+    last = bytearray()
+    async with Behind(writers) as behind:
+        async for piece in pieces(counted()):
+            if last:
+                await behind.do(incoming.write, last)
+            last = piece
     if received != length:
         raise BadRequest("The body is shorter than its Content-Length.", code="wrong_length")
-    return piece
+    return last

@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from bithaul.coordinator.api.behind import Behind, pieces
 from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.guard import Caller, WorkerRoute, bearer
 from bithaul.coordinator.api.problems import BadRequest, LengthRequired, UnsupportedMediaType
@@ -40,7 +41,6 @@ ALGORITHMS = ("sha1", "sha256")
 KEPT_SECONDS = 86_400.0  # since the last byte
 UPLOADS_PATH = "/gradient/uploads"
 OFFSET_MEDIA_TYPE = "application/offset+octet-stream"
-PIECE = 1 << 20
 _BODY = {
     "requestBody": {
         "required": True,
@@ -142,18 +142,13 @@ class Tus:
 
     async def _receive(self, request: Request, writer: Writer) -> bool:
         """Whether the body came to its end; what came before a cut stays, and nobody hears the answer."""
-        piece, whole = bytearray(), True
-        try:
-            async for part in request.stream():
-                piece += part
-                if len(piece) >= PIECE:
-                    await self._in_thread(writer.write, piece)
-                    piece = bytearray()
-        except ClientDisconnect:
-            whole = False
-        if piece:
-            await self._in_thread(writer.write, piece)
-        return whole
+        async with Behind(self._writers) as behind:
+            try:
+                async for piece in pieces(request.stream()):
+                    await behind.do(writer.write, piece)
+            except ClientDisconnect:
+                return False
+        return True
 
     async def _submit(self, request: Request, upload: Upload) -> Receipt:
         c, info = self._c, upload.info

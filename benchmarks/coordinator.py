@@ -4,7 +4,7 @@
 of heartbeats and leases below 150 ms, transfers at least half as fast as nginx, memory that does not grow.
 The last line is JSON. Example:
 
-    python benchmarks/coordinator.py --workers 1000 --seconds 60
+    python benchmarks/coordinator.py --workers 1000 --task-seconds 600
 """
 
 from __future__ import annotations

@@ -107,10 +107,13 @@ def gemm(
 @app.command()
 def coordinator(
     workers: Annotated[int, typer.Option("--workers", min=2, max=20_000, help="Simulated workers.")] = 1000,
-    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Measured, of each crowd.")] = 60.0,
+    seconds: Annotated[
+        float | None,
+        typer.Option("--seconds", min=1, help="Measured, of each crowd; default a task and a tenth of it."),
+    ] = None,
     task_seconds: Annotated[
         float, typer.Option("--task-seconds", min=1, help="Length of their tasks.")
-    ] = 60.0,
+    ] = 600.0,
     preset: Annotated[str, typer.Option("--preset", help="Model of the large uploads.")] = "large",
     vocab: Vocab = 5174,
     turns: Annotated[int, typer.Option("--turns", min=1, help="Transfers of each kind.")] = 5,
@@ -122,7 +125,7 @@ def coordinator(
     found = bench_coordinator(
         load_config(preset, vocab_size=vocab),
         workers=workers,
-        seconds=seconds,
+        seconds=1.1 * task_seconds if seconds is None else seconds,
         task_seconds=task_seconds,
         turns=turns,
         say=lambda what: print(what, file=sys.stderr, flush=True),

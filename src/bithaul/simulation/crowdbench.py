@@ -2,8 +2,8 @@
 
 Three measurements, each on a coordinator process of its own with a real SQLite file over real HTTP:
 
-- **small**: the whole crowd leases, trains for a minute, submits small updates that are merged. Memory of the
-  coordinator over the number of updates comes from here.
+- **small**: the whole crowd leases, trains as long as its tasks are, submits small updates that are merged.
+  Memory of the coordinator over the number of updates comes from here.
 - **large**: a run of a large model; the crowd leases, sends heartbeats and gives tasks back, while two of it
   upload updates as fast as they can. A run has one model, so small and large updates cannot be mixed.
 - **transfers**: weights down and an update up, by turns through the coordinator and through nginx with the
@@ -41,6 +41,7 @@ from bithaul.simulation.toy import MODEL, write_corpus
 
 MIB = 2**20
 SETTLED_AFTER = 20  # updates: caches are filled
+SAID_EVERY = 30  # seconds
 Say = Callable[[str], None]
 
 
@@ -88,10 +89,10 @@ def coordinator_process(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
 
 
 class Watch:
-    """Memory of a process and the updates it has accepted, each second."""
+    """Memory of a process and the updates it has accepted, each second; says so every half minute."""
 
-    def __init__(self, process: psutil.Process, accepted: Callable[[], int]) -> None:
-        self._process, self._accepted = process, accepted
+    def __init__(self, process: psutil.Process, accepted: Callable[[], int], say: Say) -> None:
+        self._process, self._accepted, self._say = process, accepted, say
         self.points: list[tuple[float, float]] = []  # (updates, bytes)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -100,6 +101,9 @@ class Watch:
     def _look(self) -> None:
         while not self._ended.wait(1.0):
             self.points.append((float(self._accepted()), float(self._process.memory_info().rss)))
+            if len(self.points) % SAID_EVERY == 0:
+                updates, rss = self.points[-1]
+                self._say(f"  {len(self.points)} s: {updates:.0f} updates accepted, {rss / MIB:.0f} MiB")
 
     def told(self) -> dict[str, object]:
         self._ended.set()
@@ -127,7 +131,7 @@ def bench_crowd(
         with coordinator_process(folder) as (url, process):
             crowd = Crowd(url, credentials, task_seconds=task_seconds, updates=heavy == 0, heavy=heavy)
             ramp = min(30.0, max(2.0, workers / 40))
-            watch = Watch(process, lambda: crowd.tally.verdicts.get("accepted", 0))
+            watch = Watch(process, lambda: crowd.tally.verdicts.get("accepted", 0), say)
             say(f"{workers} workers come in {ramp:.0f} s, then {seconds:.0f} s are measured")
             own, theirs = psutil.Process().cpu_times(), process.cpu_times()
             began = time.monotonic()

@@ -25,7 +25,6 @@ import numpy as np
 from sqlalchemy import Connection, insert, select
 
 from bithaul.coordinator.commands.claim_task import claim_task
-from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.commands.heartbeat import heartbeat
 from bithaul.coordinator.commands.merge_round import merge_round
 from bithaul.coordinator.commands.register_worker import register_worker
@@ -40,33 +39,20 @@ from bithaul.exchange.messages import (
     Capabilities,
     HeartbeatRequest,
     RegisterRequest,
-    ReportHeader,
     TaskMessage,
 )
 from bithaul.model.layout import layout_of
-from bithaul.simulation.toy import MODEL, write_corpus
+from bithaul.simulation.crowd import report_header
+from bithaul.simulation.crowdbench import make_run
+from bithaul.simulation.toy import MODEL
 
 WORKER = "w"
 PORTION = 5_000
 
 
 def prepare(folder: Path) -> Coordinator:
-    write_corpus(folder / "corpus", seed=0, vocab_size=MODEL.vocab_size)
     c = open_coordinator(load_settings(folder))
-    create_run(
-        c,
-        CreateRun(
-            run="bench",
-            model=MODEL,
-            recipe={"batch_examples": 4},
-            corpus_dir=folder / "corpus",
-            budget_tokens=1e12,
-            merge_rule="buffered_nesterov",
-            gates=["norm", "copy"],
-            task_seconds=600.0,
-            probe_every=0,
-        ),
-    )
+    make_run(c, MODEL, task_seconds=600.0, gates=["norm", "copy"])
     message = RegisterRequest(
         codecs=["int8-block-v1"],
         weight_formats=["weights-v1"],
@@ -154,24 +140,9 @@ def update(run: runs.RunRow, task: TaskMessage, seed: int) -> bytes:
     values = np.random.default_rng(seed).standard_normal(run.layout.size) * 1e-3
     payload = bytes(codec_named(run.codec).encode(values, run.layout))
     stream = io.BytesIO()
-    header = ReportHeader(
-        codec=run.codec,
-        run=run.name,
-        layout_hash=run.layout_hash,
-        lineage=task.lineage,
-        base_version=task.base_version,
-        task=task.task,
-        fence=task.fence,
-        examples=task.examples,
-        tokens=task.examples * 10,
-        steps=1,
-        seconds=10.0,
-        loss_first=3.0,
-        loss_last=2.0,
-        loss_mean=2.5,
-        payload_size=len(payload),
-        payload_sha256=hashlib.sha256(payload).hexdigest(),
-    )
+    about = {"run": run.name, "codec": run.codec, "layout_hash": run.layout_hash}
+    sha256 = hashlib.sha256(payload).hexdigest()
+    header = report_header(about, task, payload_size=len(payload), payload_sha256=sha256)
     write_frame(stream, header, payload)
     return stream.getvalue()
 

@@ -274,7 +274,14 @@ def _payload(model: str, codec: str) -> tuple[bytes, str]:
 def update_of(run: Mapping[str, Any], task: TaskMessage) -> list[bytes]:
     """A good report, in two parts."""
     payload, sha256 = _payload(json.dumps(run["model"]), run["codec"])
-    header = ReportHeader(
+    return [frame_head(report_header(run, task, payload_size=len(payload), payload_sha256=sha256)), payload]
+
+
+def report_header(
+    run: Mapping[str, Any], task: TaskMessage, *, payload_size: int, payload_sha256: str
+) -> ReportHeader:
+    """What a good report of this task says; `run` has `run`, `codec` and `layout_hash`."""
+    return ReportHeader(
         codec=run["codec"],
         run=run["run"],
         layout_hash=run["layout_hash"],
@@ -289,10 +296,9 @@ def update_of(run: Mapping[str, Any], task: TaskMessage) -> list[bytes]:
         loss_first=3.0,
         loss_last=2.0,
         loss_mean=2.5,
-        payload_size=len(payload),
-        payload_sha256=sha256,
+        payload_size=payload_size,
+        payload_sha256=payload_sha256,
     )
-    return [frame_head(header), payload]
 
 
 class Crowd:

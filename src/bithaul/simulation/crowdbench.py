@@ -30,7 +30,7 @@ import httpx2
 import psutil
 
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
-from bithaul.coordinator.context import open_coordinator
+from bithaul.coordinator.context import Coordinator, open_coordinator
 from bithaul.coordinator.identity.clients import create_client
 from bithaul.coordinator.settings import load_settings
 from bithaul.errors import Unavailable
@@ -45,24 +45,31 @@ SAID_EVERY = 30  # seconds
 Say = Callable[[str], None]
 
 
+def make_run(c: Coordinator, config: ModelConfig, *, task_seconds: float, gates: Sequence[str] = ()) -> None:
+    """A corpus and a run without an end in the coordinator's folder."""
+    corpus = c.settings.directory / "corpus"
+    write_corpus(corpus, seed=0, vocab_size=config.vocab_size)
+    create_run(
+        c,
+        CreateRun(
+            run="bench",
+            model=config,
+            recipe={"batch_examples": 4},
+            corpus_dir=corpus,
+            budget_tokens=1e12,
+            merge_rule="buffered_nesterov",
+            merge_options={"eta": 1.0, "mu": 0.0},
+            gates=gates,
+            task_seconds=task_seconds,
+            probe_every=0,
+        ),
+    )
+
+
 def prepare(folder: Path, config: ModelConfig, *, workers: int, task_seconds: float) -> list[Credential]:
-    """A run without an end, and a credential for each worker."""
-    write_corpus(folder / "corpus", seed=0, vocab_size=config.vocab_size)
+    """A run, and a credential for each worker."""
     with closing(open_coordinator(load_settings(folder))) as c:
-        create_run(
-            c,
-            CreateRun(
-                run="bench",
-                model=config,
-                recipe={"batch_examples": 4},
-                corpus_dir=folder / "corpus",
-                budget_tokens=1e12,
-                merge_rule="buffered_nesterov",
-                merge_options={"eta": 1.0, "mu": 0.0},
-                task_seconds=task_seconds,
-                probe_every=0,
-            ),
-        )
+        make_run(c, config, task_seconds=task_seconds)
         names = [f"w{i:05}" for i in range(workers)]
         return [Credential(name, create_client(c, name, scope=WORKER_SCOPE)) for name in names]
 

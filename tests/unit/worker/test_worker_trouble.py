@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,27 +53,33 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "_LONGEST_REST", 0.0)
 
 
-def test_corrupt_shard_is_reported(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches training on damaged data."""
-    patience(monkeypatch)
-    bench.fake.tasks = 1
-    path = bench.fake.folder / "train-00000.bin"
+def a_bit_of_a_shard_flips(fake: Any) -> None:
+    path = fake.folder / "train-00000.bin"
     data = bytearray(path.read_bytes())
     data[5] ^= 1
     path.write_bytes(data)
-    bench.worker(tmp_path).run()
-    assert [b.code for b in bench.fake.beats if b.outcome] == ["shard_unavailable"]
 
 
-def test_weights_of_another_layout_are_reported(
-    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def the_weights_are_one_value_short(fake: Any) -> None:
+    fake.theta = fake.theta[:-1]
+    fake.announce()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"),
+    [
+        (a_bit_of_a_shard_flips, "shard_unavailable"),
+        (the_weights_are_one_value_short, "layout_mismatch"),
+    ],
+)
+def test_damaged_files_are_reported_not_trained_on(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Any], None], code: str
 ) -> None:
     patience(monkeypatch)
     bench.fake.tasks = 1
-    bench.fake.theta = bench.fake.theta[:-1]
-    bench.fake.announce()
+    spoil(bench.fake)
     bench.worker(tmp_path).run()
-    assert [b.code for b in bench.fake.beats if b.outcome] == ["layout_mismatch"]
+    assert [b.code for b in bench.fake.beats if b.outcome] == [code]
 
 
 def test_pruned_weights_release_the_lease(

@@ -5,10 +5,8 @@ Skipped, with the reason, where Playwright or a Chromium is missing; `.ci/run` i
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,79 +15,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import update
 
-from bithaul.coordinator.context import Coordinator, open_coordinator
-from bithaul.coordinator.identity.clients import create_client
-from bithaul.coordinator.identity.passwords import hash_password
-from bithaul.coordinator.identity.people import create_person
-from bithaul.coordinator.identity.tables import people
+from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.settings import load_settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pretend import MACHINES, pretend_run
+from served import NAME, PASSWORD, Process, chromium_path, prepare
 
-NAME, PASSWORD = "ada", "correct horse battery staple"
 WATCH = """
 window.__violations = [];
 document.addEventListener("securitypolicyviolation", (e) => window.__violations.push(
   `${e.violatedDirective} ${e.blockedURI} ${e.sourceFile}:${e.lineNumber}`));
 """
-
-
-def chromium_path() -> str | None:
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def prepare(folder: Path, *, versions: int) -> None:
-    """A run folder with a pretended run, keys for its machines and one person with a known password."""
-    (folder / "bithaul.toml").write_text("worker_gone_seconds = 86400\ndisk_reserve_bytes = 0\n")
-    c = open_coordinator(load_settings(folder))
-    pretend_run(c, count=versions, weights=True)
-    for machine in MACHINES:
-        create_client(c, machine, scope="bithaul.worker")
-    welcome(c)
-    c.close()
-
-
-def welcome(c: Coordinator) -> None:
-    """One person with a known password."""
-    create_person(c, NAME)
-    values = {"password_hash": hash_password(PASSWORD), "must_change": False}
-    with c.database.write() as connection:
-        connection.execute(update(people).where(people.c.name == NAME).values(values))
-
-
-@dataclass
-class Process:
-    """`bithaul coordinator` and, for tests that write beside it, its database."""
-
-    folder: Path
-    url: str = ""
-    c: Coordinator = field(init=False)
-    process: subprocess.Popen[str] = field(init=False)
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "bithaul", "coordinator", "--dir", str(self.folder), "--json"]
-        port = self.url.rpartition(":")[2] or "0"
-        log = (self.folder / "coordinator.log").open("a")
-        self.process = subprocess.Popen(
-            [*command, "--port", port], stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ
-        )
-        log.close()
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, (self.folder / "coordinator.log").read_text()
-        self.url = json.loads(line)["url"]
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait(20)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="session")

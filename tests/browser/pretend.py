@@ -1,6 +1,7 @@
-"""A run that looks like hours of work by five machines, written as rows: for tests and screenshots.
+"""A run that looks like a day's work of twelve machines, written as rows: for tests, pictures, benchmarks.
 
-The numbers are made up (by a fixed seed) and only have the shape of a real run.
+The numbers are made up (by a fixed seed) and only have the shape of a real run: 400 versions come with about
+100,000 metric points. `crowd.py` adds a thousand machines and a million log entries to it.
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from sqlalchemy import insert, update
 
+from bithaul import __version__
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database.services import ServiceResult, store_result
 from bithaul.coordinator.database.tables import (
@@ -37,14 +40,61 @@ from bithaul.model.layout import layout_of
 MODEL = ModelConfig(
     vocab_size=5174, hidden_size=256, intermediate_size=1024, num_layers=5, num_heads=8, context_length=128
 )
-MACHINES = {  # name: (device, threads, GiB, tokens per second)
-    "attic-nuc": ("Intel N100", 4, 16, 610.0),
-    "desk-ryzen": ("AMD Ryzen 7 5800X", 16, 32, 4900.0),
-    "garage-dell": ("Intel Core i5-8500", 6, 16, 1650.0),
-    "kitchen-laptop": ("Intel Core i7-1165G7", 8, 16, 1210.0),
-    "lab-xeon": ("Intel Xeon Silver 4210", 20, 64, 3800.0),
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What it is, and what it does at the end of the run; `left` that many versions before the end."""
+
+    device: str
+    threads: int
+    memory: int  # GiB
+    speed: float  # tokens per second
+    activity: str = "training"
+    share: float = 0.0  # of the task that it holds; 0: it holds none
+    left: int = 0
+    standing: str = "steady"
+    trust_reason: str = ""
+    changed: Mapping[str, object] = field(default_factory=dict)  # columns of its row
+
+
+MACHINES = {
+    "attic-nuc": Machine("Intel N100", 4, 16, 610.0, share=0.63),
+    "barn-optiplex": Machine("Intel Core i7-9700", 8, 16, 2240.0, share=0.94, changed={"drained": True}),
+    "desk-ryzen": Machine("AMD Ryzen 7 5800X", 16, 32, 4900.0, share=0.31),
+    "garage-dell": Machine("Intel Core i5-8500", 6, 16, 1650.0, activity="uploading", share=0.86),
+    "hall-thinkpad": Machine("Intel Core i5-10210U", 8, 16, 930.0, share=0.12),
+    "kitchen-laptop": Machine("Intel Core i7-1165G7", 8, 16, 1210.0, share=0.48, left=3),
+    "lab-xeon": Machine(
+        "Intel Xeon Silver 4210", 20, 64, 3800.0, activity="idle", left=14, changed={"gone": True}
+    ),
+    "loft-mini": Machine("Intel Core i5-8259U", 4, 16, 1080.0, share=0.77),
+    "mom-desktop": Machine(
+        "AMD Ryzen 5 3600",
+        12,
+        16,
+        3150.0,
+        share=0.55,
+        standing="probation",
+        trust_reason="an update was 9.2 times as long as usual",
+    ),
+    "office-i9": Machine("Intel Core i9-12900K", 24, 64, 6900.0, activity="downloading", share=0.002),
+    "shed-celeron": Machine("Intel Celeron J4125", 4, 8, 145.0, share=0.41),
+    "study-m720": Machine(
+        "Intel Core i5-9400T",
+        6,
+        8,
+        1490.0,
+        activity="idle",
+        left=5,
+        changed={"failures": 3, "rest_until": 410.0},
+    ),
 }
-STEP = 75.0  # seconds between versions
+STEP = 208.0  # seconds between versions
+TASK_SECONDS = 600.0
+HEARTBEAT = 9.6  # seconds between metric points
+KEPT_SECONDS = 400 * STEP  # of metric points and log entries
+STALLED_SECONDS = 240.0  # how long kitchen-laptop has not got further
 SPIKE = 0.618  # where in the run one update is an outlier
 
 
@@ -79,7 +129,7 @@ def enter(c: Coordinator, name: str = "ada") -> Entered:
 
 
 def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: bool = False) -> None:
-    """`count` versions up to now, with leases open on four of five machines, one of them stalled.
+    """`count` versions up to now, with leases open on ten of twelve machines, one of them stalled.
 
     With `weights` the two newest versions have some, of 28 MB each; all others are retired.
     """
@@ -97,10 +147,10 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
         tokens = staleness = 0
         losses = []
         left = count - version
-        here = [n for n in names if left >= {"kitchen-laptop": 8, "lab-xeon": 39}.get(n, 0)]
-        for name in [] if version == 1 else rng.sample(here, rng.randint(2, min(4, len(here)))):
+        here = [n for n in names if left >= MACHINES[n].left]
+        for name in [] if version == 1 else rng.sample(here, rng.randint(2, 5)):
             task += 1
-            amount = int(MACHINES[name][3] * STEP * rng.uniform(0.7, 1.0))
+            amount = int(MACHINES[name].speed * TASK_SECONDS * rng.uniform(0.8, 1.0))
             late = rng.choices([0, 1, 2, 3], [60, 28, 9, 3])[0]
             loss = base + rng.gauss(0, 0.045)
             if version == int(SPIKE * count) and not losses:
@@ -147,47 +197,32 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
         connection.execute(insert(workers), [_worker(name, start, now) for name in names])
         for table, rows in ((versions, rows_v), (tasks, rows_t), (leases, rows_l), (reports, rows_r)):
             connection.execute(insert(table), rows)
-        points = []
-        for number, name in enumerate(names[:4]):
-            task += 1
-            share = (0.63, 0.31, 0.86, 0.48)[number]
-            expected = MACHINES[name][3] * 600
-            stalled = name == "kitchen-laptop"
-            connection.execute(insert(tasks), [_task(task, now, "leased")])
-            row = _lease(task, name, now, count, int(expected * share), "open")
-            row |= {"granted_at": now - 600 * share - (240 if stalled else 0), "expected_tokens": expected}
-            connection.execute(insert(leases), [row])
-            speed = MACHINES[name][3]
-            for i in range(1440):  # a day, each minute
-                earlier = now - 86_400 + i * 60
-                if start < earlier < now - 1800:
-                    dip = 0.55 if 300 < i % 480 < 360 else 1.0
-                    points.append(_point(earlier, name, 1, 1, speed * dip * rng.uniform(0.9, 1.05)))
-            for i in range(180):
-                at = now - 1800 + i * 10
-                if stalled and at > now - 240:
-                    break
-                done = (
-                    int(expected * share)
-                    if at > now - 12 or (stalled and i == 155)
-                    else int(i * 10 * speed) % int(expected)
-                )
-                points.append(_point(at, name, task, done, speed * rng.uniform(0.86, 1.08)))
+        points: list[dict[str, object]] = []
+        for name, machine in MACHINES.items():
+            current = None
+            quiet = STALLED_SECONDS if name == "kitchen-laptop" else 0.0
+            if machine.share:
+                task += 1
+                current = task
+                expected = machine.speed * TASK_SECONDS
+                connection.execute(insert(tasks), [_task(task, now, "leased")])
+                row = _lease(task, name, now, count, int(expected * machine.share), "open")
+                granted = now - TASK_SECONDS * machine.share - quiet
+                row |= {"granted_at": granted, "expected_tokens": expected}
+                row["moved_at"] = now - quiet - HEARTBEAT / 2
+                connection.execute(insert(leases), [row])
+            end = now if current is not None else now - machine.left * STEP
+            points += _points(rng, name, max(start, now - KEPT_SECONDS), end, current, quiet)
         for _ in range(14):
             task += 1
             connection.execute(insert(tasks), [_task(task, now, "pending")])
         connection.execute(insert(telemetry), points)
-        connection.execute(
-            update(workers)
-            .where(workers.c.id == "lab-xeon")
-            .values(gone=True, last_seen=now - 2900, activity="idle")
-        )
-        connection.execute(insert(logs), list(_logs(rng, start, now)))
+        connection.execute(insert(logs), list(_logs(rng, max(start, now - KEPT_SECONDS), now)))
         for share, actor, action in STEERED:
             record(
                 connection, start + share * (now - start), actor=actor, action=action, subject="truck-mate"
             )
-    _services(c, now)
+    _services(c, now, count)
 
 
 def _weights(c: Coordinator, rows: list[dict[str, object]]) -> None:
@@ -219,7 +254,7 @@ def _run(total: int, start: float, now: float, count: int) -> dict[str, object]:
         "merge_options": {"eta": 0.7, "mu": 0.9},
         "budget_tokens": float(int(total * 1.45)),
         "budget_seconds": None,
-        "task_seconds": 600.0,
+        "task_seconds": TASK_SECONDS,
         "probe_every": 3,
         "max_update_norm": None,
         "seed": 1,
@@ -248,28 +283,36 @@ def _shard() -> dict[str, object]:
 
 
 def _worker(name: str, start: float, now: float) -> dict[str, object]:
-    device, threads, memory, speed = MACHINES[name]
-    return {
+    machine = MACHINES[name]
+    row = {
         "id": name,
         "ready": True,
         "drained": False,
         "gone": False,
         "capabilities": {
-            "device": device,
-            "threads": threads,
-            "memory_bytes": memory * 2**30,
-            "tokens_per_second": speed * 1.06,
+            "device": machine.device,
+            "threads": machine.threads,
+            "memory_bytes": machine.memory * 2**30,
+            "tokens_per_second": machine.speed * 1.06,
             "path": "int8 products, bf16 attention",
-            "software": "0.1.0",
+            "software": __version__,
         },
-        "calibrated_speed": speed * 1.06,
-        "speed": speed,
-        "activity": "uploading" if name == "garage-dell" else "training",
+        "calibrated_speed": machine.speed * 1.06,
+        "speed": machine.speed,
+        "activity": machine.activity,
         "failures": 0,
         "rest_until": 0.0,
+        "standing": machine.standing,
+        "trust": 1.0 if machine.standing == "steady" else 0.75,
+        "trust_to_go": 0 if machine.standing == "steady" else 2,
+        "trust_reason": machine.trust_reason,
         "registered_at": start,
-        "last_seen": now - 3,
+        "last_seen": now - (2900 if machine.changed.get("gone") else 3),
+        **machine.changed,
     }
+    if row["rest_until"]:
+        row["rest_until"] = now + float(machine.changed["rest_until"])  # type: ignore[arg-type]
+    return row
 
 
 def _task(number: int, at: float, state: str) -> dict[str, object]:
@@ -295,7 +338,7 @@ def _lease(task: int, name: str, at: float, base: int, tokens: int, state: str) 
         "fence": f"{task:032x}",
         "state": state,
         "base_version": base,
-        "granted_at": at - STEP,
+        "granted_at": at - TASK_SECONDS,
         "deadline": at + 900,
         "last_deadline": at + 3600,
         "ended_at": at if state == "reported" else None,
@@ -303,7 +346,7 @@ def _lease(task: int, name: str, at: float, base: int, tokens: int, state: str) 
         "tokens": tokens,
         "expected_tokens": float(tokens),
         "aimed_at": at,
-        "soft_stop_seconds": 600.0,
+        "soft_stop_seconds": TASK_SECONDS,
         "progress_start": 0.0,
         "progress_end": 0.0,
         "seed": task,
@@ -329,7 +372,7 @@ def _report(
         "examples": 1024,
         "tokens": tokens,
         "steps": 16,
-        "seconds": STEP * 0.9,
+        "seconds": TASK_SECONDS * 0.9,
         "loss_first": loss + 0.1,
         "loss_last": loss - 0.1,
         "loss_mean": loss,
@@ -339,7 +382,28 @@ def _report(
     }
 
 
-def _point(at: float, name: str, task: int, tokens: int, speed: float) -> dict[str, object]:
+def _points(
+    rng: random.Random, name: str, start: float, end: float, current: int | None, quiet: float
+) -> Iterator[dict[str, object]]:
+    """One at each heartbeat, with an afternoon in which the machine had other things to do.
+
+    `current` began with the lease; the newest point says of it what the lease says.
+    """
+    machine = MACHINES[name]
+    expected = machine.speed * TASK_SECONDS
+    reached = int(expected * machine.share)
+    begun = end - quiet - TASK_SECONDS * machine.share
+    at = end - quiet - HEARTBEAT / 2
+    yield _point(at, name, current, reached, machine.speed * rng.uniform(0.9, 1.05))
+    phase = rng.uniform(0.0, 28_800.0)
+    while (at := at - HEARTBEAT) > start:
+        dip = 0.55 if 14_400 < (end - at + phase) % 28_800 < 21_600 else 1.0
+        working = current if at > begun else None
+        done = reached * (at - begun) / (end - quiet - begun) if working is not None else 0.5 * expected
+        yield _point(at, name, working or 1, int(done), machine.speed * dip * rng.uniform(0.88, 1.06))
+
+
+def _point(at: float, name: str, task: int | None, tokens: int, speed: float) -> dict[str, object]:
     return {
         "time": at,
         "worker": name,
@@ -350,7 +414,7 @@ def _point(at: float, name: str, task: int, tokens: int, speed: float) -> dict[s
     }
 
 
-def _logs(rng: random.Random, start: float, now: float):
+def _logs(rng: random.Random, start: float, now: float) -> Iterator[dict[str, object]]:
     at = start
     while at < now:
         at += rng.expovariate(1 / 30)
@@ -359,7 +423,7 @@ def _logs(rng: random.Random, start: float, now: float):
             [
                 ("info", "task_started", {"task": rng.randint(1, 900), "examples": 1024}),
                 ("info", "update_sent", {"task": rng.randint(1, 900), "bytes": 7_012_344, "seconds": 3.1}),
-                ("debug", "heartbeat", {"tokens_per_second": round(MACHINES[name][3])}),
+                ("debug", "heartbeat", {"tokens_per_second": round(MACHINES[name].speed)}),
                 ("warning", "connection_lost", {"error": "ConnectError", "retry_in": 4.0}),
                 ("error", "task_failed", {"task": rng.randint(1, 900), "code": "out_of_memory"}),
             ],
@@ -375,12 +439,12 @@ def _logs(rng: random.Random, start: float, now: float):
         }
 
 
-def _services(c: Coordinator, now: float) -> None:
+def _services(c: Coordinator, now: float, count: int) -> None:
     told = {
-        "merger": "version 400 from 3 updates",
+        "merger": f"version {count} from 3 updates",
         "sweeper": "0 leases expired, 0 workers gone",
         "prune": "0 points, 0 entries deleted",
-        "retention": "396 versions retired",
+        "retention": f"{max(0, count - 4)} versions retired",
         "disk": "48,212 MiB free",
     }
     with c.database.write() as connection:

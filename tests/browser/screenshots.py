@@ -12,7 +12,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import NAME, PASSWORD, Process, chromium_path, prepare
+from served import NAME, PASSWORD, Process, chromium_path, prepare
 
 SHOTS = [  # name, path, width, height, scheme
     ("site-dashboard", "/admin", 1440, 1010, "light"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import NAME, PASSWORD, Process, chromium_path
+from served import NAME, PASSWORD, Process, chromium_path
 from sqlalchemy import select, update
 
 from bithaul.coordinator.database.tables import leases, reports, tasks, workers

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Process, welcome
+from served import Process, welcome
 from sqlalchemy import select, text
 
 from bithaul.coordinator.context import open_coordinator

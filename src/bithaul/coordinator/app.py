@@ -6,6 +6,7 @@ are off; /openapi.json is served and is what the tests fuzz.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,6 +41,7 @@ from bithaul.coordinator.site.assets import Assets
 from bithaul.coordinator.site.environment import make_environment
 from bithaul.coordinator.site.pages import Pages
 from bithaul.coordinator.site.routes import site_routes
+from bithaul.coordinator.site.warmup import warm_up
 
 
 def create_api(
@@ -50,12 +52,14 @@ def create_api(
     identity = Identity(c, limits=limits or Limits())
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if runner is not None:
             await run_in_threadpool(runner.start)
+        warming = asyncio.create_task(warm_up(app, c, pages))
         try:
             yield
         finally:
+            await warming
             if runner is not None:
                 await run_in_threadpool(runner.stop)
 

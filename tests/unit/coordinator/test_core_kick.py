@@ -13,7 +13,7 @@ from bithaul.coordinator.commands.kick import kick_stuck, kick_task
 from bithaul.coordinator.commands.seed_tasks import seed_tasks, withdraw_seeding
 from bithaul.coordinator.database import work
 from bithaul.coordinator.identity.audit import read_audit
-from bithaul.coordinator.queries.machines import machines
+from bithaul.coordinator.queries.dashboard import dashboard
 from bithaul.coordinator.queries.stuck import stuck_tasks
 from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
 from bithaul.errors import Conflict, NotFound
@@ -67,7 +67,7 @@ def test_standing_still_is_stuck_and_being_alive_is_no_progress(slow: House) -> 
     assert (view.stuck, [t.id for t in view.rows], view.counts["leased"]) == (1, [task.task], 2)
     assert task_page(slow.c, task.task).task.stuck == row.why
     assert task_page(slow.c, other.task).task.stuck == ""
-    assert [m.name for m in machines(slow.c).stalled] == ["ann"], "the workers' page says the same"
+    assert [m.name for m in dashboard(slow.c).stalled] == ["ann"], "the dashboard says the same"
 
 
 def test_a_worker_that_never_ends_is_stuck(slow: House) -> None:
@@ -93,7 +93,7 @@ def test_pieces_of_an_upload_are_progress(slow: House) -> None:
     slow.clock.time += QUIET + 10
     os.utime(file, (slow.clock.time - 20, slow.clock.time - 20))
     assert stuck_tasks(slow.c).rows == []
-    assert machines(slow.c).stalled == []
+    assert dashboard(slow.c).stalled == []
     os.utime(file, (slow.clock.time - QUIET, slow.clock.time - QUIET))
     assert len(stuck_tasks(slow.c).rows) == 1
 

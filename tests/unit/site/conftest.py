@@ -77,6 +77,6 @@ def site(c: Coordinator) -> TestClient:
     return client_of(c)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def visit() -> Callable[[Coordinator], TestClient]:
     return client_of

@@ -49,7 +49,7 @@ def test_who_is_not_signed_in_sees_nothing(site: TestClient, path: str) -> None:
 def test_totals_are_what_the_tables_say(c: Coordinator) -> None:
     view = totals(c)
     assert (view.run, view.state, view.version) == ("truck-mate", "running", 120)
-    assert (view.pending, view.leased, view.active, view.fleet) == (14, 4, 4, 5)
+    assert (view.pending, view.leased, view.active, view.fleet) == (14, 10, 10, 12)
     assert view.done > 200
     assert view.eta_seconds is not None
     assert view.eta_seconds > 0

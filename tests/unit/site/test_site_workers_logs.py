@@ -38,7 +38,14 @@ def test_workers_are_filtered_and_exported_as_shown(site: TestClient) -> None:
     assert "attic-nuc" in page.text
     assert "lab-xeon" not in page.text
     rows = list(csv.DictReader(io.StringIO(site.get("/admin/workers.csv?state=training").text)))
-    assert [row["name"] for row in rows] == ["attic-nuc", "desk-ryzen"]
+    assert [row["name"] for row in rows] == [
+        "attic-nuc",
+        "desk-ryzen",
+        "hall-thinkpad",
+        "loft-mini",
+        "mom-desktop",
+        "shed-celeron",
+    ]
     found = site.get("/admin/workers.json?q=xeon").json()
     assert [(m["name"], m["state"]) for m in found] == [("lab-xeon", "gone")]
     assert site.get("/admin/workers.xml").status_code == 404

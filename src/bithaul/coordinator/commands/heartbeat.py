@@ -77,4 +77,10 @@ def _renew(
         now=now,
         seconds=max(RENEWAL_FACTOR * run.task_seconds, 0.5 * first),
     )
-    work.update_lease(connection, lease, tokens=max(beat.tokens, lease.tokens), deadline=deadline)
+    work.update_lease(
+        connection,
+        lease,
+        tokens=max(beat.tokens, lease.tokens),
+        moved_at=now if beat.tokens > lease.tokens else lease.moved_at,
+        deadline=deadline,
+    )

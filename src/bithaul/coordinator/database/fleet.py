@@ -72,6 +72,9 @@ _WORKERS = Prepared(
 )
 
 
+_COUNTS = Prepared(
+    select(func.count().filter(~workers.c.gone, ~workers.c.drained), func.count()).select_from(workers)
+)
 _MAY_WORK = (  # as `WorkerRow.may_work` says it
     workers.c.ready,
     ~workers.c.drained,
@@ -116,6 +119,12 @@ def get_worker(connection: Connection, worker: str) -> WorkerRow:
 def list_workers(connection: Connection) -> list[WorkerRow]:
     """All of them, without capabilities: every merge reads this, and decoding them would be most of it."""
     return [WorkerRow(*row) for row in _WORKERS.all(connection)]
+
+
+def count_workers(connection: Connection) -> tuple[int, int]:
+    """How many are neither gone nor drained, and how many there are."""
+    row = _COUNTS.first(connection)
+    return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
 def insert_worker(connection: Connection, worker: str, *, now: float, gone: bool = False) -> WorkerRow:

@@ -5,13 +5,13 @@ Each function is one statement, with few columns, because a page asks again ever
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Integer, and_, cast, func, literal, select
+from sqlalchemy import Connection, Integer, cast, func, literal, select
 
-from bithaul.coordinator.database.tables import leases, reports, telemetry, versions, workers
+from bithaul.coordinator.database.tables import reports, telemetry, versions, workers
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ class Rejection:
     base_version: int
 
 
+NOT_ACCEPTED = ("compared", "too_late", "stale", "rejected")  # named, so that an index finds the few
+
+
 def rejections(
     connection: Connection, run_id: int, *, count: int, worker: str | None = None
 ) -> list[Rejection]:
@@ -91,7 +94,7 @@ def rejections(
             reports.c.reason,
             reports.c.base_version,
         )
-        .where(reports.c.run_id == run_id, reports.c.verdict != "accepted")
+        .where(reports.c.run_id == run_id, reports.c.verdict.in_(NOT_ACCEPTED))
         .order_by(reports.c.seq.desc())
         .limit(count)
     )
@@ -146,7 +149,7 @@ def capabilities(connection: Connection) -> Mapping[str, Mapping[str, Any]]:
 
 
 def speed_buckets(
-    connection: Connection, *, start: float, width: float, count: int, worker: str | None = None
+    connection: Connection, *, start: float, width: float, count: int, only: Collection[str] | None = None
 ) -> Mapping[str, Sequence[float | None]]:
     """Mean tokens per second of each worker in `count` buckets of `width` seconds; None without a word."""
     index = cast((telemetry.c.time - literal(start)) / literal(width), Integer)
@@ -159,32 +162,13 @@ def speed_buckets(
         )
         .group_by(telemetry.c.worker, index)
     )
-    if worker is not None:
-        query = query.where(telemetry.c.worker == worker)
+    if only is not None:
+        query = query.where(telemetry.c.worker.in_(only))
     found: dict[str, list[float | None]] = {}
     for name, bucket, speed in connection.execute(query):
         if 0 <= bucket < count:
             found.setdefault(name, [None] * count)[int(bucket)] = float(speed)
     return found
-
-
-def moved_at(connection: Connection, run_id: int) -> Mapping[int, float]:
-    """When each open lease last got further (its first word of the tokens it now has), by lease id."""
-    query = (
-        select(leases.c.id, func.min(telemetry.c.time))
-        .join(
-            telemetry,
-            and_(
-                telemetry.c.time >= leases.c.granted_at,
-                telemetry.c.worker == leases.c.worker,
-                telemetry.c.task_id == leases.c.task_id,
-                telemetry.c.tokens == leases.c.tokens,
-            ),
-        )
-        .where(leases.c.run_id == run_id, leases.c.state == "open", leases.c.tokens > 0)
-        .group_by(leases.c.id)
-    )
-    return {int(lease): float(time) for lease, time in connection.execute(query)}
 
 
 def reports_of(

@@ -193,6 +193,7 @@ leases = Table(
     Column("ended_at", Double),
     Column("reason", String(200), nullable=False),
     Column("tokens", BigInteger, nullable=False),  # progress of the last heartbeat
+    Column("moved_at", Double),  # when a heartbeat last told of more tokens; None before the first
     Column("expected_tokens", Double, nullable=False),
     Column("aimed_at", Double, nullable=False),  # planned end; a round waits for leases aimed at its tick
     Column("soft_stop_seconds", Double, nullable=False),

@@ -54,6 +54,7 @@ class LeaseRow:
     ended_at: float | None
     reason: str
     tokens: int
+    moved_at: float | None
     expected_tokens: float
     aimed_at: float
     soft_stop_seconds: float

@@ -11,10 +11,14 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import history, runs, services, versions
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.queries.health import PROBE, problems
-from bithaul.coordinator.queries.machines import FleetView, machines
+from bithaul.coordinator.queries.machines import MachineNow, Seen, seen_now
 
 TIMELINE = 24  # newest versions shown
 TROUBLES = 6
+WORKERS = 12  # shown by name; of a larger fleet those that need somebody come first
+STALLED = 6  # told one by one
+_FIRST = ("stalled", "resting", "calibrating")
+_LAST = ("drained", "gone")
 OVERDUE_BEATS = 3  # a service that was silent for so many intervals is overdue ...
 OVERDUE_SECONDS = 60.0  # ... but never sooner
 
@@ -96,14 +100,17 @@ class DashboardView(BaseModel):
     timeline: list[VersionView]  # newest first
     troubles: list[TroubleView]  # newest first
     states: Mapping[str, int]  # workers by state
-    fleet: FleetView
+    workers: list[MachineNow]  # those that need somebody first, then by name; not all of a large fleet
+    workers_total: int
+    stalled: list[MachineNow]  # the first few
     disk_free: int
 
 
 def dashboard(c: Coordinator) -> DashboardView:
     """Works without a run too."""
     now = c.clock.now()
-    fleet = machines(c)
+    fleet = seen_now(c)
+    states = Counter(m.state for m in fleet)
     troubles = problems(c)
     with c.database.read() as connection:
         results = services.list_results(connection)
@@ -131,10 +138,23 @@ def dashboard(c: Coordinator) -> DashboardView:
             )
             for r in lost
         ],
-        states=dict(Counter(m.state for m in fleet.machines)),
-        fleet=fleet,
+        states=dict(sorted(states.items(), key=lambda known: (_place(known[0]), -known[1]))),
+        workers=[m.view() for m in sorted(fleet, key=_standing)[:WORKERS]],
+        workers_total=len(fleet),
+        stalled=[m.view() for m in fleet if m.state == "stalled"][:STALLED],
         disk_free=c.blobs.free_bytes(),
     )
+
+
+def _place(state: str) -> int:
+    """Where workers of a state stand among the others."""
+    if state in _FIRST:
+        return _FIRST.index(state)
+    return len(_FIRST) + (1 + _LAST.index(state) if state in _LAST else 0)
+
+
+def _standing(seen: Seen) -> tuple[int, str]:
+    return _place(seen.state), seen.row.id
 
 
 def _service(result: services.ServiceResult, *, interval: float, now: float) -> ServiceView:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +18,7 @@ from bithaul.rounds.stuck import patience
 
 SPARK_SECONDS = 1800.0
 SPARK_BUCKETS = 30
+PAGE = 100
 
 
 class TaskNow(BaseModel):
@@ -34,7 +36,7 @@ class TaskNow(BaseModel):
     moved_at: float  # when it last got further
 
 
-class MachineView(BaseModel):
+class MachineNow(BaseModel):
     """`state`: training, uploading, downloading, calibrating, idle, stalled, resting, drained or gone."""
 
     model_config = ConfigDict(frozen=True)
@@ -43,6 +45,13 @@ class MachineView(BaseModel):
     state: str
     why: str  # one sentence where the state needs one
     last_seen: float
+    speed: float  # tokens per second over finished tasks
+    task: TaskNow | None
+
+
+class MachineView(MachineNow):
+    """All that is told of one worker."""
+
     registered_at: float
     device: str
     path: str
@@ -50,9 +59,7 @@ class MachineView(BaseModel):
     memory_bytes: int
     software: str
     calibrated: float  # tokens per second, as the worker measured itself
-    speed: float  # over finished tasks
     spark: list[float | None]  # the last half hour
-    task: TaskNow | None
     behind: int  # versions between its base and the newest
     accepted: int
     too_late: int
@@ -74,70 +81,145 @@ class FleetView(BaseModel):
     now: float
     machines: list[MachineView]
 
-    @property
-    def stalled(self) -> list[MachineView]:
-        return [m for m in self.machines if m.state == "stalled"]
+
+class FleetPageView(BaseModel):
+    """One page of the workers that match. `next_after`: the name to go on from, None at the end."""
+
+    model_config = ConfigDict(frozen=True)
+
+    now: float
+    rows: list[MachineView]
+    states: list[str]  # that workers are in, for the filter
+    matching: int
+    total: int
+    next_after: str | None
 
 
-def machines(c: Coordinator, *, only: str | None = None) -> FleetView:
-    """Works without a run too. Raises `NotFound` for `only` when it never registered."""
+@dataclass(frozen=True)
+class Seen:
+    """What a worker does now, not yet put into a view: cheap enough for a thousand every five seconds."""
+
+    row: WorkerRow
+    lease: LeaseRow | None
+    moved_at: float
+    state: str
+    why: str
+
+    def view(self) -> MachineNow:
+        return MachineNow(
+            name=self.row.id,
+            state=self.state,
+            why=self.why,
+            last_seen=self.row.last_seen,
+            speed=self.row.speed,
+            task=None if self.lease is None else _task(self.lease, self.moved_at),
+        )
+
+
+def seen_now(c: Coordinator) -> list[Seen]:
+    """All workers by name, without their history. Works without a run too."""
+    now = c.clock.now()
+    with c.database.read() as connection:
+        rows = fleet.list_workers(connection)
+        run = runs.find_run(connection)
+        held = {} if run is None else {x.worker: x for x in work.open_leases(connection, run.id)}
+    return _seen(c, rows, held, now=now)
+
+
+def _seen(
+    c: Coordinator, rows: Sequence[WorkerRow], held: Mapping[str, LeaseRow], *, now: float
+) -> list[Seen]:
+    moved = moved_at(c, list(held.values()))
+    bound = patience(c.settings.heartbeat_seconds)
+    out = []
+    for row in rows:
+        lease = held.get(row.id)
+        last = 0.0 if lease is None else moved[lease.id]
+        task = None if lease is None else lease.task_id
+        state, why = state_of(row, task=task, moved_at=last, patience=bound, now=now)
+        out.append(Seen(row, lease, last, state, why))
+    return out
+
+
+def fleet_page(
+    c: Coordinator, *, search: str = "", state: str = "", after: str = "", count: int = PAGE
+) -> FleetPageView:
+    """Workers whose name, device or software has `search` in it and that are in `state`, by name."""
+    fleet_now = seen_now(c)
+    text = search.lower()
+    with c.database.read() as connection:
+        told = history.capabilities(connection) if text else {}
+    names = [
+        seen.row.id
+        for seen in fleet_now
+        if (not state or seen.state == state) and (not text or text in _words(seen, told))
+    ]
+    below = [name for name in names if name > after]
+    shown = below[:count]
+    return FleetPageView(
+        now=c.clock.now(),
+        rows=machines(c, only=set(shown)).machines if shown else [],
+        states=sorted({seen.state for seen in fleet_now}),
+        matching=len(names),
+        total=len(fleet_now),
+        next_after=shown[-1] if len(below) > count else None,
+    )
+
+
+def _words(seen: Seen, told: Mapping[str, Mapping[str, Any]]) -> str:
+    able = told.get(seen.row.id, {})
+    return f"{seen.row.id} {able.get('device', '')} {able.get('software', '')}".lower()
+
+
+def machines(c: Coordinator, *, only: Collection[str] | None = None) -> FleetView:
+    """Works without a run too. Raises `NotFound` when none of `only` has ever registered."""
     now = c.clock.now()
     start = now - SPARK_SECONDS
     with c.database.read() as connection:
-        rows = [w for w in fleet.list_workers(connection) if only in (None, w.id)]
+        rows = [w for w in fleet.list_workers(connection) if only is None or w.id in only]
         if only is not None and not rows:
-            raise NotFound(f"There is no worker {only[:64]!r}.", code="unknown_worker")
+            raise NotFound(f"There is no worker {', '.join(only)[:64]!r}.", code="unknown_worker")
         told = history.capabilities(connection)
         sparks = history.speed_buckets(
-            connection, start=start, width=SPARK_SECONDS / SPARK_BUCKETS, count=SPARK_BUCKETS, worker=only
+            connection, start=start, width=SPARK_SECONDS / SPARK_BUCKETS, count=SPARK_BUCKETS, only=only
         )
         run = runs.find_run(connection)
         held: dict[str, LeaseRow] = {}
-        moved: Mapping[int, float] = {}
         earned: Mapping[str, history.Account] = {}
         newest = 0
         if run is not None:
             held = {lease.worker: lease for lease in work.open_leases(connection, run.id)}
-            moved = moved_at(c, connection, run.id, list(held.values()))
             earned = history.accounts(connection, run.id)
             newest = versions.newest_version(connection, run.id).version
     tokens = sum(account.tokens for account in earned.values())
-    bound = patience(c.settings.heartbeat_seconds)
     return FleetView(
         now=now,
         machines=[
             _machine(
-                row,
-                lease=held.get(row.id),
-                moved=moved,
-                account=earned.get(row.id, history.Account()),
-                told=told.get(row.id, {}),
-                spark=sparks.get(row.id, [None] * SPARK_BUCKETS),
+                seen,
+                account=earned.get(seen.row.id, history.Account()),
+                told=told.get(seen.row.id, {}),
+                spark=sparks.get(seen.row.id, [None] * SPARK_BUCKETS),
                 newest=newest,
                 all_tokens=tokens,
-                patience=bound,
                 now=now,
             )
-            for row in rows
+            for seen in _seen(c, rows, held, now=now)
         ],
     )
 
 
 def _machine(
-    row: WorkerRow,
+    seen: Seen,
     *,
-    lease: LeaseRow | None,
-    moved: Mapping[int, float],
     account: history.Account,
     told: Mapping[str, Any],
     spark: Sequence[float | None],
     newest: int,
     all_tokens: int,
-    patience: float,
     now: float,
 ) -> MachineView:
-    task = None if lease is None else _task(lease, moved)
-    state, why = state_of(row, task=task, patience=patience, now=now)
+    row, lease = seen.row, seen.lease
     trust = row.trust.at(now)
     return MachineView(
         standing=trust.standing,
@@ -146,8 +228,8 @@ def _machine(
         way_out=trust.way_out,
         pinned=trust.pinned,
         name=row.id,
-        state=state,
-        why=why,
+        state=seen.state,
+        why=seen.why,
         last_seen=row.last_seen,
         registered_at=row.registered_at,
         device=str(told.get("device", "")),
@@ -158,7 +240,7 @@ def _machine(
         calibrated=row.calibrated_speed,
         speed=row.speed,
         spark=list(spark),
-        task=task,
+        task=None if lease is None else _task(lease, seen.moved_at),
         behind=0 if lease is None else max(0, newest - lease.base_version),
         accepted=account.accepted,
         too_late=account.too_late,
@@ -170,13 +252,18 @@ def _machine(
     )
 
 
-def state_of(row: WorkerRow, *, task: TaskNow | None, patience: float, now: float) -> tuple[str, str]:
-    """The one word for a worker, and why where that is not plain. A stall hides behind no other word."""
+def state_of(
+    row: WorkerRow, *, task: int | None, moved_at: float, patience: float, now: float
+) -> tuple[str, str]:
+    """The one word for a worker, and why where that is not plain. A stall hides behind no other word.
+
+    `moved_at`: when the task that it holds last got further.
+    """
     if row.gone:
         return "gone", "It was silent for too long; its task went to others."
-    if task is not None and now - task.moved_at > patience:
-        quiet = int(now - task.moved_at)
-        return "stalled", f"It holds task {task.task} but has not got further for {quiet} s."
+    if task is not None and now - moved_at > patience:
+        quiet = int(now - moved_at)
+        return "stalled", f"It holds task {task} but has not got further for {quiet} s."
     if row.drained:
         return "drained", "It finishes what it has and gets no more work."
     if row.rest_until > now:
@@ -189,7 +276,7 @@ def state_of(row: WorkerRow, *, task: TaskNow | None, patience: float, now: floa
     return row.activity, ""
 
 
-def _task(lease: LeaseRow, moved: Mapping[int, float]) -> TaskNow:
+def _task(lease: LeaseRow, moved_at: float) -> TaskNow:
     return TaskNow(
         task=lease.task_id,
         base_version=lease.base_version,
@@ -198,5 +285,5 @@ def _task(lease: LeaseRow, moved: Mapping[int, float]) -> TaskNow:
         share=share_of(lease),
         since=lease.granted_at,
         deadline=lease.deadline,
-        moved_at=moved.get(lease.id, lease.granted_at),
+        moved_at=moved_at,
     )

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database import history, runs, versions, work
+from bithaul.coordinator.database import runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.exchange.codecs import codec_named
@@ -68,7 +68,7 @@ def stuck_in(c: Coordinator, connection: Connection, run: RunRow, *, now: float)
     held = work.open_leases(connection, run.id)
     if not held:
         return []
-    moved = moved_at(c, connection, run.id, held)
+    moved = moved_at(c, held)
     transfer = transfer_seconds(
         weights_bytes=versions.newest_version(connection, run.id).size,
         payload_bytes=codec_named(run.codec).encoded_size(run.layout),
@@ -83,15 +83,12 @@ def stuck_in(c: Coordinator, connection: Connection, run: RunRow, *, now: float)
     return found
 
 
-def moved_at(
-    c: Coordinator, connection: Connection, run_id: int, held: Sequence[LeaseRow]
-) -> Mapping[int, float]:
+def moved_at(c: Coordinator, held: Sequence[LeaseRow]) -> Mapping[int, float]:
     """By lease: its newest word of more tokens, or the newest piece of its upload, or its beginning."""
-    said = history.moved_at(connection, run_id)
     found = {}
     for lease in held:
         upload = c.uploads.written_at(lease.worker, task=lease.task_id, fence=lease.fence)
-        found[lease.id] = max(said.get(lease.id, lease.granted_at), upload or lease.granted_at)
+        found[lease.id] = max(lease.moved_at or lease.granted_at, upload or lease.granted_at)
     return found
 
 

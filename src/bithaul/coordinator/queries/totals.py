@@ -39,14 +39,13 @@ def totals(c: Coordinator) -> TotalsView:
 
 def totals_in(c: Coordinator, connection: Connection) -> TotalsView:
     now = c.clock.now()
-    machines = fleet.list_workers(connection)
-    active = sum(worker.state == "active" for worker in machines)
+    active, everybody = fleet.count_workers(connection)
     run = runs.find_run(connection)
     if run is None:
-        return TotalsView(now=now, active=active, fleet=len(machines))
+        return TotalsView(now=now, active=active, fleet=everybody)
     tasks = work.task_counts(connection, run.id)
     recent = versions.newest_versions(connection, run.id, count=RECENT_VERSIONS)
-    tokens = runs.spent(connection, run.id).merged
+    tokens = recent[-1].tokens_total  # what the ledger adds up to, without adding it up every five seconds
     return TotalsView(
         now=now,
         run=run.name,
@@ -61,5 +60,5 @@ def totals_in(c: Coordinator, connection: Connection) -> TotalsView:
         eta_seconds=eta_seconds(run, tokens=tokens, seconds=run.seconds_at(now)),
         version=recent[-1].version,
         active=active,
-        fleet=len(machines),
+        fleet=everybody,
     )

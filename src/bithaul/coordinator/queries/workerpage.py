@@ -45,11 +45,11 @@ class WorkerPageView(BaseModel):
 
 def worker_page(c: Coordinator, worker: str) -> WorkerPageView:
     """Raises `NotFound` for a worker that never registered."""
-    view = machines(c, only=worker)
+    view = machines(c, only=[worker])
     start = view.now - 86_400.0
     with c.database.read() as connection:
         days = history.speed_buckets(
-            connection, start=start, width=86_400.0 / DAY_BUCKETS, count=DAY_BUCKETS, worker=worker
+            connection, start=start, width=86_400.0 / DAY_BUCKETS, count=DAY_BUCKETS, only=[worker]
         )
         run = runs.find_run(connection)
         rows = [] if run is None else history.reports_of(connection, run.id, worker, count=LAST)

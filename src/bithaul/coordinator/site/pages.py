@@ -58,6 +58,11 @@ class Pages:
         self._environment = environment
         self._plain_http = is_plain_http(settings.base_url)
 
+    def compile_templates(self) -> None:
+        """All of them, which the first visitors would otherwise wait for."""
+        for name in self._environment.list_templates():
+            self._environment.get_template(name)
+
     def show(
         self, template: str, *, status: int = 200, form_action: str = "", **values: object
     ) -> HTMLResponse:

@@ -10,40 +10,35 @@ from starlette.responses import Response
 
 from bithaul.coordinator.commands.standing import pin_worker, restore_worker, set_aside_worker
 from bithaul.coordinator.commands.steer import call_gone, drain_worker
-from bithaul.coordinator.queries.machines import MachineView, machines
+from bithaul.coordinator.queries.machines import fleet_page
 from bithaul.coordinator.queries.workerpage import worker_page
 from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.export import export
 from bithaul.coordinator.site.frame import Frame
 from bithaul.exchange.messages import Name
 
+MOST = 10_000  # rows of one export
 WorkerName = Annotated[Name, Path()]
 
 
 def worker_pages(router: APIRouter, frame: Frame) -> None:
     c = frame.c
 
-    def chosen(search: str, state: str) -> list[MachineView]:
-        text = search.lower()
-        return [
-            m
-            for m in machines(c).machines
-            if (not text or text in f"{m.name} {m.device} {m.software}".lower())
-            and (not state or m.state == state)
-        ]
-
     @router.get(f"{ADMIN_HOME}/workers")
-    async def workers(request: Request, q: str = "", state: str = "") -> Response:
+    async def workers(request: Request, q: str = "", state: str = "", after: str = "") -> Response:
         def build() -> dict[str, object]:
-            fleet = machines(c)
-            states = sorted({m.state for m in fleet.machines})
-            return {"view": fleet, "rows": chosen(q, state), "states": states, "q": q, "state": state}
+            view = fleet_page(c, search=q, state=state, after=after)
+            return {"view": view, "q": q, "state": state, "after": after}
 
         return await frame.show(request, "workers.html", build)
 
     @router.get(f"{ADMIN_HOME}/workers.{{kind}}")
     async def workers_file(request: Request, kind: str, q: str = "", state: str = "") -> Response:
-        return await frame.data(request, lambda: export(chosen(q, state), name="workers", kind=kind))
+        def build() -> Response:
+            rows = fleet_page(c, search=q, state=state, count=MOST).rows
+            return export(rows, name="workers", kind=kind)
+
+        return await frame.data(request, build)
 
     @router.get(f"{ADMIN_HOME}/workers/{{worker}}")
     async def worker_details(request: Request, worker: WorkerName) -> Response:

@@ -1,0 +1,75 @@
+"""A real coordinator process on a pretended run, for browser tests, pictures and benchmarks of the site."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pretend import MACHINES, pretend_run
+from sqlalchemy import update
+
+from bithaul.coordinator.context import Coordinator, open_coordinator
+from bithaul.coordinator.identity.clients import create_client
+from bithaul.coordinator.identity.passwords import hash_password
+from bithaul.coordinator.identity.people import create_person
+from bithaul.coordinator.identity.tables import people
+from bithaul.coordinator.settings import load_settings
+
+NAME, PASSWORD = "ada", "correct horse battery staple"
+
+
+def chromium_path() -> str | None:
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def prepare(folder: Path, *, versions: int) -> None:
+    """A run folder with a pretended run, keys for its machines and one person with a known password."""
+    (folder / "bithaul.toml").write_text("worker_gone_seconds = 86400\ndisk_reserve_bytes = 0\n")
+    c = open_coordinator(load_settings(folder))
+    pretend_run(c, count=versions, weights=True)
+    for machine in MACHINES:
+        create_client(c, machine, scope="bithaul.worker")
+    welcome(c)
+    c.close()
+
+
+def welcome(c: Coordinator) -> None:
+    """One person with a known password."""
+    create_person(c, NAME)
+    values = {"password_hash": hash_password(PASSWORD), "must_change": False}
+    with c.database.write() as connection:
+        connection.execute(update(people).where(people.c.name == NAME).values(values))
+
+
+@dataclass
+class Process:
+    """`bithaul coordinator` and, for tests that write beside it, its database."""
+
+    folder: Path
+    url: str = ""
+    c: Coordinator = field(init=False)
+    process: subprocess.Popen[str] = field(init=False)
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "bithaul", "coordinator", "--dir", str(self.folder), "--json"]
+        port = self.url.rpartition(":")[2] or "0"
+        log = (self.folder / "coordinator.log").open("a")
+        self.process = subprocess.Popen(
+            [*command, "--port", port], stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ
+        )
+        log.close()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, (self.folder / "coordinator.log").read_text()
+        self.url = json.loads(line)["url"]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()

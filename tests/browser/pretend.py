@@ -6,6 +6,7 @@ The numbers are made up (by a fixed seed) and only have the shape of a real run:
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -33,7 +34,7 @@ from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.people import create_person, find_by_name
 from bithaul.coordinator.identity.sessions import Sessions
 from bithaul.coordinator.identity.tables import people
-from bithaul.exchange.weights import weights_pieces
+from bithaul.exchange.weights import weights_pieces, weights_size
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import layout_of
 
@@ -106,6 +107,11 @@ class Entered:
     csrf: str
 
 
+REFUSALS = (
+    ("update_too_long", "The update is 9.2 times as long as the median of the last 64."),
+    ("loss_too_high", "Its loss of 7.31 is far above what the others report, 1.94."),
+    ("not_finite", "The update holds a number that is not finite."),
+)
 STEERED = (  # share of the run's time, who, what
     (0.31, "system", "coordinator.start"),
     (0.62, "ada", "run.pause"),
@@ -148,7 +154,7 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
         losses = []
         left = count - version
         here = [n for n in names if left >= MACHINES[n].left]
-        for name in [] if version == 1 else rng.sample(here, rng.randint(2, 5)):
+        for name in [] if version == 1 else rng.sample(here, rng.choice((4, 4, 4, 5, 3))):
             task += 1
             amount = int(MACHINES[name].speed * TASK_SECONDS * rng.uniform(0.8, 1.0))
             late = rng.choices([0, 1, 2, 3], [60, 28, 9, 3])[0]
@@ -156,9 +162,20 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
             if version == int(SPIKE * count) and not losses:
                 loss += 1.4
             bad = rng.random() < 0.006
-            rows_t.append(_task(task, made, "failed" if bad else "merged"))
+            rows_t.append(_task(task, made, "failed" if bad else "merged", amount))
             rows_l.append(_lease(task, name, made, version - 1, amount, "reported"))
-            rows_r.append(_report(task, name, made, version, amount, late, loss, bad=bad))
+            rows_r.append(
+                _report(
+                    task,
+                    name,
+                    made,
+                    version,
+                    amount,
+                    late,
+                    loss,
+                    refused=REFUSALS[task % len(REFUSALS)] if bad else None,
+                )
+            )
             if not bad:
                 tokens += amount
                 staleness += late * amount
@@ -169,8 +186,8 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
             {
                 "run_id": 1,
                 "version": version,
-                "sha256": f"{version:064x}",
-                "size": 27_541_632,
+                "sha256": hashlib.sha256(b"%d" % version).hexdigest(),
+                "size": weights_size(layout_of(MODEL).size),
                 "theta_sha256": None,
                 "momentum_sha256": None,
                 "retired_at": made + 60 if version < count - 1 else None,
@@ -205,7 +222,7 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
                 task += 1
                 current = task
                 expected = machine.speed * TASK_SECONDS
-                connection.execute(insert(tasks), [_task(task, now, "leased")])
+                connection.execute(insert(tasks), [_task(task, now, "leased", int(expected))])
                 row = _lease(task, name, now, count, int(expected * machine.share), "open")
                 granted = now - TASK_SECONDS * machine.share - quiet
                 row |= {"granted_at": granted, "expected_tokens": expected}
@@ -215,7 +232,7 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
             points += _points(rng, name, max(start, now - KEPT_SECONDS), end, current, quiet)
         for _ in range(14):
             task += 1
-            connection.execute(insert(tasks), [_task(task, now, "pending")])
+            connection.execute(insert(tasks), [_task(task, now, "pending", 726_528)])
         connection.execute(insert(telemetry), points)
         connection.execute(insert(logs), list(_logs(rng, max(start, now - KEPT_SECONDS), now)))
         for share, actor, action in STEERED:
@@ -315,13 +332,13 @@ def _worker(name: str, start: float, now: float) -> dict[str, object]:
     return row
 
 
-def _task(number: int, at: float, state: str) -> dict[str, object]:
+def _task(number: int, at: float, state: str, tokens: int) -> dict[str, object]:
     return {
         "id": number,
         "run_id": 1,
         "state": state,
-        "positions": [[number * 1024, 1024]],
-        "examples": 1024,
+        "positions": [[number * 262_144, tokens // 24]],
+        "examples": tokens // 24,
         "attempts": 5 if state == "failed" else 0,
         "failed_by": [],
         "reason": "rejected" if state == "failed" else "",
@@ -355,7 +372,15 @@ def _lease(task: int, name: str, at: float, base: int, tokens: int, state: str) 
 
 
 def _report(
-    task: int, name: str, at: float, version: int, tokens: int, late: int, loss: float, *, bad: bool
+    task: int,
+    name: str,
+    at: float,
+    version: int,
+    tokens: int,
+    late: int,
+    loss: float,
+    *,
+    refused: tuple[str, str] | None,
 ) -> dict[str, object]:
     return {
         "run_id": 1,
@@ -363,22 +388,22 @@ def _report(
         "lease_id": task,
         "worker": name,
         "fence": f"{task:032x}",
-        "verdict": "rejected" if bad else "accepted",
-        "code": "update_too_long" if bad else "",
-        "reason": "The update is 9.2 times as long as the median of the last 64." if bad else "",
+        "verdict": "rejected" if refused else "accepted",
+        "code": refused[0] if refused else "",
+        "reason": refused[1] if refused else "",
         "received_at": at - 1,
         "base_version": version - 1 - late,
         "staleness": late,
-        "examples": 1024,
+        "examples": tokens // 24,
         "tokens": tokens,
-        "steps": 16,
+        "steps": max(1, tokens // 24 // 64),
         "seconds": TASK_SECONDS * 0.9,
         "loss_first": loss + 0.1,
         "loss_last": loss - 0.1,
         "loss_mean": loss,
         "norm": 1.0,
         "blob_sha256": None,
-        "merged_in": None if bad else version,
+        "merged_in": None if refused else version,
     }
 
 

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from served import NAME, PASSWORD, Process, chromium_path, prepare
 
 SHOTS = [  # name, path, width, height, scheme
-    ("site-dashboard", "/admin", 1440, 1010, "light"),
+    ("site-dashboard", "/admin", 1440, 1180, "light"),
     ("site-workers", "/admin/workers", 1440, 620, "light"),
     ("site-worker", "/admin/workers/desk-ryzen", 1280, 900, "light"),
-    ("site-tasks", "/admin/tasks", 1280, 900, "light"),
-    ("site-seed", "/admin/tasks/seed?tasks=40&examples=320", 1280, 760, "light"),
+    ("site-tasks", "/admin/tasks?state=leased", 1280, 900, "light"),
+    ("site-seed", "/admin/tasks/seed?tasks=40&examples=30272", 1280, 760, "light"),
     ("site-runs", "/admin/runs", 1280, 900, "light"),
     ("site-version", "/admin/runs/400", 1280, 980, "dark"),
     ("site-logs", "/admin/logs", 1280, 760, "dark"),

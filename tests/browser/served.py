@@ -10,14 +10,15 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pretend import MACHINES, pretend_run
+from pretend import MACHINES, STEP, pretend_run
 from sqlalchemy import update
 
 from bithaul.coordinator.context import Coordinator, open_coordinator
+from bithaul.coordinator.database import fleet
 from bithaul.coordinator.identity.clients import create_client
 from bithaul.coordinator.identity.passwords import hash_password
 from bithaul.coordinator.identity.people import create_person
-from bithaul.coordinator.identity.tables import people
+from bithaul.coordinator.identity.tables import clients, people
 from bithaul.coordinator.settings import load_settings
 
 NAME, PASSWORD = "ada", "correct horse battery staple"
@@ -34,8 +35,24 @@ def prepare(folder: Path, *, versions: int) -> None:
     pretend_run(c, count=versions, weights=True)
     for machine in MACHINES:
         create_client(c, machine, scope="bithaul.worker")
+    _use_keys(c, versions=versions)
     welcome(c)
     c.close()
+
+
+def _use_keys(c: Coordinator, *, versions: int) -> None:
+    """As the machines would have in that time: at their last word, from addresses at home."""
+    begun = c.clock.now() - versions * STEP
+    with c.database.write() as connection:
+        seen = {w.id: w.last_seen for w in fleet.list_workers(connection)}
+        for number, (machine, what) in enumerate(MACHINES.items()):
+            values = {
+                "created_at": begun - 40.0 * (len(MACHINES) - number),
+                "rotated_at": begun + 0.8 * versions * STEP if machine == "lab-xeon" else None,
+                "last_used_at": seen[machine] - 60.0 * what.threads,
+                "last_used_from": f"192.168.1.{20 + number}",
+            }
+            connection.execute(update(clients).where(clients.c.id == machine).values(values))
 
 
 def welcome(c: Coordinator) -> None:

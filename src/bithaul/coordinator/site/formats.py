@@ -62,7 +62,8 @@ def size(value: float | None) -> str:
         return DASH
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024 or unit == "GiB":
-            return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 100 else f"{value:.1f} {unit}"
+            whole = unit == "B" or abs(value) >= 100 or round(value, 1) == round(value)
+            return f"{value:.0f} {unit}" if whole else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError
 

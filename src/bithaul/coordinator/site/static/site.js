@@ -151,6 +151,8 @@
     setTimeout(() => { button.textContent = "Copy"; }, 2000);
   });
 
+  const current = $(".nav [aria-current]"); // on a phone the row of pages is wider than the screen
+  if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft - current.parentElement.clientWidth / 2 + current.offsetWidth / 2;
   localise();
   window.bithaul = { $, $$, localise, clock, day, refresh };
 })();

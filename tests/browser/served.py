@@ -21,6 +21,7 @@ from bithaul.coordinator.identity.people import create_person
 from bithaul.coordinator.identity.tables import clients, people
 from bithaul.coordinator.settings import load_settings
 
+TINY = "hidden_size = 64\nintermediate_size = 128\nnum_layers = 2\nnum_heads = 4\ncontext_length = 96\n"
 NAME, PASSWORD = "ada", "correct horse battery staple"
 
 
@@ -38,6 +39,22 @@ def prepare(folder: Path, *, versions: int) -> None:
     _use_keys(c, versions=versions)
     welcome(c)
     c.close()
+
+
+def train_tiny(folder: Path) -> None:
+    """`bithaul up` in `folder`/run until it is finished: a small real run of two workers, in seconds."""
+    model = folder / "tiny.toml"
+    model.write_text(TINY, encoding="utf-8")
+    words = ["up", "--dir", str(folder / "run"), "--preset", str(model), "--examples", "600", "--json"]
+    words += ["--task-seconds", "1", "--budget-tokens", "60000"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bithaul", *words],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "BITHAUL_CALIBRATION_SECONDS": "0.5"},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def _use_keys(c: Coordinator, *, versions: int) -> None:

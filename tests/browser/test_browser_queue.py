@@ -99,6 +99,27 @@ def test_what_cannot_be_seeded_is_said_where_it_was_asked(open_tab) -> None:
     tab.assert_quiet()
 
 
+def test_a_task_is_taken_back_and_waits(open_tab, coordinator) -> None:
+    """Catches: a button that says so and leaves the lease as it was."""
+    with coordinator.c.database.read() as connection:
+        query = select(leases.c.id, leases.c.task_id)
+        query = query.where(leases.c.worker == "shed-celeron", leases.c.state == "open")
+        lease, number = connection.execute(query).one()
+    tab = open_tab()
+    page = tab.go(f"/admin/tasks/{number}")
+    page.get_by_role("button", name="Take back").first.click()
+    dialog = page.locator("#requeue")
+    assert "the next worker that asks gets the task whole" in dialog.inner_text()
+    dialog.get_by_role("button", name="Take back").click()
+    page.wait_for_selector(".note.good")
+    assert f"Task {number} was taken back" in page.locator(".note.good").inner_text()
+    assert "pending" in page.locator("#task header").first.inner_text()
+    with coordinator.c.database.read() as connection:
+        state = connection.execute(select(leases.c.state).where(leases.c.id == lease)).scalar_one()
+    assert state != "open"
+    tab.assert_quiet()
+
+
 def test_a_stuck_task_is_kicked_and_its_worker_hears_it(open_tab, coordinator) -> None:
     """Catches: a kick of somebody else's task, one that the worker never hears of, one without an answer."""
     with coordinator.c.database.read() as connection:

@@ -275,6 +275,18 @@ def test_the_tail_moves_only_when_it_may(open_tab, coordinator) -> None:
     tab.assert_quiet()
 
 
+def test_an_empty_log_is_live_too(open_tab, coordinator) -> None:
+    """Catches: somebody who waits for an error before a page that never asks again."""
+    tab = open_tab()
+    page = tab.go("/admin/logs?q=breakfast")
+    assert "No entry matches" in page.locator("main").inner_text()
+    write_logs(coordinator, "breakfast is ready")
+    page.wait_for_selector("#lines tr.new")
+    assert page.locator("#lines tr").count() == 1
+    assert page.locator("[data-empty]").count() == 0
+    tab.assert_quiet()
+
+
 def test_filters_live_in_the_address(open_tab) -> None:
     page = open_tab().go("/admin/logs")
     page.get_by_role("link", name="Errors only").click()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import Process, welcome
+from served import Process, train_tiny, welcome
 from sqlalchemy import select, text
 
 from bithaul.coordinator.context import open_coordinator
@@ -24,25 +23,13 @@ from bithaul.coordinator.settings import load_settings
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
-TINY = "hidden_size = 64\nintermediate_size = 128\nnum_layers = 2\nnum_heads = 4\ncontext_length = 96\n"
 SENTENCES = ("take me to dallas", "how many hours can i still drive today")
 
 
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
     folder = Path(tempfile.mkdtemp(prefix="bithaul-try-"))
-    model = folder / "tiny.toml"
-    model.write_text(TINY, encoding="utf-8")
-    words = ["up", "--dir", str(folder / "run"), "--preset", str(model), "--examples", "600", "--json"]
-    words += ["--task-seconds", "1", "--budget-tokens", "60000"]
-    done = subprocess.run(
-        [sys.executable, "-m", "bithaul", *words],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "BITHAUL_CALIBRATION_SECONDS": "0.5"},
-    )
-    assert done.returncode == 0, done.stderr
+    train_tiny(folder)
     running = Process(folder / "run")
     running.c = open_coordinator(load_settings(folder / "run"))
     welcome(running.c)

@@ -273,6 +273,8 @@ def state_of(
         )
     if not row.ready:
         return "calibrating", "It has not measured itself yet."
+    if row.activity == "idle" and task is not None:
+        return "training", ""  # its last word is older than the task
     return row.activity, ""
 
 

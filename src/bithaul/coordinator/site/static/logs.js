@@ -1,5 +1,18 @@
-// Live tail: rows that came since the newest one shown. Paused, or scrolled away, it counts instead of moving the page.
+// A search that found nothing in its stretch goes on by itself, until somebody touches the page.
 "use strict";
+(() => {
+  const { $ } = window.bithaul;
+  const on = $("[data-go-on]");
+  const note = $("[data-going-on]");
+  if (!on || !note) return;
+  note.hidden = false;
+  on.hidden = true;
+  const timer = setTimeout(() => location.replace(on.href), 100);
+  const stop = () => { clearTimeout(timer); note.hidden = true; on.hidden = false; };
+  for (const touch of ["pointerdown", "keydown"]) document.addEventListener(touch, stop, { once: true });
+})();
+
+// Live tail: rows that came since the newest one shown. Paused, or scrolled away, it counts instead of moving the page.
 (() => {
   const { $, localise } = window.bithaul;
   const body = $("#lines");
@@ -15,6 +28,7 @@
 
   const show = () => {
     body.insertAdjacentHTML("afterbegin", waiting);
+    if (waiting) { body.closest(".scroll").hidden = false; $("[data-empty]")?.remove(); }
     localise(body);
     while (body.rows.length > KEEP) body.lastElementChild.remove();
     waiting = "";

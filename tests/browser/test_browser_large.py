@@ -1,0 +1,100 @@
+"""The site of a large run in a real browser: 1,000 workers, a million log entries, 100,000 metric points."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crowd import NEEDLE, crowd
+from served import Process, prepare
+
+from bithaul.coordinator.context import open_coordinator
+from bithaul.coordinator.settings import load_settings
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def coordinator() -> Iterator[Process]:
+    folder = Path(tempfile.mkdtemp(prefix="bithaul-large-"))
+    prepare(folder, versions=400)
+    running = Process(folder)
+    running.c = open_coordinator(load_settings(folder))
+    crowd(running.c)
+    running.start()
+    yield running
+    running.c.close()
+    running.stop()
+    shutil.rmtree(folder)
+
+
+def test_an_error_is_found_in_a_million_log_rows(open_tab) -> None:
+    """Catches: a search that gives up, one that freezes the page, a filter that hides what it should show."""
+    tab = open_tab()
+    page = tab.go("/admin/logs")
+    page.get_by_role("link", name="Errors only").click()
+    page.wait_for_url("**/admin/logs?level=error")
+    assert set(page.locator("#lines .badge").all_inner_texts()) == {"error"}
+    page.locator("[name=q]").fill(NEEDLE)
+    began = time.monotonic()
+    page.locator("[name=q]").press("Enter")
+    page.wait_for_selector(f"#lines tr:has-text('{NEEDLE}')", timeout=60_000)
+    assert time.monotonic() - began < 30, "ten stretches of 100,000 entries"
+    assert page.locator("#lines tr").count() == 1
+    assert "level=error" in page.url
+    tab.assert_quiet()
+
+
+def test_a_search_stops_when_it_is_told_to(open_tab) -> None:
+    """Catches: a page that goes away from under who has begun to type another word."""
+    page = open_tab().go("/admin/logs?q=nowhere+to+be+found")
+    page.wait_for_selector("[data-going-on]:not([hidden])")
+    page.keyboard.press("/")
+    page.wait_for_selector("[data-go-on]:not([hidden])")
+    here = page.url
+    page.wait_for_timeout(1500)
+    assert page.url == here
+    assert page.evaluate("document.activeElement.name") == "q"
+
+
+def test_the_hundredth_page_opens_like_the_first(open_tab) -> None:
+    page = open_tab().go("/admin/logs?before=20000")
+    assert page.locator("#lines tr").count() == 200
+    page.get_by_role("link", name="Older").click()
+    page.wait_for_url("**/admin/logs?before=*")
+    assert page.locator("#lines tr").count() == 200
+
+
+def test_the_dashboard_is_there_within_a_second(open_tab) -> None:
+    """The median of some visits without a cache: one alone tells more about the machine."""
+    taken, sizes = [], []
+    for _ in range(5):
+        page = open_tab(width=1440).go("/admin")
+        page.wait_for_selector("[data-chart=loss][data-newest]")
+        taken.append(page.evaluate("performance.now()"))
+        page.wait_for_load_state("networkidle")
+        sizes.append(
+            page.evaluate(
+                "['resource', 'navigation'].flatMap((kind) => performance.getEntriesByType(kind))"
+                ".reduce((sum, entry) => sum + entry.transferSize, 0)"
+            )
+        )
+    assert sorted(taken)[2] < 1000, taken
+    assert max(sizes) < 150_000, sizes
+
+
+def test_a_thousand_workers_come_in_pages(open_tab) -> None:
+    tab = open_tab()
+    page = tab.go("/admin/workers")
+    assert page.locator("tbody tr").count() == 100
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_url("**/admin/workers?after=*")
+    page.locator("[name=q]").fill("pc-0987")
+    page.locator("[name=q]").press("Enter")
+    page.wait_for_url("**q=pc-0987*")
+    assert page.locator("tbody td:first-child").all_inner_texts() == ["pc-0987"]
+    tab.assert_quiet()

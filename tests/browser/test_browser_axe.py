@@ -48,3 +48,18 @@ def test_no_page_has_a_serious_issue(open_tab, axe_source: str, width: int, sche
         ]
         tab.assert_quiet()
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_pages_outside_have_no_serious_issue(open_tab, axe_source: str, scheme: str) -> None:
+    """What somebody sees who is not signed in, and who took a wrong turn."""
+    tab = open_tab(width=360, scheme=scheme)
+    tab.page.context.clear_cookies()
+    for path, heading in (("/admin", "Sign in"), ("/admin/nothing", "Not Found")):
+        page = tab.go(path)
+        assert page.locator("h1").inner_text() == heading
+        page.evaluate(axe_source)
+        result = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+        assert result["passes"]
+        bad = [i["id"] for i in result["violations"] if i["impact"] in ("serious", "critical")]
+        assert bad == [], path

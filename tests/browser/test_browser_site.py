@@ -131,6 +131,18 @@ def test_zoom_stays_and_the_curve_grows(open_tab, coordinator) -> None:
     tab.assert_quiet()
 
 
+def test_a_curve_that_does_not_come_says_so_and_comes_later(open_tab) -> None:
+    """Catches: an empty frame, which looks like a run without any loss."""
+    page = open_tab().page
+    page.route("**/admin/curve.json*", lambda route: route.abort())
+    page.goto(open_tab().url + "/admin")
+    page.wait_for_selector("[data-waiting]:has-text('did not come')")
+    page.unroute("**/admin/curve.json*")
+    refresh(page)
+    page.wait_for_selector("[data-chart=loss][data-newest]")
+    assert page.locator("[data-waiting]").count() == 0
+
+
 def test_axes_change_and_are_kept(open_tab) -> None:
     tab = open_tab()
     page = tab.go("/admin")
@@ -334,7 +346,7 @@ def test_words_of_strangers_run_nothing(open_tab, coordinator) -> None:
 
 def test_times_are_the_viewers_with_utc_in_the_title(open_tab) -> None:
     page = open_tab(timezone_id="Asia/Tokyo").go("/admin/runs/300")
-    made = page.locator("time[data-style=moment]").first
+    made = page.locator("time[data-shown=moment]").first
     utc = made.get_attribute("title")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", utc)
     assert int(made.inner_text()[11:13]) == (int(utc[11:13]) + 9) % 24

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from pretend import MACHINES
-from sqlalchemy import select
+from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database.tables import leases, runs, tasks, versions
+from bithaul.coordinator.database.tables import leases, reports, runs, tasks, versions
 from bithaul.coordinator.queries.blobs import weights_blob
+from bithaul.coordinator.queries.machines import machines
 from bithaul.coordinator.queries.runpage import run_page, version_page
 from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
 from bithaul.coordinator.queries.ternary import ternary
@@ -179,3 +182,31 @@ def test_the_try_box_refuses_in_words(own: Coordinator, visit) -> None:
         answer = site.post("/admin/runs/try", data={"sentence": sentence})
         assert answer.status_code == 422
         assert "Write a sentence" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [
+        ("tasks/1/attempts", "worker"),
+        ("tasks/1/reports", "verdict"),
+        ("runs/100/workers", "tokens"),
+        ("workers/attic-nuc/reports", "verdict"),
+    ],
+)
+def test_the_small_tables_are_exported_too(site: TestClient, table: str, column: str) -> None:
+    page = site.get("/admin/" + table.rpartition("/")[0]).text
+    assert f'href="/admin/{table}.csv"' in page
+    rows = site.get(f"/admin/{table}.json").json()
+    written = list(csv.DictReader(io.StringIO(site.get(f"/admin/{table}.csv").text)))
+    assert [str(row[column]) for row in rows] == [row[column] for row in written] != []
+    assert site.get(f"/admin/{table}.xml").status_code == 404
+
+
+def test_clipped_updates_are_counted(own: Coordinator, visit) -> None:
+    with own.database.write() as connection:
+        mine = reports.c.worker == "desk-ryzen"
+        first = connection.execute(select(reports.c.seq).where(mine, reports.c.verdict == "accepted")).first()
+        assert first is not None
+        connection.execute(update(reports).where(reports.c.seq == first[0]).values(clip=0.5))
+    assert [m.clipped for m in machines(own, only={"desk-ryzen"}).machines] == [1]
+    assert "1 of the accepted ones" in visit(own).get("/admin/workers/desk-ryzen").text

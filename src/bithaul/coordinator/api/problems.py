@@ -121,6 +121,8 @@ class Answers:
         status, detail = error.status_code, str(error.detail)
         if status in {404, 405}:
             detail = f"There is no {request.method} for this address."
+            if status == 404 and wants_page(request.headers):
+                detail = "There is no page at this address. It may have moved, or a letter is missing."
         code = _CODES.get(status, "http_error")
         return self._answer(request.scope, status, detail, code=code, headers=error.headers)
 

@@ -114,6 +114,7 @@ class Account:
     tokens: int = 0
     seconds: float = 0.0
     mean_staleness: float = 0.0
+    clipped: int = 0  # of the accepted ones, shortened by a gate
 
 
 def accounts(connection: Connection, run_id: int) -> Mapping[str, Account]:
@@ -125,12 +126,13 @@ def accounts(connection: Connection, run_id: int) -> Mapping[str, Account]:
             func.sum(reports.c.tokens),
             func.sum(reports.c.seconds),
             func.avg(reports.c.staleness),
+            func.count().filter(reports.c.clip < 1),
         )
         .where(reports.c.run_id == run_id)
         .group_by(reports.c.worker, reports.c.verdict)
     )
     found: dict[str, dict[str, Any]] = {}
-    for worker, verdict, count, tokens, seconds, staleness in connection.execute(query):
+    for worker, verdict, count, tokens, seconds, staleness, clipped in connection.execute(query):
         values = found.setdefault(worker, {})
         values[verdict] = int(count)
         if verdict == "accepted":
@@ -138,6 +140,7 @@ def accounts(connection: Connection, run_id: int) -> Mapping[str, Account]:
                 "tokens": int(tokens or 0),
                 "seconds": float(seconds or 0.0),
                 "mean_staleness": float(staleness or 0.0),
+                "clipped": int(clipped),
             }
     return {worker: Account(**values) for worker, values in found.items()}
 

@@ -62,6 +62,7 @@ class MachineView(MachineNow):
     spark: list[float | None]  # the last half hour
     behind: int  # versions between its base and the newest
     accepted: int
+    clipped: int  # of the accepted ones, shortened by a gate
     too_late: int
     stale: int
     rejected: int
@@ -243,6 +244,7 @@ def _machine(
         task=None if lease is None else _task(lease, seen.moved_at),
         behind=0 if lease is None else max(0, newest - lease.base_version),
         accepted=account.accepted,
+        clipped=account.clipped,
         too_late=account.too_late,
         stale=account.stale,
         rejected=account.rejected,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from functools import partial
 
 from fastapi import APIRouter
@@ -105,9 +104,13 @@ def account_pages(
         return response
 
 
-def _row(session: Session) -> dict[str, str]:
-    seen = datetime.fromtimestamp(session.last_seen_at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return {"sid": session.sid, "last_seen": seen, "address": session.address, "agent": session.agent}
+def _row(session: Session) -> dict[str, object]:
+    return {
+        "sid": session.sid,
+        "last_seen": session.last_seen_at,
+        "address": session.address,
+        "agent": session.agent,
+    }
 
 
 def _signed_out(cookies: Cookies) -> Response:

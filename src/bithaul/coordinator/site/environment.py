@@ -28,6 +28,7 @@ def make_environment(assets: Assets) -> Environment:
     environment = Environment(
         loader=PackageLoader("bithaul.coordinator.site"),
         autoescape=True,
+        auto_reload=False,  # new files under a running coordinator would meet its old code
         undefined=StrictUndefined,
         finalize=_shown,
         trim_blocks=True,

@@ -87,7 +87,7 @@ def duration(seconds: float | None) -> str:
 
 def _time(seconds: float, style: str, text: str) -> Markup:
     moment = datetime.fromtimestamp(seconds, tz=UTC)
-    return Markup('<time datetime="{}" data-style="{}" title="{}">{}</time>').format(
+    return Markup('<time datetime="{}" data-shown="{}" title="{}">{}</time>').format(
         moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03}Z",
         style,
         moment.strftime("%Y-%m-%d %H:%M:%S UTC"),

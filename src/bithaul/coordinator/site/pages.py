@@ -95,7 +95,7 @@ class Pages:
         """What went wrong, for a person, with a way back."""
         title = HTTPStatus(status).phrase if status in set(HTTPStatus) else "That did not work"
         return self.message(
-            title, detail, status=status, link=HOME, link_text="To the start", request_id=request_id
+            title, detail, status=status, link="/", link_text="To the dashboard", request_id=request_id
         )
 
     def route_class(self) -> type[APIRoute]:

@@ -81,6 +81,14 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.show(request, "version.html", build)
 
+    @router.get(f"{RUNS}/{{version}}/workers.{{kind}}")
+    async def version_workers(request: Request, version: Number, kind: str) -> Response:
+        def build() -> Response:
+            rows = version_page(c, version).contributions
+            return export(rows, name=f"version-{version}-workers", kind=kind)
+
+        return await frame.data(request, build)
+
     @router.get(f"{RUNS}/{{version}}/weights")
     async def download(request: Request, version: Number) -> Response:
         await frame.visits.admin(request)

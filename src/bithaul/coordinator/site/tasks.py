@@ -40,6 +40,20 @@ def task_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.data(request, build)
 
+    @router.get(f"{ADMIN_HOME}/tasks/{{task}}/attempts.{{kind}}")
+    async def task_attempts(request: Request, task: Number, kind: str) -> Response:
+        def build() -> Response:
+            return export(task_page(c, task).attempts, name=f"task-{task}-attempts", kind=kind)
+
+        return await frame.data(request, build)
+
+    @router.get(f"{ADMIN_HOME}/tasks/{{task}}/reports.{{kind}}")
+    async def task_reports(request: Request, task: Number, kind: str) -> Response:
+        def build() -> Response:
+            return export(task_page(c, task).reports, name=f"task-{task}-reports", kind=kind)
+
+        return await frame.data(request, build)
+
     @router.get(f"{ADMIN_HOME}/tasks/{{task}}")
     async def task_details(request: Request, task: Number) -> Response:
         return await frame.show(request, "task.html", lambda: {"view": task_page(c, task)})

@@ -40,6 +40,13 @@ def worker_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.data(request, build)
 
+    @router.get(f"{ADMIN_HOME}/workers/{{worker}}/reports.{{kind}}")
+    async def worker_reports(request: Request, worker: WorkerName, kind: str) -> Response:
+        def build() -> Response:
+            return export(worker_page(c, worker).reports, name=f"{worker}-reports", kind=kind)
+
+        return await frame.data(request, build)
+
     @router.get(f"{ADMIN_HOME}/workers/{{worker}}")
     async def worker_details(request: Request, worker: WorkerName) -> Response:
         return await frame.show(request, "worker.html", lambda: {"view": worker_page(c, worker)})

@@ -173,7 +173,7 @@
     busy = true;
     try {
       take(await fetchCurve(rows.size > MOST || !cursor ? "" : `?after=${cursor}`));
-      if (!plots.loss) draw();
+      if (!plots.loss) { $$("[data-waiting]").forEach((node) => node.remove()); draw(); }
       else {
         const d = data();
         for (const name of ["loss", "speed", "staleness"]) {
@@ -185,7 +185,9 @@
         if (plots.loss.cursor.idx == null) legend(null);
       }
       box("loss").dataset.newest = cursor;
-    } catch { /* the banner of site.js tells when the coordinator is away */ } finally { busy = false; }
+    } catch { // of a page that was refreshed before, the banner of site.js tells that the coordinator is away
+      $$("[data-waiting]").forEach((node) => { node.textContent = "The curve did not come. The next refresh asks again."; });
+    } finally { busy = false; }
   };
   const fit = (plot, x) => plot.setScale("x", { min: x[0], max: x.length > 1 ? x[x.length - 1] : x[0] + 1 });
 

@@ -20,7 +20,7 @@
   const localise = (root = document) => {
     for (const node of $$("time[datetime]", root)) {
       const at = new Date(node.dateTime);
-      const style = node.dataset.style;
+      const style = node.dataset.shown;
       if (style === "ago") put(node, span((Date.now() + skew - at) / 1000));
       else if (style === "log") put(node, `${day(at).slice(5)} ${clock(at)}`);
       else put(node, style === "clock" ? clock(at) : `${day(at)} ${clock(at).slice(0, 5)}`);

@@ -28,9 +28,11 @@ from typing import Any
 
 import httpx2
 import psutil
+from sqlalchemy import func, select
 
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.context import open_coordinator
+from bithaul.coordinator.database.tables import logs, telemetry
 from bithaul.coordinator.settings import load_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
@@ -142,6 +144,11 @@ def main() -> None:
             pretend_run(c, count=asked.versions, weights=True)
             if asked.workers > len(MACHINES):
                 crowd(c, machines=asked.workers - len(MACHINES), entries=asked.rows, points=asked.points)
+            with c.database.read() as connection:
+                sizes = {
+                    name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+                    for name, table in (("log_rows", logs), ("metric_points", telemetry))
+                }
             cookie = (Cookies(settings).session, enter(c).cookie)
         served = Process(folder, url=url)
         client = httpx2.Client(base_url=url, headers={"cookie": f"{cookie[0]}={cookie[1]}"}, timeout=60)
@@ -149,8 +156,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "workers": asked.workers,
             "versions": asked.versions,
-            "log_rows": asked.rows,
-            "metric_points": asked.points,
+            **sizes,
         }
         with client:
             first, settled = [], []

@@ -102,7 +102,11 @@
     if (event.detail.xhr.getResponseHeader("bithaul-part")) event.detail.shouldSwap = true;
   });
   document.addEventListener("htmx:afterSwap", (event) => localise(event.target.parentNode || document));
-  document.addEventListener("htmx:oobAfterSwap", (event) => localise(event.target));
+  const empty = $("[data-no-run]");
+  document.addEventListener("htmx:oobAfterSwap", (event) => {
+    localise(event.target);
+    if (empty && !$("[data-no-run]")) location.reload(); // the run is there: now the page has curves
+  });
 
   // A refresh must not close what the viewer opened, nor touch what they type.
   if (window.Idiomorph) {

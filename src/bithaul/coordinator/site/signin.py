@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 from fastapi import APIRouter
@@ -20,7 +19,6 @@ from bithaul.coordinator.identity.signin import WrongPassword, sign_in
 from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.coordinator.site.pages import Pages, go, safe_next
 from bithaul.coordinator.site.visits import Visits
-from bithaul.errors import Unavailable
 
 
 def sign_in_pages(
@@ -57,28 +55,37 @@ def sign_in_pages(
     @router.post("/signin")
     async def answer(request: Request) -> Response:
         fields = await read_form(request)
+        with identity.password_threads.place():
+            return await prove(request, fields)
+
+    async def prove(request: Request, fields: dict[str, str]) -> Response:
         next_page = safe_next(fields.get("next"))
         begun = visits.sign_in_cookie(request)
-        if not await run_in_threadpool(sessions.is_sign_in, begun):
-            text = "This page was open for too long, or your browser keeps no cookies. Sign in again."
-            return await form(request, next_page, status=403, problem=text)
-        attempt = partial(
-            sign_in,
-            c,
-            sessions,
-            identity.sign_in_throttle,
-            name=fields.get("name", "").strip().lower(),
-            password=fields.get("password", ""),
-            replaces=visits.cookie(request),
-            visitor=visits.visitor(request),
-        )
+
+        def attempt() -> str | None:
+            """The session's cookie; None when this browser has begun no sign-in. All in one thread's turn."""
+            if not sessions.is_sign_in(begun):
+                return None
+            return sign_in(
+                c,
+                sessions,
+                identity.sign_in_throttle,
+                name=fields.get("name", "").strip().lower(),
+                password=fields.get("password", ""),
+                replaces=visits.cookie(request),
+                visitor=visits.visitor(request),
+            )
+
         try:
             cookie = await identity.password_threads.run(attempt)
-        except (WrongPassword, TooManyAttempts, Unavailable) as error:
+        except (WrongPassword, TooManyAttempts) as error:
             page = await form(request, next_page, status=error.http_status, problem=error.message)
             if not isinstance(error, WrongPassword):  # its challenge is for programs
                 page.headers.update(headers_of(error))
             return page
+        if cookie is None:
+            text = "This page was open for too long, or your browser keeps no cookies. Sign in again."
+            return await form(request, next_page, status=403, problem=text)
         response = go(next_page)
         cookies.put(response, cookies.session, cookie)
         return response

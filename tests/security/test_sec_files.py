@@ -19,7 +19,7 @@ from bithaul.coordinator.blobs.store import BlobRef
 from bithaul.coordinator.database.tables import reports
 from bithaul.coordinator.identity.clients import rotate_client
 from bithaul.errors import OutOfDisk
-from bithaul.exchange.messages import Receipt, Verdict
+from bithaul.exchange.messages import WORKER_SCOPE, Receipt, Verdict
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -218,6 +218,41 @@ def test_sec_40_encoded_bodies_are_refused(run_site):
         sent = {**headers, **OCTETS, "Content-Encoding": encoding}
         response = run_site.http.post(path_of(task), content=b"x" * 3000, headers=sent)
         assert (response.status_code, response.json()["code"]) == (415, "unsupported_encoding")
+
+
+def zstd_bomb(blocks):
+    """A zstd frame (RFC 8878) of run-length blocks: each unpacks four bytes to 128 KiB."""
+    size = 128 * 2**10
+    block = (size << 3 | 1 << 1).to_bytes(3, "little") + b"\0"
+    last = (size << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\0"
+    return b"\x28\xb5\x2f\xfd" + b"\x00\x58" + block * (blocks - 1) + last
+
+
+def test_sec_40_a_bomb_is_refused_unread_on_every_route(run_site):
+    """Wrong result: 320 KB become 10 GB. No route unpacks anything, so none waits for such a body either.
+
+    Only the head is sent: an answer that comes was given before the body.
+    """
+    bomb = zstd_bomb(80_000)
+    assert len(bomb) < 2**20
+    seen = 0
+    for operation in run_site.operations():
+        if operation.method == "GET":
+            continue
+        sent = run_site.worker() if operation.scope == WORKER_SCOPE else run_site.admin()
+        head = [f"{operation.method} {operation.path} HTTP/1.1", f"Host: 127.0.0.1:{run_site.port}"]
+        head += [f"{name}: {value}" for name, value in sent.items()]
+        head += ["Content-Type: application/octet-stream", "Content-Encoding: zstd"]
+        head += [f"Content-Length: {len(bomb)}", "", ""]
+        with socket.create_connection(("127.0.0.1", run_site.port), timeout=5) as line:
+            line.sendall("\r\n".join(head).encode())
+            assert line.recv(4096).startswith(b"HTTP/1.1 415 "), operation
+        seen += 1
+    assert seen > 20
+    answer = run_site.http.post(
+        "/logs", content=bomb, headers={**run_site.worker(), "Content-Encoding": "zstd"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
 
 
 def test_sec_41_hostile_json_is_bounded(run_site):

@@ -26,7 +26,7 @@ from bithaul.coordinator.identity.throttle import Limits
 HERE = Path(__file__).parent
 PASSWORD = "correct horse battery staple"
 PEOPLE = 200
-BURSTS = 10
+BURSTS = 30
 EVERY = 0.02  # seconds from heartbeat to heartbeat, as of five hundred workers
 ENOUGH = 300  # heartbeats beside the crowd, so that three may be slower than the 99th of a hundred
 

@@ -24,7 +24,7 @@ from bithaul.errors import InvalidInput, Unavailable
 SHORTEST: Final = 12
 LONGEST: Final = 256
 THREADS: Final = 2 if (os.cpu_count() or 1) > 2 else 1  # one core at least is left to workers
-QUEUE: Final = 32
+QUEUE: Final = 12 * THREADS  # the last one waits a third of a second
 _HASHER: Final = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)  # OWASP's first choice
 _ALPHABET: Final = "abcdefghijkmnpqrstuvwxyz23456789"  # 32 letters that are not mistaken for each other
 _GROUPS, _GROUP = 4, 5  # 100 bits

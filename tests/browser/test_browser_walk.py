@@ -7,15 +7,16 @@ new turns up. Then every address of the site that changes something must have be
 from __future__ import annotations
 
 import re
+import time
 from typing import Any
 
 import pytest
 from conftest import NAME, PASSWORD
-from sqlalchemy import select
+from sqlalchemy import delete, select, update
 
 from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import open_coordinator
-from bithaul.coordinator.database.tables import leases
+from bithaul.coordinator.database.tables import leases, telemetry
 from bithaul.coordinator.settings import load_settings
 
 pytestmark = pytest.mark.browser
@@ -111,6 +112,15 @@ def open_tasks(coordinator: Any) -> list[int]:
         return list(connection.execute(query).scalars())
 
 
+def get_stuck(coordinator: Any) -> None:
+    """Somebody has had a task for a day and never said a word about it."""
+    task = open_tasks(coordinator)[0]
+    with coordinator.c.database.write() as connection:
+        connection.execute(delete(telemetry).where(telemetry.c.task_id == task))
+        mine = (leases.c.task_id == task) & (leases.c.state == "open")
+        connection.execute(update(leases).where(mine).values(granted_at=time.time() - 86_400))
+
+
 def sign_in(page: Any, url: str, password: str) -> None:
     page.goto(url + "/admin/signin")
     page.get_by_label("Name").fill(NAME)
@@ -128,7 +138,9 @@ def test_every_page_and_every_action_is_quiet(open_tab, coordinator, chromium, t
     robot = Robot(open_tab(), routes)
     tasks = [f"/admin/tasks/{task}" for task in open_tasks(coordinator)]
     assert len(tasks) >= 3, "one to kick, one to take back, one that is stuck"
-    robot.walk([*tasks, *START, *WORKERS, "/admin/runs/300", "/admin/runs/299"])
+    robot.walk(tasks)
+    get_stuck(coordinator)
+    robot.walk([*START, *WORKERS, "/admin/runs/300", "/admin/runs/299"])
 
     elsewhere = chromium.new_context()  # another session to end; the walk has changed the password
     sign_in(elsewhere.new_page(), coordinator.url, NEW)

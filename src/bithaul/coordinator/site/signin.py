@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -19,6 +19,7 @@ from bithaul.coordinator.identity.signin import WrongPassword, sign_in
 from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.coordinator.site.pages import Pages, go, safe_next
 from bithaul.coordinator.site.visits import Visits
+from bithaul.errors import Forbidden
 
 
 def sign_in_pages(
@@ -50,10 +51,17 @@ def sign_in_pages(
 
     @router.get("/signin")
     async def ask(request: Request) -> Response:
-        return await form(request, safe_next(read_query(request).get("next")))
+        next_page = safe_next(read_query(request).get("next"))
+        if identity.foreign is not None:
+            return go(f"/admin/signin?next={quote(next_page, safe='')}")
+        return await form(request, next_page)
 
     @router.post("/signin")
     async def answer(request: Request) -> Response:
+        if identity.foreign is not None:
+            raise Forbidden(
+                f"Sign in through {identity.foreign.issuer}; passwords are off.", code="passwords_off"
+            )
         fields = await read_form(request)
         with identity.password_threads.place():
             return await prove(request, fields)

@@ -92,18 +92,23 @@ class Robot:
         while fresh:
             fresh = False
             for path in pages:
-                self.tab.go(path)
-                self.settle()
-                for form in self.tab.page.evaluate(FORMS):
-                    name = self.name_of(form["path"]) if form["posts"] else ""
-                    if name in TRIED_ELSEWHERE:
-                        continue
-                    if not name or name in self.pressed or (name in ENDS_THE_SESSION) != last:
-                        continue
-                    self.pressed.add(name)
-                    self.press(path, form)
-                    fresh = not last
-                    break  # the page has changed; it is opened again in the next round
+                while self.press_one(path, last=last):
+                    fresh = True
+                    if last:
+                        return
+
+    def press_one(self, path: str, *, last: bool) -> bool:
+        """Open a page and press the first button on it that is new; False when there is none."""
+        self.tab.go(path)
+        self.settle()
+        for form in self.tab.page.evaluate(FORMS):
+            name = self.name_of(form["path"]) if form["posts"] else ""
+            if not name or name in self.pressed | TRIED_ELSEWHERE or (name in ENDS_THE_SESSION) != last:
+                continue
+            self.pressed.add(name)
+            self.press(path, form)
+            return True
+        return False
 
 
 def open_tasks(coordinator: Any) -> list[int]:

@@ -92,7 +92,11 @@ PROMISES = {
 }
 
 ALSO = {
-    33: ("tests/browser/test_browser_site.py::test_every_page_is_quiet_and_fits",),
+    33: (
+        "tests/browser/test_browser_site.py::test_every_page_is_quiet_and_fits",
+        "tests/browser/test_browser_walk.py::test_every_page_and_every_action_is_quiet",
+        "tests/browser/test_browser_try.py::test_a_sentence_is_tried_on_the_newest_version",
+    ),
     35: (
         "tests/unit/site/test_site_workers_logs.py::test_hostile_words_appear_as_text",
         "tests/browser/test_browser_site.py::test_words_of_strangers_run_nothing",

@@ -241,7 +241,7 @@ def test_an_unsafe_discovery_document_is_not_used(make, provider, document):
 
 def test_settings_that_lock_everybody_out_do_not_start(tmp_path):
     whole = {"oidc_issuer": "https://id.example", "oidc_client_id": "x", "oidc_admins": ADMINS}
-    assert "hunter2" not in repr(Settings(directory=tmp_path, **whole, oidc_client_secret="hunter2"))
+    assert "hunter2" not in repr(Settings(directory=tmp_path, **{**whole, "oidc_client_secret": "hunter2"}))
     for change in (
         {"oidc_client_id": ""},
         {"oidc_admins": {}},

@@ -44,7 +44,7 @@ def test_sec_53_a_setting_that_changes_has_a_row(tmp_path):
     ]
     assert ("host", "127.0.0.1") in settings_in(tmp_path)
     url = f"sqlite://ann:hunter2@/{(tmp_path / 'x.db').as_posix()}"
-    settings = Settings(directory=tmp_path, database_url=url)
+    settings = Settings(directory=tmp_path, database_url=url, oidc_client_secret="hunter2")
     noted = settings_to_note(settings)
     assert "hunter2" not in str(noted)
     assert noted.keys() == Settings.model_fields.keys() - {"directory", "port"}

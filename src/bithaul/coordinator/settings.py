@@ -11,7 +11,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -40,8 +40,10 @@ class Settings(BaseSettings):
     session_days: float = Field(default=7.0, gt=0, le=30)
     oidc_issuer: str = ""  # a foreign OpenID provider that signs people in; empty: passwords, the own one
     oidc_client_id: str = ""
-    oidc_client_secret: SecretStr = SecretStr("")  # empty: a public client, which proves its code by PKCE
-    oidc_admins: dict[str, str] = Field(default_factory=dict)  # name: "sub:..." or "email:..."
+    oidc_client_secret: str = Field(
+        default="", repr=False
+    )  # empty: a public client, which proves its code by PKCE
+    oidc_admins: dict[str, str] = {}  # name: "sub:..." or "email:..."
     database_url: str = ""  # empty: SQLite in `directory`
 
     heartbeat_seconds: float = Field(default=10.0, gt=0)

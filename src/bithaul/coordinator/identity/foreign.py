@@ -37,9 +37,7 @@ _DISCOVERY: Final = "/.well-known/openid-configuration"
 
 
 class BadAnswer(Unauthorized):
-    """What the provider sent does not prove who came. One sentence for every reason; the log has it."""
-
-    code = "foreign_sign_in"
+    """What the provider sent does not prove who came. One sentence for every reason; the audit log has it."""
 
     def __init__(self, reason: str) -> None:
         super().__init__("The sign-in provider's answer is not valid; open /admin and sign in again.")
@@ -169,7 +167,7 @@ class ForeignProvider:
             "code_verifier": verifier,
             "client_id": self._settings.oidc_client_id,
         }
-        secret = self._settings.oidc_client_secret.get_secret_value()
+        secret = self._settings.oidc_client_secret
         auth = (self._settings.oidc_client_id, secret) if secret else None
         if auth is not None:
             del form["client_id"]

@@ -71,6 +71,7 @@ def settings_to_note(settings: Settings) -> dict[str, str]:
     """Every setting as text without passwords. Not where the run is served: `up` chooses a port anew."""
     names = [name for name in Settings.model_fields if name not in {"directory", "port"}]
     noted = {name: str(getattr(settings, name))[:DETAIL] for name in names}
+    noted["oidc_client_secret"] = "set" if settings.oidc_client_secret else ""
     if settings.database_url:
         noted["database_url"] = make_url(settings.database_url).render_as_string(hide_password=True)[:DETAIL]
     return noted

@@ -51,8 +51,9 @@ format: $(VENV)/.test-ready ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-security-matrix: $(VENV)/.run-ready ## Write docs/security-matrix.md from the tests
+security-matrix: $(VENV)/.run-ready ## Write docs/security-matrix.md and docs/openid-plan.md from the tests
 	$(BIN)/python tests/security/matrix.py
+	$(BIN)/python tests/security/plan.py
 
 audit: $(VENV)/.test-ready ## Audit constraints.txt: make audit ADVISORIES=all.zip (osv.dev's export for PyPI)
 	$(BIN)/python tests/security/audit.py $(ADVISORIES)

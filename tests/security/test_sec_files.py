@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import shutil
@@ -218,6 +219,20 @@ def test_sec_40_encoded_bodies_are_refused(run_site):
         sent = {**headers, **OCTETS, "Content-Encoding": encoding}
         response = run_site.http.post(path_of(task), content=b"x" * 3000, headers=sent)
         assert (response.status_code, response.json()["code"]) == (415, "unsupported_encoding")
+
+
+def test_sec_39_a_checksum_beyond_ascii_is_a_400(run_site):
+    """Found by atheris: such letters were a 500."""
+    headers, task = register(run_site)
+    pairs = {"task": str(task["task"]), "fence": task["fence"]}
+    told = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in pairs.items())
+    sent = {**headers, "Tus-Resumable": "1.0.0", "Upload-Metadata": told, "Upload-Length": "4000"}
+    made = run_site.http.post("/gradient", headers=sent)
+    assert made.status_code == 201, made.text
+    piece = {**headers, "Tus-Resumable": "1.0.0", "Upload-Offset": "0"}
+    piece |= {"Content-Type": "application/offset+octet-stream", "Upload-Checksum": b"sha256 \xe3\xef"}
+    answer = run_site.http.patch(made.headers["location"], content=b"x" * 10, headers=piece)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
 def zstd_bomb(blocks):

@@ -142,7 +142,7 @@ class Issued:
                 self.secrets.update(str(found[name]) for name in names if found.get(name))
 
     def at_rest(self, folder: Path) -> list[str]:
-        """Where one of them lies: a file of the run's folder (database, WAL, logs), a dump, what was logged."""
+        """Where one of them lies: a file of the folder (database, WAL, logs), a dump, what was logged."""
         needles = [secret.encode() for secret in self.secrets if len(secret) >= 20]
         texts = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         texts["the log"] = "\n".join(self.log).encode()

@@ -10,6 +10,7 @@ import html
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +22,7 @@ import pytest
 
 from bithaul.coordinator.clock import SystemClock
 from bithaul.coordinator.database import fleet
+from bithaul.coordinator.identity import passwords
 from bithaul.coordinator.identity.throttle import Limits
 
 HERE = Path(__file__).parent
@@ -96,6 +98,39 @@ async def heartbeats(url: str, headers: dict[str, str], crowd: subprocess.Popen[
             tasks.append(asyncio.create_task(one(due)))
         await asyncio.gather(*tasks)
     return taken
+
+
+def test_sec_54_who_must_come_back_costs_next_to_nothing(site, monkeypatch):
+    """Wrong result: of two hundred, those who are refused still ask rows and take threads."""
+    site.person()
+    browser = site.browser()
+    page = browser.get("/signin")
+    monkeypatch.setattr(passwords, "QUEUE", 0)
+    read = site.c.database.read
+    reads = []
+    monkeypatch.setattr(site.c.database, "read", lambda: reads.append(1) or read())
+    answer = browser.submit(page, "/signin", name="ann", password=PASSWORD)
+    assert (answer.status_code, answer.headers["retry-after"], reads) == (503, "5", [])
+    unread = browser.ask("POST", "/signin", content=b"x" * 100_000)
+    assert unread.status_code == 503, "before the form is read: it has no token and is too large"
+    monkeypatch.undo()
+    assert browser.submit(page, "/signin", name="ann", password=PASSWORD).status_code == 303
+
+
+def test_sec_54_a_form_that_comes_slowly_holds_no_place(site):
+    """Wrong result: a few connections that send half a form keep everybody out."""
+    site.person()
+    whole = re.sub("Cookie: .*\r\n", "", sign_in(site, 1))  # with one the form is read for its token first
+    lines = []
+    for _ in range(passwords.QUEUE + 5):
+        line = socket.create_connection(("127.0.0.1", site.port), timeout=10)
+        line.sendall(whole[:-5].encode())
+        lines.append(line)
+    try:
+        assert site.browser().sign_in().status_code == 303
+    finally:
+        for line in lines:
+            line.close()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import httpx2
 import pytest
 
 from bithaul.coordinator.identity.audit import read_audit
+from bithaul.coordinator.identity.deploy import unsafe_settings
 from bithaul.coordinator.identity.people import create_person, disable_person
 from bithaul.coordinator.identity.sessions import Sessions
 from bithaul.coordinator.identity.throttle import Limits
@@ -253,6 +254,15 @@ def test_settings_that_lock_everybody_out_do_not_start(tmp_path):
     ):
         with pytest.raises((ValueError, InvalidConfig)):
             Settings(directory=tmp_path, **{**whole, **change})
+
+
+def test_sec_52_a_provider_s_secret_that_others_can_read_is_named(make):
+    site = make()
+    toml = site.directory / "bithaul.toml"
+    toml.write_text('oidc_client_secret = "x"\n', encoding="utf-8")
+    for mode, found in ((0o644, True), (0o600, False)):
+        toml.chmod(mode)
+        assert any("provider's secret" in finding.problem for finding in unsafe_settings(site.c)) is found
 
 
 def test_where_tokens_are_fetched():

@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Installing brings the admin site's scripts from npm, so a change of their lock file installs anew.
 SITE_FILES := hatch_build.py $(wildcard frontend/*)
 
-.PHONY: help demo demo-fresh test test-slow lint format security-matrix audit bench docs clean
+.PHONY: help demo demo-fresh test test-slow lint format security-matrix fuzz audit bench docs clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,8 +51,14 @@ format: $(VENV)/.test-ready ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-security-matrix: $(VENV)/.run-ready ## Write docs/security-matrix.md from the tests
+security-matrix: $(VENV)/.run-ready ## Write docs/security-matrix.md and docs/openid-plan.md from the tests
 	$(BIN)/python tests/security/matrix.py
+	$(BIN)/python tests/security/plan.py
+
+fuzz: $(VENV)/.test-ready ## Fuzz with atheris (Linux): make fuzz SECONDS=300
+	$(PIP) install -q atheris
+	for target in codecs headers importer jwt; do \
+		$(BIN)/python tests/security/fuzz.py $$target $(or $(SECONDS),60) || exit 1; done
 
 audit: $(VENV)/.test-ready ## Audit constraints.txt: make audit ADVISORIES=all.zip (osv.dev's export for PyPI)
 	$(BIN)/python tests/security/audit.py $(ADVISORIES)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
+import json
+import logging
 import re
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -119,6 +123,44 @@ class Browser:
 
 
 @dataclass
+class Issued:
+    """Every secret that a coordinator has given out over HTTP, whoever asked for it, and what was logged."""
+
+    secrets: set[str] = field(default_factory=set)
+    log: list[str] = field(default_factory=list)
+
+    def note(self, response: httpx2.Response) -> None:
+        for header in response.headers.get_list("set-cookie"):
+            self.secrets.add(header.partition("=")[2].partition(";")[0])
+        query = parse_qs(urlsplit(response.headers.get("location", "")).query)
+        self.secrets.update(query.get("code", []))
+        if response.request.url.path.startswith(("/connect/token", "/api/keys")):
+            with contextlib.suppress(ValueError):
+                told = json.loads(response.read())
+                found = told if isinstance(told, dict) else {}
+                names = ("access_token", "id_token", "secret", "client_secret")
+                self.secrets.update(str(found[name]) for name in names if found.get(name))
+
+    def at_rest(self, folder: Path) -> list[str]:
+        """Where one of them lies: a file of the folder (database, WAL, logs), a dump, what was logged."""
+        needles = [secret.encode() for secret in self.secrets if len(secret) >= 20]
+        texts = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        texts["the log"] = "\n".join(self.log).encode()
+        with contextlib.closing(sqlite3.connect(folder / "coordinator.db")) as database:
+            texts["a dump"] = "\n".join(database.iterdump()).encode()
+        return sorted(name for name, text in texts.items() if any(needle in text for needle in needles))
+
+
+class Recorder(logging.Handler):
+    def __init__(self, issued: Issued) -> None:
+        super().__init__(logging.DEBUG)
+        self._issued = issued
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._issued.log.append(self.format(record))
+
+
+@dataclass
 class Site:
     """A running coordinator. `restart` stops and starts it on the same folder and port."""
 
@@ -128,6 +170,7 @@ class Site:
     port: int = 0
     secrets: dict[str, str] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)
+    issued: Issued = field(default_factory=lambda: Issued())
 
     def start(self) -> None:
         listener = bind("127.0.0.1", self.port)
@@ -135,6 +178,8 @@ class Site:
         self.c: Coordinator = open_coordinator(
             Settings(directory=self.directory, port=self.port, **self.options), clock=self.clock
         )
+        self.recorder = Recorder(self.issued)
+        logging.getLogger().addHandler(self.recorder)
         ready = threading.Event()
         self.server = Server(create_app(self.c, limits=self.limits), on_ready=ready.set)
         self.thread = threading.Thread(target=self.server.run, args=([listener],))
@@ -145,9 +190,11 @@ class Site:
             timeout=20,
             trust_env=False,
             headers={"Host": urlsplit(self.c.settings.base_url).netloc},
+            event_hooks={"response": [self.issued.note]},
         )
 
     def stop(self) -> None:
+        logging.getLogger().removeHandler(self.recorder)
         self.http.close()
         self.server.should_exit = True
         self.thread.join(20)
@@ -260,7 +307,9 @@ def make_site(tmp_path: Path, templates: dict[bool, Path]) -> Iterator[MakeSite]
 
     yield make
     for site in sites:
+        resting = site.issued.at_rest(site.directory)  # while the WAL is there: SEC-02, after every test
         site.stop()
+        assert resting == [], f"a secret that was given out rests in {resting}"
 
 
 WIDE = Limits(per_client_and_address=100_000, per_address=100_000, in_all=100_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
+from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import disable_client, rotate_client
 from bithaul.coordinator.identity.tables import audit, failed_attempts
 from bithaul.coordinator.identity.throttle import Limits
@@ -290,3 +292,23 @@ def test_sec_10_wrong_secrets_are_throttled_and_the_right_one_works(make_site: C
     with site.c.database.read() as connection:
         rows = connection.execute(select(failed_attempts)).all()
     assert [row.client_id for row in rows] == ["w1"] * 3
+
+
+def test_sec_02_what_rests_is_found_after_every_test(site):
+    """The sweep of conftest, which follows each test that uses a site. Wrong result: it looks at nothing."""
+    site.person()
+    browser = site.browser()
+    browser.enter()
+    token = site.token("w1")
+    answer = site.http.post("/api/keys", json={"client_id": "w9"}, headers=site.admin())
+    given = {token, answer.json()["secret"], *browser.cookies.values()}
+    assert given <= site.issued.secrets
+    assert len(site.issued.secrets) > len(given), "codes and cookies that were replaced"
+    assert site.issued.at_rest(site.directory) == []
+    with site.c.database.write() as connection:
+        record(connection, 1.0, actor="x", action="x", subject="x", detail=answer.json()["secret"])
+    found = site.issued.at_rest(site.directory)
+    assert {"a dump", "coordinator.db-wal"} <= set(found)
+    logging.getLogger("bithaul.test").warning("request with %s", token)
+    assert "the log" in site.issued.at_rest(site.directory)
+    site.issued.secrets.clear()

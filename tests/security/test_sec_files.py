@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import shutil
@@ -19,7 +20,7 @@ from bithaul.coordinator.blobs.store import BlobRef
 from bithaul.coordinator.database.tables import reports
 from bithaul.coordinator.identity.clients import rotate_client
 from bithaul.errors import OutOfDisk
-from bithaul.exchange.messages import Receipt, Verdict
+from bithaul.exchange.messages import WORKER_SCOPE, Receipt, Verdict
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -218,6 +219,55 @@ def test_sec_40_encoded_bodies_are_refused(run_site):
         sent = {**headers, **OCTETS, "Content-Encoding": encoding}
         response = run_site.http.post(path_of(task), content=b"x" * 3000, headers=sent)
         assert (response.status_code, response.json()["code"]) == (415, "unsupported_encoding")
+
+
+def test_sec_39_a_checksum_beyond_ascii_is_a_400(run_site):
+    """Found by atheris: such letters were a 500."""
+    headers, task = register(run_site)
+    pairs = {"task": str(task["task"]), "fence": task["fence"]}
+    told = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in pairs.items())
+    sent = {**headers, "Tus-Resumable": "1.0.0", "Upload-Metadata": told, "Upload-Length": "4000"}
+    made = run_site.http.post("/gradient", headers=sent)
+    assert made.status_code == 201, made.text
+    piece = {**headers, "Tus-Resumable": "1.0.0", "Upload-Offset": "0"}
+    piece |= {"Content-Type": "application/offset+octet-stream", "Upload-Checksum": b"sha256 \xe3\xef"}
+    answer = run_site.http.patch(made.headers["location"], content=b"x" * 10, headers=piece)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+def zstd_bomb(blocks):
+    """A zstd frame (RFC 8878) of run-length blocks: each unpacks four bytes to 128 KiB."""
+    size = 128 * 2**10
+    block = (size << 3 | 1 << 1).to_bytes(3, "little") + b"\0"
+    last = (size << 3 | 1 << 1 | 1).to_bytes(3, "little") + b"\0"
+    return b"\x28\xb5\x2f\xfd" + b"\x00\x58" + block * (blocks - 1) + last
+
+
+def test_sec_40_a_bomb_is_refused_unread_on_every_route(run_site):
+    """Wrong result: 320 KB become 10 GB. No route unpacks anything, so none waits for such a body either.
+
+    Only the head is sent: an answer that comes was given before the body.
+    """
+    bomb = zstd_bomb(80_000)
+    assert len(bomb) < 2**20
+    seen = 0
+    for operation in run_site.operations():
+        if operation.method == "GET":
+            continue
+        sent = run_site.worker() if operation.scope == WORKER_SCOPE else run_site.admin()
+        head = [f"{operation.method} {operation.path} HTTP/1.1", f"Host: 127.0.0.1:{run_site.port}"]
+        head += [f"{name}: {value}" for name, value in sent.items()]
+        head += ["Content-Type: application/octet-stream", "Content-Encoding: zstd"]
+        head += [f"Content-Length: {len(bomb)}", "", ""]
+        with socket.create_connection(("127.0.0.1", run_site.port), timeout=5) as line:
+            line.sendall("\r\n".join(head).encode())
+            assert line.recv(4096).startswith(b"HTTP/1.1 415 "), operation
+        seen += 1
+    assert seen > 20
+    answer = run_site.http.post(
+        "/logs", content=bomb, headers={**run_site.worker(), "Content-Encoding": "zstd"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_encoding")
 
 
 def test_sec_41_hostile_json_is_bounded(run_site):

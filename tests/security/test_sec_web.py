@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from itertools import product
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
+import bithaul.coordinator
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.sessions import Sessions
@@ -16,6 +18,7 @@ from bithaul.coordinator.identity.throttle import Limits
 from bithaul.coordinator.site.pages import HOME, safe_next
 
 WIDE = Limits(per_client_and_address=100_000, per_address=100_000, in_all=100_000)
+SOURCE = Path(bithaul.coordinator.__file__).parent
 HTTPS = {"public_url": "https://train.example"}
 LAN = {"public_url": "http://192.168.1.7:8817", "allow_insecure_lan": True}
 PAGES = ["/signin", "/account", "/account/password", "/admin", "/connect/endsession", "/admin/signed-out"]
@@ -340,3 +343,28 @@ def test_sec_10_opening_the_sign_in_page_has_a_pace(make_site):
             answer = site.http.get(path, headers={"Cookie": "x=y"})
         assert (answer.status_code, 1 <= int(answer.headers["retry-after"]) <= 60) == (429, True)
     assert site.http.get("/account").status_code == 303
+
+
+def test_sec_44_no_route_streams_events(run_site):
+    """The promise bounds streams of events. There is none, and this finds the first one that is made."""
+    site = run_site
+    site.person()
+    browser = site.browser()
+    browser.enter()
+    admin = site.admin()
+    seen = set()
+    for method, path in routes(site):
+        if method != "GET":
+            continue
+        for sent in ({}, admin):
+            answer = (browser if not sent else site.browser()).get(
+                path, headers={**sent, "Accept": "text/event-stream"}
+            )
+            seen.add((path, answer.status_code))
+            assert "event-stream" not in answer.headers.get("content-type", ""), path
+    assert sum(status == 200 for _, status in seen) > 25
+    assert "event-stream" not in site.http.get("/openapi.json").text
+    own = [*SOURCE.rglob("*.py"), *SOURCE.rglob("*.html"), *(SOURCE / "site" / "static").glob("*.js")]
+    assert len(own) > 100
+    words = ("event-stream", "EventSource", "sse-connect", "WebSocket")
+    assert [path for path in own for word in words if word in path.read_text(encoding="utf-8")] == []

@@ -22,6 +22,7 @@ from bithaul.coordinator.api.blobs import blob_routes
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.csrf import CsrfGuard
 from bithaul.coordinator.api.desk import Desk
+from bithaul.coordinator.api.door import Door
 from bithaul.coordinator.api.gradient import gradient_routes
 from bithaul.coordinator.api.metrics import HttpMetrics
 from bithaul.coordinator.api.middleware import Envelope, allowed_hosts
@@ -89,6 +90,7 @@ def create_api(
         public_url=c.settings.base_url,
         answers=answers,
     )
+    app.add_middleware(Door, threads=identity.password_threads, answers=answers)  # outside of CsrfGuard
     app.include_router(public_routes(c))
     app.include_router(openid_routes(identity, peers))
     app.include_router(worker_routes(c, desk))

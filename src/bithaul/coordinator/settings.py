@@ -7,10 +7,11 @@ An unknown key in the file or in an argument is an error. Everything with a path
 from __future__ import annotations
 
 import ipaddress
+import re
 import tomllib
 from pathlib import Path
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,7 +19,10 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from bithaul.coordinator.identity.transport import is_safe_url
 from bithaul.errors import InvalidConfig
+
+_PERSON = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class Settings(BaseSettings):
@@ -34,6 +38,12 @@ class Settings(BaseSettings):
     trusted_proxies: tuple[str, ...] = ()  # addresses or networks whose X-Forwarded-For is believed
     session_idle_seconds: float = Field(default=43_200.0, gt=0, le=7 * 86_400)
     session_days: float = Field(default=7.0, gt=0, le=30)
+    oidc_issuer: str = ""  # a foreign OpenID provider that signs people in; empty: passwords, the own one
+    oidc_client_id: str = ""
+    oidc_client_secret: str = Field(
+        default="", repr=False
+    )  # empty: a public client, which proves its code by PKCE
+    oidc_admins: dict[str, str] = {}  # name: "sub:..." or "email:..."
     database_url: str = ""  # empty: SQLite in `directory`
 
     heartbeat_seconds: float = Field(default=10.0, gt=0)
@@ -58,6 +68,21 @@ class Settings(BaseSettings):
         for name in value:
             ipaddress.ip_network(name)
         return value
+
+    @model_validator(mode="after")
+    def _foreign(self) -> Settings:
+        """A foreign provider without a client or without anybody who may come would lock everybody out."""
+        if self.oidc_issuer and not (self.oidc_client_id and self.oidc_admins):
+            raise ValueError("oidc_issuer needs oidc_client_id and oidc_admins.")
+        if self.oidc_issuer and not is_safe_url(self.oidc_issuer):
+            raise ValueError("oidc_issuer must be an https URL.")
+        for name, account in self.oidc_admins.items():
+            kind, _, value = account.partition(":")
+            if not _PERSON.fullmatch(name) or kind not in ("sub", "email") or not value:
+                raise ValueError(
+                    'oidc_admins has names (a-z, 0-9, ".", "_", "-") and "sub:..." or "email:...".'
+                )
+        return self
 
     @property
     def base_url(self) -> str:

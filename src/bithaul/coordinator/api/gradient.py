@@ -87,8 +87,6 @@ def gradient_routes(c: Coordinator, identity: Identity, desk: Desk) -> APIRouter
 
 def _length(request: Request) -> int:
     """The declared length of an acceptable body."""
-    if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
-        raise UnsupportedMediaType("Send the update without Content-Encoding.", code="unsupported_encoding")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/octet-stream":
         raise UnsupportedMediaType("Send the update as application/octet-stream.")

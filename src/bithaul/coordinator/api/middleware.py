@@ -1,4 +1,5 @@
-"""Pure ASGI middleware around every route: request id, Host check, safe headers, request counts.
+"""Pure ASGI middleware around every route: request id, Host check, no encoded bodies, safe headers,
+request counts.
 
 `BaseHTTPMiddleware` is not used: it loses context variables and buffers. Nothing here reads a body.
 """
@@ -77,11 +78,16 @@ class Envelope:
             await send(message)
 
         try:
-            if host_of(Headers(scope=scope).getlist("host")) in self._hosts:
-                await self._app(scope, receive, send_closed)
-            else:
+            headers = Headers(scope=scope)
+            if host_of(headers.getlist("host")) not in self._hosts:
                 detail = "This coordinator does not answer to that Host; use its public URL."
                 await problem(400, detail, code="unknown_host")(scope, receive, send_closed)
+            elif any(value.strip().lower() != "identity" for value in headers.getlist("content-encoding")):
+                # Nothing here unpacks a body, so there is no bomb to defuse: refused before it is read.
+                detail = "Send the body without Content-Encoding."
+                await problem(415, detail, code="unsupported_encoding")(scope, receive, send_closed)
+            else:
+                await self._app(scope, receive, send_closed)
         except Exception:
             # The 500 is already sent (api.problems); raising on would cut the connection under the answer.
             log.exception("request %s failed", request_id)

@@ -280,7 +280,7 @@ def _checksum(request: Request) -> tuple[str, bytes] | None:
     algorithm, _, value = header.partition(" ")
     try:
         digest = base64.b64decode(value, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:  # also for letters beyond ASCII
         raise BadRequest("The digest in Upload-Checksum is not base64.") from error
     if algorithm not in ALGORITHMS:
         raise BadRequest(f"Upload-Checksum knows {', '.join(ALGORITHMS)}.", code="checksum_algorithm")

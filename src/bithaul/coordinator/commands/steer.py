@@ -98,7 +98,9 @@ def resume_run(c: Coordinator, *, actor: str = "cli") -> RunRow:
     return changed
 
 
-def set_budget(c: Coordinator, *, tokens: float | None = None, seconds: float | None = None) -> RunRow:
+def set_budget(
+    c: Coordinator, *, tokens: float | None = None, seconds: float | None = None, actor: str = "cli"
+) -> RunRow:
     """Replace the budget; a finished run with budget left runs again. Raises `InvalidInput` without any."""
     given = [b for b in (tokens, seconds) if b is not None]
     if not given or not all(0 < b < float("inf") for b in given):
@@ -113,6 +115,12 @@ def set_budget(c: Coordinator, *, tokens: float | None = None, seconds: float | 
             done = runs.spent(connection, run.id).merged
             if changed.progress_at(now, tokens=done) >= 1.0:
                 runs.update_run(connection, run.id, state=RunState.FINISHED)
+        detail = " ".join(
+            f"{name}={value:g}"
+            for name, value in (("tokens", tokens), ("seconds", seconds))
+            if value is not None
+        )
+        record(connection, now, actor=actor, action="run.budget", subject=run.name, detail=detail)
         changed = runs.get_run(connection)
     c.events.merge.set()
     return changed

@@ -9,6 +9,8 @@ from sqlalchemy import Connection, insert, select
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.tables import audit
 
+DETAIL = 400  # letters that are kept
+
 
 @dataclass(frozen=True)
 class AuditRow:
@@ -28,9 +30,15 @@ def record(
     """Add one audit row to the transaction that does the thing."""
     connection.execute(
         insert(audit).values(
-            time=time, actor=actor[:64], action=action, subject=subject[:64], detail=detail[:400]
+            time=time, actor=actor[:64], action=action, subject=subject[:64], detail=detail[:DETAIL]
         )
     )
+
+
+def last_details(connection: Connection, action: str) -> dict[str, str]:
+    """What the newest row of each subject says, of one action."""
+    query = select(audit.c.subject, audit.c.detail).where(audit.c.action == action).order_by(audit.c.id)
+    return {row.subject: row.detail for row in connection.execute(query)}
 
 
 def read_audit(c: Coordinator, *, limit: int, action: str | None = None) -> list[AuditRow]:

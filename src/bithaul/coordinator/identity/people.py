@@ -63,6 +63,24 @@ def create_person(c: Coordinator, name: str, *, actor: str = "cli") -> str:
     return password
 
 
+def known_by_provider(connection: Connection, name: str, hashed: str, *, now: float) -> Person:
+    """The person of this name; made, with a password that nobody knows, when a provider sends it first."""
+    found = find_by_name(connection, name)
+    if found is not None:
+        return found[0]
+    row = {
+        "id": secrets.token_hex(16),
+        "name": name,
+        "password_hash": hashed,
+        "must_change": False,
+        "created_at": now,
+        "password_changed_at": now,
+    }
+    connection.execute(insert(people).values(row))
+    record(connection, now, actor="oidc", action="person.create", subject=name)
+    return require(connection, name)
+
+
 def reset_password(c: Coordinator, name: str, *, actor: str = "cli") -> str:
     """Generate a new password, end the person's sessions, enable the person again. Returns the password."""
     password = passwords.generate_password()

@@ -23,6 +23,7 @@ from bithaul.coordinator.identity.adapter import (
 from bithaul.coordinator.identity.apps import ensure_admin_site
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import ADMIN_SITE, SecretHasher
+from bithaul.coordinator.identity.foreign import ForeignProvider
 from bithaul.coordinator.identity.grants import GRANTS, provider_server
 from bithaul.coordinator.identity.keys import SigningKeys
 from bithaul.coordinator.identity.logout import Logout, plan_logout
@@ -50,6 +51,7 @@ class Identity:
         self.keys = SigningKeys(c)
         self.sessions = Sessions(c)
         self.password_threads = PasswordThreads()
+        self.foreign = ForeignProvider(c) if c.settings.oidc_issuer else None
         self.sign_in_throttle = Throttle(c, "sign-in", limits=limits)
         self.sign_in_pace = Pace(per_minute=limits.per_address * 10)
         self.password_throttle = Throttle(c, "password", limits=limits)

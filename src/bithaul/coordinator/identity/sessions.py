@@ -93,22 +93,33 @@ class Sessions:
     # Sessions
 
     def start(
-        self, connection: Connection, person: Person, *, replaces: str | None, address: str, agent: str
+        self,
+        connection: Connection,
+        person: Person,
+        *,
+        replaces: str | None,
+        address: str,
+        agent: str,
+        proven_at: float | None = None,
     ) -> str:
         """A new id for a person who has just proven the password. The browser's former id is dead.
+
+        `proven_at`: when a foreign provider has seen the person; the admin site accepts this session at once.
 
         The same person's session goes on under its `sid` (its tokens live); another person's ends.
         """
         cookie = _fresh()
         now = self._c.clock.now()
-        fresh = {
+        fresh: dict[str, object] = {
             "id_hash": _hash(cookie),
             "created_at": now,
-            "auth_time": now,
+            "auth_time": now if proven_at is None else proven_at,
             "last_seen_at": now,
             "address": address[:64],
             "agent": agent[:200],
         }
+        if proven_at is not None:
+            fresh["admin_since"] = now
         before = self._row(connection, replaces)
         if before is not None and before["person_id"] == person.id:
             connection.execute(update(sessions).where(sessions.c.sid == before["sid"]).values(fresh))

@@ -14,6 +14,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity import passwords, people, secretfiles
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import secrets_folder
+from bithaul.coordinator.identity.foreign import Recognised
 from bithaul.coordinator.identity.sessions import Session, Sessions
 from bithaul.coordinator.identity.tables import people as people_rows
 from bithaul.coordinator.identity.throttle import Throttle, TooManyAttempts
@@ -68,6 +69,42 @@ def sign_in(
         )
         record(connection, now, actor=name, action="sign-in", subject=name, detail=visitor.address)
     return cookie
+
+
+def sign_in_foreign(
+    c: Coordinator, sessions: Sessions, who: Recognised, *, replaces: str | None, visitor: Visitor
+) -> str:
+    """The cookie of a session that the admin site accepts. Raises `Forbidden` for a disabled person."""
+    hashed = passwords.hash_password(passwords.generate_password())
+    now = c.clock.now()
+    with c.database.write() as connection:
+        person = people.known_by_provider(connection, who.name, hashed, now=now)
+        if person.disabled:
+            raise Forbidden("This person was disabled here.", code="disabled")
+        cookie = sessions.start(
+            connection,
+            person,
+            replaces=replaces,
+            address=visitor.address,
+            agent=visitor.agent,
+            proven_at=min(who.auth_time, now),
+        )
+        detail = f"{c.settings.oidc_issuer} {who.subject} {visitor.address}"
+        record(connection, now, actor=who.name, action="sign-in.foreign", subject=who.name, detail=detail)
+    return cookie
+
+
+def refused_foreign(c: Coordinator, reason: str, visitor: Visitor) -> None:
+    """An audit row for a sign-in that the provider's answer did not carry."""
+    with c.database.write() as connection:
+        record(
+            connection,
+            c.clock.now(),
+            actor="oidc",
+            action="sign-in.refused",
+            subject=c.settings.oidc_issuer,
+            detail=f"{reason} {visitor.address}",
+        )
 
 
 def change_password(

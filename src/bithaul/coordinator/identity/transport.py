@@ -46,6 +46,19 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" if address is None else address.is_loopback
 
 
+def is_safe_url(url: object) -> bool:
+    """https, or http on this very machine; no name, password or fragment in it."""
+    if not isinstance(url, str):
+        return False
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    safe = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
+    return safe and bool(host) and parts.username is None and not parts.fragment
+
+
 def _is_private(host: str) -> bool:
     address = _address(host)
     if address is None:

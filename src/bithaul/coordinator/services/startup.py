@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from sqlalchemy import make_url
+
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import ledger, runs, versions
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
-from bithaul.coordinator.identity.audit import record
+from bithaul.coordinator.identity.audit import DETAIL, last_details, record
 from bithaul.coordinator.services.retention import delete_orphans
+from bithaul.coordinator.settings import Settings
 from bithaul.errors import CorruptFile, LayoutMismatch, NotFound, OutOfDisk
 from bithaul.exchange.weights import open_weights
+
+SETTING_CHANGE = "setting.change"
 
 
 def check_run(c: Coordinator) -> None:
@@ -46,16 +51,34 @@ def check_run(c: Coordinator) -> None:
 
 
 def note_start(c: Coordinator) -> None:
-    """An audit row, which the curves show as a mark. A full disk keeps no coordinator from starting."""
+    """An audit row, which the curves show as a mark, and one for each setting that is not as it was before.
+
+    Settings come from a file, the environment and arguments, so who changed one is not known; that it is in
+    force from this start on is. A full disk keeps no coordinator from starting.
+    """
+    now = c.clock.now()
     with suppress(OutOfDisk), c.database.write() as connection:
         run = runs.find_run(connection)
-        record(
-            connection,
-            c.clock.now(),
-            actor="system",
-            action="coordinator.start",
-            subject="" if run is None else run.name,
-        )
+        name = "" if run is None else run.name
+        record(connection, now, actor="system", action="coordinator.start", subject=name)
+        before = last_details(connection, SETTING_CHANGE)
+        for setting, value in settings_to_note(c.settings).items():
+            if value != before.get(setting, _default(setting)):
+                record(connection, now, actor="system", action=SETTING_CHANGE, subject=setting, detail=value)
+
+
+def settings_to_note(settings: Settings) -> dict[str, str]:
+    """Every setting as text without passwords. Not where the run is served: `up` chooses a port anew."""
+    names = [name for name in Settings.model_fields if name not in {"directory", "port"}]
+    noted = {name: str(getattr(settings, name))[:DETAIL] for name in names}
+    noted["oidc_client_secret"] = "set" if settings.oidc_client_secret else ""
+    if settings.database_url:
+        noted["database_url"] = make_url(settings.database_url).render_as_string(hide_password=True)[:DETAIL]
+    return noted
+
+
+def _default(setting: str) -> str:
+    return str(Settings.model_fields[setting].default)
 
 
 _HELP = "Restore it from a backup; weights are never made anew by themselves."

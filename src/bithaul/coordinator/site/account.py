@@ -96,7 +96,8 @@ def account_pages(
             visitor=visits.visitor(request),
         )
         try:
-            cookie = await identity.password_threads.run(attempt)
+            with identity.password_threads.place():
+                cookie = await identity.password_threads.run(attempt)
         except (WrongPassword, TooManyAttempts, InvalidInput, Forbidden) as error:
             return form(request, session, next_page, status=error.http_status, problem=error.message)
         response = go(next_page)

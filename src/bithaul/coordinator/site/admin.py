@@ -23,10 +23,13 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.apps import CALLBACK_PATH, SIGNED_OUT_PATH
 from bithaul.coordinator.identity.authorize import AUTHORIZE_PATH
 from bithaul.coordinator.identity.clients import ADMIN_SITE, APP_SCOPE
+from bithaul.coordinator.identity.foreign import BadAnswer, ForeignProvider
 from bithaul.coordinator.identity.pkce import challenge_of
 from bithaul.coordinator.identity.provider import TOKEN_PATH, Identity
+from bithaul.coordinator.identity.signin import Visitor, refused_foreign, sign_in_foreign
 from bithaul.coordinator.site.pages import Pages, go, safe_next
 from bithaul.coordinator.site.visits import Visits
+from bithaul.errors import Forbidden
 
 ADMIN_HOME = "/admin"
 
@@ -43,6 +46,17 @@ def admin_pages(
         """Off to the provider, with a sign-in that only this browser has begun."""
         next_page = safe_next(read_query(request).get("next") or ADMIN_HOME)
         cookie = await visits.begin_sign_in(request)
+        if identity.foreign is not None:
+            away = await run_in_threadpool(
+                identity.foreign.address,
+                callback=callback,
+                state=_state(identity, cookie, next_page),
+                nonce=sessions.derive(cookie, "nonce"),
+                challenge=challenge_of(sessions.derive(cookie, "verifier")),
+            )
+            response = go(away)
+            cookies.put(response, cookies.sign_in, cookie)
+            return response
         parameters = {
             "response_type": "code",
             "client_id": ADMIN_SITE,
@@ -67,12 +81,27 @@ def admin_pages(
         expected = _state(identity, cookie, next_page)
         if not hmac.compare_digest(expected.encode(), fields.get("state", "").encode()):
             raise _failed("The answer belongs to another sign-in")
-        if fields.get("iss") != base:
+        foreign = identity.foreign
+        if foreign is None:
+            from_here = fields.get("iss") == base
+        else:
+            from_here = await run_in_threadpool(foreign.came_from_here, fields.get("iss"))
+        if not from_here:
             raise _failed("The answer is from another provider")
         if "error" in fields or "code" not in fields:
             raise _failed("The provider has refused")
         if not await run_in_threadpool(sessions.end_sign_in, cookie):
             raise _failed("This sign-in was finished already")
+        if foreign is not None:
+            known = await run_in_threadpool(
+                by_provider,
+                foreign,
+                fields["code"],
+                cookie=cookie,
+                replaces=visits.cookie(request),
+                visitor=visits.visitor(request),
+            )
+            return finished(next_page, known)
         id_token, access_token = await _redeem(
             request, fields["code"], callback, verifier=sessions.derive(cookie, "verifier")
         )
@@ -84,8 +113,27 @@ def admin_pages(
             nonce=sessions.derive(cookie, "nonce"),
             sid=None if here is None else here.sid,
         )
+        return finished(next_page, renewed)
+
+    def by_provider(
+        foreign: ForeignProvider, code: str, *, cookie: str, replaces: str | None, visitor: Visitor
+    ) -> str:
+        """The cookie of the session of whom a foreign provider has sent."""
+        try:
+            who = foreign.redeem(
+                code,
+                callback=callback,
+                verifier=sessions.derive(cookie, "verifier"),
+                nonce=sessions.derive(cookie, "nonce"),
+            )
+            return sign_in_foreign(c, sessions, who, replaces=replaces, visitor=visitor)
+        except (BadAnswer, Forbidden) as error:
+            refused_foreign(c, error.reason if isinstance(error, BadAnswer) else error.error_code, visitor)
+            raise
+
+    def finished(next_page: str, session: str) -> Response:
         response = go(next_page)
-        cookies.put(response, cookies.session, renewed)
+        cookies.put(response, cookies.session, session)
         cookies.drop(response, cookies.sign_in)
         return response
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -20,7 +19,7 @@ from bithaul.coordinator.identity.signin import WrongPassword, sign_in
 from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.coordinator.site.pages import Pages, go, safe_next
 from bithaul.coordinator.site.visits import Visits
-from bithaul.errors import Unavailable
+from bithaul.errors import Forbidden
 
 
 def sign_in_pages(
@@ -52,33 +51,49 @@ def sign_in_pages(
 
     @router.get("/signin")
     async def ask(request: Request) -> Response:
-        return await form(request, safe_next(read_query(request).get("next")))
+        next_page = safe_next(read_query(request).get("next"))
+        if identity.foreign is not None:
+            return go(f"/admin/signin?next={quote(next_page, safe='')}")
+        return await form(request, next_page)
 
     @router.post("/signin")
     async def answer(request: Request) -> Response:
+        if identity.foreign is not None:
+            raise Forbidden(
+                f"Sign in through {identity.foreign.issuer}; passwords are off.", code="passwords_off"
+            )
         fields = await read_form(request)
+        with identity.password_threads.place():
+            return await prove(request, fields)
+
+    async def prove(request: Request, fields: dict[str, str]) -> Response:
         next_page = safe_next(fields.get("next"))
         begun = visits.sign_in_cookie(request)
-        if not await run_in_threadpool(sessions.is_sign_in, begun):
-            text = "This page was open for too long, or your browser keeps no cookies. Sign in again."
-            return await form(request, next_page, status=403, problem=text)
-        attempt = partial(
-            sign_in,
-            c,
-            sessions,
-            identity.sign_in_throttle,
-            name=fields.get("name", "").strip().lower(),
-            password=fields.get("password", ""),
-            replaces=visits.cookie(request),
-            visitor=visits.visitor(request),
-        )
+
+        def attempt() -> str | None:
+            """The session's cookie; None when this browser has begun no sign-in. All in one thread's turn."""
+            if not sessions.is_sign_in(begun):
+                return None
+            return sign_in(
+                c,
+                sessions,
+                identity.sign_in_throttle,
+                name=fields.get("name", "").strip().lower(),
+                password=fields.get("password", ""),
+                replaces=visits.cookie(request),
+                visitor=visits.visitor(request),
+            )
+
         try:
             cookie = await identity.password_threads.run(attempt)
-        except (WrongPassword, TooManyAttempts, Unavailable) as error:
+        except (WrongPassword, TooManyAttempts) as error:
             page = await form(request, next_page, status=error.http_status, problem=error.message)
             if not isinstance(error, WrongPassword):  # its challenge is for programs
                 page.headers.update(headers_of(error))
             return page
+        if cookie is None:
+            text = "This page was open for too long, or your browser keeps no cookies. Sign in again."
+            return await form(request, next_page, status=403, problem=text)
         response = go(next_page)
         cookies.put(response, cookies.session, cookie)
         return response

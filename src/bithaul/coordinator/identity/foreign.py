@@ -116,7 +116,6 @@ class ForeignProvider:
         audience = claims.get("aud")
         audiences = audience if isinstance(audience, list) else [audience]
         authorised = claims.get("azp")
-        given = claims.get("nonce")
         wrong = {
             "iss": claims.get("iss") != self.issuer,
             "aud": client not in audiences,
@@ -124,9 +123,10 @@ class ForeignProvider:
             "exp": not (_is_time(claims.get("exp")) and now < claims["exp"] + SKEW_SECONDS),
             "iat": not (_is_time(claims.get("iat")) and claims["iat"] <= now + SKEW_SECONDS),
             "nbf": "nbf" in claims and not (_is_time(claims["nbf"]) and claims["nbf"] <= now + SKEW_SECONDS),
-            "nonce": not (isinstance(given, str) and hmac.compare_digest(given.encode(), nonce.encode())),
+            "nonce": not _is_same(claims.get("nonce"), nonce),
             "sub": not (isinstance(claims.get("sub"), str) and 0 < len(claims["sub"]) <= 255),
-            "at_hash": "at_hash" in claims and (access is None or claims["at_hash"] != at_hash(access)),
+            "at_hash": "at_hash" in claims
+            and (access is None or not _is_same(claims["at_hash"], at_hash(access))),
             "auth_time": not (
                 _is_time(claims.get("auth_time"))
                 and now - MAX_AGE - SKEW_SECONDS <= claims["auth_time"] <= now + SKEW_SECONDS
@@ -244,6 +244,10 @@ def _public(key: dict[str, Any]) -> RSAKey | ECKey:
 
 def _is_for_signatures(key: dict[str, Any]) -> bool:
     return key.get("kty") in ("RSA", "EC") and key.get("use", "sig") == "sig"
+
+
+def _is_same(given: object, expected: str) -> bool:
+    return isinstance(given, str) and hmac.compare_digest(given.encode(), expected.encode())
 
 
 def _is_time(value: object) -> bool:

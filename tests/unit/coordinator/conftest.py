@@ -133,7 +133,7 @@ class House:
                 self.c,
                 name,
                 RegisterRequest(
-                    codecs=["fp32-v1", "int8-block-v1", "int8-ef-v1"],
+                    codecs=["fp32-v1", "int8-block-v1", "int8-ef-v1", "topk-2bit-v1"],
                     weight_formats=list(WEIGHT_FORMATS),
                     layout_hash=layout_of(TINY).hash,
                     capabilities=Capabilities(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import psutil
+import pytest
 
+from bithaul.coordinator.commands import flush as module
 from bithaul.coordinator.commands.flush import flush
+from bithaul.coordinator.context import CrashPoints
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.weights import weights_pieces
 from bithaul.model.config import ModelConfig
@@ -67,3 +72,51 @@ def test_a_merge_holds_slices_never_vectors(make_house: Callable[..., House]) ->
     robust, again = merge(layout.size, "centered_clip"), merge(65_536, "centered_clip")
     assert robust.weights.sha256 == again.weights.sha256, "products do not depend on the merger's memory"
     assert robust.weights.sha256 != whole.weights.sha256
+
+
+@pytest.mark.parametrize("codec_name", ["int8-block-v1", "topk-2bit-v1", "fp32-v1"])
+def test_a_merge_of_many_updates_holds_few_files_open(
+    make_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch, codec_name: str
+) -> None:
+    """Catches a round of a thousand reports that can never be merged, for want of open files."""
+    house = make_house()
+    house.create(codec=codec_name)
+    house.register("ann")
+    task = house.claim("ann")
+    layout, codec = house.run.layout, codec_named(codec_name)
+    random = np.random.default_rng(0)
+    base = house.c.blobs.put(weights_pieces(1, np.zeros(layout.size, np.float32)), name="base")
+    updates = []
+    for i in range(12):
+        vector = random.standard_normal(layout.size, dtype=np.float32)
+        frame = house.frame(task, payload=bytes(codec.encode(vector, layout)))
+        updates.append(house.c.blobs.put([frame], name=f"update{i}"))
+    rule = rule_named("sync", {"mu": 0.9, "eta": 0.7})
+    taken = [Contribution(i, f"w{i}", 100, 0, 0.0) for i in range(len(updates))]
+    opened: list[int] = []
+
+    def look(point: str) -> None:
+        if point == "flush.blob_half":
+            paths = {str(update.path) for update in updates}
+            opened.append(sum(file.path in paths for file in psutil.Process().open_files()))
+
+    def merge() -> str:
+        c = dataclasses.replace(house.c, crash_points=CrashPoints(look))
+        merged = flush(
+            c,
+            rule=rule,
+            codec=codec,
+            layout=layout,
+            version=2,
+            base=base,
+            momentum=None,
+            updates=updates,
+            plan=lambda products: rule.plan(taken, past=Past(), products=products),
+            chunk_values=64,
+        )
+        return str(merged.theta.sha256)
+
+    at_once = merge()
+    monkeypatch.setattr(module, "MOST_OPEN", len(updates) - 1)
+    assert merge() == at_once
+    assert opened == [len(updates), 0]

@@ -8,12 +8,13 @@ repeated bit for bit. Nothing here touches the database.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from bithaul.model.layout import Layout
 from bithaul.rounds.aggregate import PRODUCT_VALUES, Products, Wide
 from bithaul.rounds.merging import MergeRule, Plan, Room, step
 
+MOST_OPEN = 100  # files of updates; with more, each is opened for each read
 CHUNK_VALUES = 65_536  # the vectors of a slice stay in the second-level cache
 
 
@@ -75,7 +77,7 @@ def flush(
     with ExitStack() as stack:
         thetas = _vector(stack, base, layout.size, chunk_values)
         momenta = _vector(stack, momentum, layout.size, chunk_values) if momentum is not None else None
-        updates_read = [_pieces(stack, update.path, codec, layout, chunk_values) for update in updates]
+        updates_read = _pieces(stack, updates, codec, layout, chunk_values)
         out = stack.enter_context(c.blobs.receive(c.ids.nonce()))
         out.write(weights_head(version, layout.size))
         out_weights: Incoming | None = None
@@ -127,7 +129,7 @@ def _products(momentum: BlobRef | None, updates: Sequence[BlobRef], codec: Codec
     total = Products(len(updates))
     with ExitStack() as stack:
         momenta = _vector(stack, momentum, layout.size, PRODUCT_VALUES) if momentum is not None else None
-        read = [_pieces(stack, update.path, codec, layout, PRODUCT_VALUES) for update in updates]
+        read = _pieces(stack, updates, codec, layout, PRODUCT_VALUES)
         for pieces in zip(*read, strict=True):
             total.add(next(momenta) if momenta is not None else None, pieces)
     return total.matrix
@@ -151,7 +153,48 @@ def _slices(file: BinaryIO, blob: BlobRef, count: int, chunk: int) -> Iterator[F
         raise CorruptFile(f"{blob.path} does not have its SHA-256; restore it from a backup.")
 
 
-def _pieces(stack: ExitStack, path: Path, codec: Codec, layout: Layout, chunk: int) -> Iterator[Piece]:
-    file = stack.enter_context(path.open("rb"))
-    read_header(file)
-    return codec.pieces(file, layout, chunk_values=chunk)
+def _pieces(
+    stack: ExitStack, updates: Sequence[BlobRef], codec: Codec, layout: Layout, chunk: int
+) -> list[Iterator[Piece]]:
+    found = []
+    for update in updates:
+        file: BinaryIO = (
+            stack.enter_context(update.path.open("rb"))
+            if len(updates) <= MOST_OPEN
+            else cast(BinaryIO, Reopened(update.path))
+        )
+        read_header(file)
+        found.append(codec.pieces(file, layout, chunk_values=chunk))
+    return found
+
+
+class Reopened(io.RawIOBase):
+    """Reads as an open file does, and has none open between two reads.
+
+    A thousand workers report in one round; a process may have far fewer files open at a time.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._path.open("rb", buffering=0) as file:
+            file.seek(self._at)
+            count = file.readinto(buffer)
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._path.stat().st_size}[whence]
+        self._at = start + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at

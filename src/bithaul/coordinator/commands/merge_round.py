@@ -26,7 +26,6 @@ from bithaul.errors import Conflict, CorruptFile
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunState
 from bithaul.rounds.facts import Contribution, Flush, Past
-from bithaul.rounds.leases import TaskState
 from bithaul.rounds.outer import SMOOTHED_FLUSHES
 
 LAST_REPORTS = 64  # whose size says what a full one is
@@ -163,8 +162,7 @@ def _announce(
     )
     versions.insert_version(connection, row)
     ledger.mark_merged(connection, [r.seq for r in reports], row.version)
-    for report in reports:
-        work.move_task(connection, work.get_task(connection, report.task_id), TaskState.MERGED, now=now)
+    work.settle_tasks(connection, [r.task_id for r in reports], now=now)
     return row
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, exists, func, or_, select, update
 
-from bithaul.coordinator.database.prepared import Prepared, Values, insert_row
+from bithaul.coordinator.database.prepared import Prepared, Values, insert_row, parts
 from bithaul.coordinator.database.tables import reports
 from bithaul.exchange.messages import Receipt, Verdict
 from bithaul.rounds.gates import Seen
@@ -113,16 +113,6 @@ _COPIES = Prepared(
         )
     )
 )
-_MERGE = Prepared(
-    update(reports)
-    .where(
-        reports.c.seq == bindparam("number"),
-        reports.c.merged_in.is_(None),
-        reports.c.discarded_in.is_(None),
-        reports.c.verdict == Verdict.ACCEPTED,
-    )
-    .values(merged_in=bindparam("made"))
-)
 
 
 def _report(row: Values) -> ReportRow:
@@ -190,7 +180,18 @@ def has_payload_of_another(connection: Connection, run_id: int, worker: str, sha
 
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:
     """Name the one version of these reports. ValueError if one was merged before or is not accepted."""
-    changed = sum(_MERGE.run(connection, number=seq, made=version) for seq in seqs)
+    changed = 0
+    for part in parts(seqs):
+        changed += connection.execute(
+            update(reports)
+            .where(
+                reports.c.seq.in_(part),
+                reports.c.merged_in.is_(None),
+                reports.c.discarded_in.is_(None),
+                reports.c.verdict == Verdict.ACCEPTED,
+            )
+            .values(merged_in=version)
+        ).rowcount
     if changed != len(seqs):
         raise ValueError("an update would have been merged twice")
 

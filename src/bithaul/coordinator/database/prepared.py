@@ -9,7 +9,7 @@ changing length.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,6 +20,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 Values = tuple[Any, ...]
 Process = Callable[[Any], Any]
+MOST_VALUES = 500
 _KEY, _NEW = "key_", "new_"  # SQLAlchemy keeps a column's own name for itself in SET
 
 
@@ -124,3 +125,8 @@ def _update(table: Table, key: tuple[str, ...], names: tuple[str, ...]) -> Prepa
 @lru_cache(maxsize=64)
 def _insert(table: Table, names: tuple[str, ...]) -> Prepared:
     return Prepared(insert(table).values({name: bindparam(name) for name in names}))
+
+
+def parts(values: Sequence[int]) -> Iterator[Sequence[int]]:
+    """For lists of values in a statement: as many at a time as every database takes."""
+    return (values[i : i + MOST_VALUES] for i in range(0, len(values), MOST_VALUES))

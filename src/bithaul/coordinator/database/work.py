@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from bithaul.coordinator.database.prepared import Prepared, Values, insert_row, update_row
+from bithaul.coordinator.database.prepared import Prepared, Values, insert_row, parts, update_row
 from bithaul.coordinator.database.runs import RunRow, update_run
 from bithaul.coordinator.database.tables import leases, returned, tasks
 from bithaul.rounds.leases import (
@@ -231,6 +231,20 @@ def move_task(
 ) -> None:
     check_task_move(task.state, state)
     update_row(connection, tasks, {"id": task.id}, {"state": state, "changed_at": now, **values})
+
+
+def settle_tasks(connection: Connection, ids: Sequence[int], *, now: float) -> None:
+    """Accepted tasks whose reports are in a version now. ValueError if one is in another state."""
+    check_task_move(TaskState.ACCEPTED, TaskState.MERGED)
+    changed = 0
+    for part in parts(ids):
+        changed += connection.execute(
+            update(tasks)
+            .where(tasks.c.id.in_(part), tasks.c.state == TaskState.ACCEPTED)
+            .values(state=TaskState.MERGED, changed_at=now)
+        ).rowcount
+    if changed != len(ids):
+        raise ValueError("a task that is not accepted would have been merged")
 
 
 def task_counts(connection: Connection, run_id: int) -> dict[str, int]:

@@ -94,12 +94,13 @@ def transfer_seconds(*, weights_bytes: int, payload_bytes: int) -> float:
 def retry_seconds(usual: float, *, length: float, left: float = 0.0) -> float:
     """When a worker that gets nothing asks again; `usual` fits rounds of eight seconds.
 
-    In longer ones a quarter of the way to the tick (or from it, once it has passed), at most about a tenth of
-    the round: a large fleet that waits a quarter of an hour must not ask ten times a second.
+    In longer ones half of the way to the tick (or a quarter of the way from it, once it has passed), at most
+    about a tenth of the round: a large fleet that waits a quarter of an hour must not ask ten times a second.
     """
     scale = max(1.0, length / USUAL_ROUND)
     most = max(0.0, 0.1 * (length - USUAL_ROUND))
-    return max(usual * min(scale, LONGEST_RETRY), min(0.25 * abs(left), most))
+    way = 0.5 * left if left > 0 else -0.25 * left
+    return max(usual * min(scale, LONGEST_RETRY), min(way, most))
 
 
 def present_seconds(length: float) -> float:

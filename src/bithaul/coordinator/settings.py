@@ -60,6 +60,9 @@ class Settings(BaseSettings):
     retention_every: int = Field(default=0, ge=0)  # also keep each Nth version; 0: none
     payload_keep_versions: int = Field(default=8, ge=0)  # merged updates stay so many versions longer
     inspection_keep: int = Field(default=4, ge=0)  # refused updates that are kept for a person to look at
+    backup_folder: str = ""  # where backups are made by the clock; empty: none are
+    backup_every_hours: float = Field(default=24.0, gt=0)
+    backup_keep: int = Field(default=7, ge=1)
     disk_reserve_bytes: int = Field(default=256 * 2**20, ge=0)  # uploads are refused below this
 
     @field_validator("trusted_proxies")
@@ -68,6 +71,14 @@ class Settings(BaseSettings):
         for name in value:
             ipaddress.ip_network(name)
         return value
+
+    @model_validator(mode="after")
+    def _backups(self) -> Settings:
+        if self.backup_folder and not Path(self.backup_folder).is_absolute():
+            raise ValueError("backup_folder must be a whole path, such as /media/disk/backups.")
+        if self.backup_folder and self.database_url:
+            raise ValueError("backup_folder is for SQLite; back database_url up with its own tools.")
+        return self
 
     @model_validator(mode="after")
     def _foreign(self) -> Settings:

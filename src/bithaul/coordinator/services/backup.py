@@ -62,7 +62,9 @@ class BackedUp:
     created_at: float
 
 
-def create_backup(c: Coordinator, out: Path, *, on_progress: Progress, on_size: Progress) -> BackedUp:
+def create_backup(
+    c: Coordinator, out: Path, *, on_progress: Progress, on_size: Progress, actor: str = "cli"
+) -> BackedUp:
     """`on_size` hears the bytes to come, then `on_progress` those done.
 
     Raises `NotFound` without a run, `Conflict` when `out` exists or another backup is being made,
@@ -85,7 +87,7 @@ def create_backup(c: Coordinator, out: Path, *, on_progress: Progress, on_size: 
             with c.database.write() as connection:
                 now, detail = c.clock.now(), f"version {listed.version}"
                 record(
-                    connection, now, actor="cli", action="backup.create", subject=listed.run, detail=detail
+                    connection, now, actor=actor, action="backup.create", subject=listed.run, detail=detail
                 )
         size = out.stat().st_size
     return BackedUp(str(out), size, sha256, listed.run, listed.version, len(listed.files), listed.created_at)

@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database.services import ServiceResult, store_result
+from bithaul.coordinator.services.backup_clock import back_up_when_due
 from bithaul.coordinator.services.disk import watch_disk
 from bithaul.coordinator.services.merger import merge_all
 from bithaul.coordinator.services.prune import prune
@@ -27,6 +28,7 @@ from bithaul.errors import BithaulError, Conflict
 log = logging.getLogger(__name__)
 STORE_EVERY = 10.0  # seconds between stored results that say the same
 REST = 3.0  # times what a pass took: a thousand workers wake the merger more often than it can look
+BACKUP_LOOK = 60.0  # seconds between looks at whether a backup is due
 LONGEST_PAUSE = 10.0  # seconds between tries of a failing service, or its interval if that is longer
 
 
@@ -42,12 +44,14 @@ class Service:
 
 def standard_services(c: Coordinator) -> list[Service]:
     s = c.settings
+    backup = [Service("backup", BACKUP_LOOK, back_up_when_due)] if s.backup_folder else []
     return [
         Service("merger", s.merge_interval, merge_all, wake=c.events.merge),
         Service("sweeper", s.sweep_interval, sweep),
         Service("prune", s.prune_interval, prune),
         Service("retention", s.retention_interval, retain),
         Service("disk", s.disk_interval, watch_disk),
+        *backup,
     ]
 
 
@@ -63,7 +67,7 @@ class ServiceRunner:
 
     @classmethod
     def standard(cls, c: Coordinator) -> ServiceRunner:
-        """Merger, sweeper, prune, retention and disk watch."""
+        """Merger, sweeper, prune, retention, disk watch, and backups where a folder for them is set."""
         return cls(c, standard_services(c))
 
     def start(self) -> None:

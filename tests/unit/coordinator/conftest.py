@@ -261,7 +261,7 @@ MEMORY = Path("/dev/shm")  # where there is one: a real file system on which fsy
 
 
 @contextmanager
-def houses() -> Iterator[Callable[..., House]]:
+def houses(postgres: Any = None) -> Iterator[Callable[..., House]]:
     made: list[House] = []
     place = MEMORY if os.access(MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="bithaul-test-", dir=place))
@@ -270,6 +270,8 @@ def houses() -> Iterator[Callable[..., House]]:
         corpus = folder / "corpus"
         if not corpus.exists():
             write_corpus(corpus)
+        if postgres is not None:
+            options["settings"] = {"database_url": postgres.fresh(), **options.get("settings", {})}
         house = House(folder / f"run{len(made)}", corpus, **options)
         made.append(house)
         return house
@@ -282,9 +284,19 @@ def houses() -> Iterator[Callable[..., House]]:
         shutil.rmtree(folder)
 
 
+BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module with `ENGINES = "both"` runs its houses on SQLite and on PostgreSQL."""
+    if "make_house" in metafunc.fixturenames and True:
+        metafunc.parametrize("make_house", BOTH, indirect=True)
+
+
 @pytest.fixture
-def make_house() -> Iterator[Callable[..., House]]:
-    with houses() as make:
+def make_house(request: pytest.FixtureRequest) -> Iterator[Callable[..., House]]:
+    wanted = getattr(request, "param", "sqlite")
+    with houses(request.getfixturevalue("postgres") if wanted == "postgres" else None) as make:
         yield make
 
 

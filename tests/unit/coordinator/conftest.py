@@ -1,4 +1,4 @@
-"""A real coordinator core on a real SQLite file, with a clock that is moved by hand and scripted workers."""
+"""A real coordinator core on a real SQLite file or PostgreSQL server, with a clock that is moved by hand and scripted workers."""
 
 from __future__ import annotations
 
@@ -270,9 +270,11 @@ def houses(postgres: Any = None) -> Iterator[Callable[..., House]]:
         corpus = folder / "corpus"
         if not corpus.exists():
             write_corpus(corpus)
+        directory = folder / f"run{len(made)}"
         if postgres is not None:
-            options["settings"] = {"database_url": postgres.fresh(), **options.get("settings", {})}
-        house = House(folder / f"run{len(made)}", corpus, **options)
+            directory.mkdir()
+            (directory / "bithaul.toml").write_text(f'database_url = "{postgres.fresh()}"\n')
+        house = House(directory, corpus, **options)
         made.append(house)
         return house
 
@@ -288,9 +290,18 @@ BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A module with `ENGINES = "both"` runs its houses on SQLite and on PostgreSQL."""
-    if "make_house" in metafunc.fixturenames and True:
-        metafunc.parametrize("make_house", BOTH, indirect=True)
+    """A module with `ENGINES = "both"` runs its houses and databases on SQLite and on PostgreSQL."""
+    for name in {"make_house", "database_url"} & set(metafunc.fixturenames):
+        if getattr(metafunc.module, "ENGINES", "") == "both":
+            metafunc.parametrize(name, BOTH, indirect=True)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        return str(request.getfixturevalue("postgres").fresh(migrated=False))
+    return f"sqlite:///{tmp_path / 'test.db'}"
 
 
 @pytest.fixture

@@ -49,7 +49,11 @@ class Database:
             reader, writer = postgres.engines(server, readers=READERS, timeout=WRITE_TIMEOUT)
         try:
             upgrade(writer, lock_folder=lock_folder)
-        except DatabaseError as error:
+        except BaseException as error:
+            reader.dispose()
+            writer.dispose()
+            if not isinstance(error, DatabaseError):
+                raise
             if server is not None:
                 plain = postgres.plainly(error, starting=True)
                 raise plain or Unavailable(f"The database cannot be used: {error.orig}.") from error

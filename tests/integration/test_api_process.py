@@ -23,7 +23,7 @@ from bithaul.cli import main
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import leases
-from bithaul.coordinator.settings import Settings
+from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.build import build_corpus
 from bithaul.corpus.example import Example
 from bithaul.exchange.codecs import codec_named
@@ -91,10 +91,19 @@ class Process:
         return self.popen.returncode, err
 
 
+both_databases = pytest.mark.parametrize(
+    "directory", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)
+
+
 @pytest.fixture
-def directory(tmp_path) -> Path:
+def directory(tmp_path, request) -> Path:
     """A run folder with a tiny run, no process yet."""
     folder = tmp_path / "run"
+    folder.mkdir()
+    if getattr(request, "param", "sqlite") == "postgres":
+        url = request.getfixturevalue("postgres").fresh()
+        (folder / "bithaul.toml").write_text(f'database_url = "{url}"\n')
     words = ["stop", "fuel", "dallas", "route", "eta", "load", "break", "north"]
     examples = [Example(f"{a} {b}", "navigate", (("city", a),)) for a in words for b in words]
     manifest = build_corpus(
@@ -114,7 +123,7 @@ def directory(tmp_path) -> Path:
         num_heads=2,
         context_length=64,
     )
-    c = open_coordinator(Settings(directory=folder))
+    c = open_coordinator(load_settings(folder))
     wanted = CreateRun(
         run="test", model=config, recipe={}, corpus_dir=folder / "corpus", budget_tokens=1e6, codec="fp32-v1"
     )
@@ -201,6 +210,7 @@ def weights(http, headers, version, count):
     return np.array(read_weights(response.content, expected_count=count).vector)
 
 
+@both_databases
 def test_a_worker_s_whole_day_over_http(directory, start):
     """Wrong results: any route that does not fit the next one; an update merged with the wrong sign."""
     secret = key(directory, "w1")
@@ -282,6 +292,7 @@ def test_a_worker_s_whole_day_over_http(directory, start):
     assert not (directory / "coordinator.url").exists()
 
 
+@both_databases
 def test_the_queue_over_http(directory, start):
     """Wrong results: a preview that seeds, a mark that binds nothing, a kick of a worker that gets on."""
     secret, admin_secret = key(directory, "w1"), key(directory, "operator", "--admin")
@@ -311,7 +322,7 @@ def test_the_queue_over_http(directory, start):
     assert (kick.status_code, kick.json()["code"]) == (409, "task_not_stuck")
     assert http.post("/api/tasks/stuck/kick", headers=admin).json()["code"] == "nothing_stuck"
     with (
-        contextlib.closing(open_coordinator(Settings(directory=directory))) as c,
+        contextlib.closing(open_coordinator(load_settings(directory))) as c,
         c.database.write() as connection,
     ):
         connection.execute(leases.update().values(granted_at=leases.c.granted_at - 3600.0))
@@ -327,6 +338,7 @@ def test_the_queue_over_http(directory, start):
     ]
 
 
+@both_databases
 def test_tokens_and_keys_survive_a_stop_and_a_kill(directory, start):
     """Wrong result: a new signing key or pepper at each start, so every worker is thrown out."""
     secret = key(directory, "w1")
@@ -341,6 +353,7 @@ def test_tokens_and_keys_survive_a_stop_and_a_kill(directory, start):
     bearer(third.http, "w1", secret)
 
 
+@both_databases
 def test_keys_by_command_act_on_a_running_coordinator(directory, start):
     secret = key(directory, "w1")
     process = start()

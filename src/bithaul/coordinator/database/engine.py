@@ -56,7 +56,8 @@ class Database:
                 raise
             if server is not None:
                 plain = postgres.plainly(error, starting=True)
-                raise plain or Unavailable(f"The database cannot be used: {error.orig}.") from error
+                said = " ".join(str(error.orig).split())
+                raise plain or Unavailable(f"The database cannot be used ({said}).") from error
             if isinstance(error, OperationalError):
                 raise Unavailable(f"The database cannot be opened: {error.orig}.") from error
             raise CorruptFile(
@@ -72,7 +73,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent view; nothing written in it is kept."""
-        with _translated(), self._reader.connect() as connection, connection.begin():
+        with _translated(reads=True), self._reader.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
@@ -165,13 +166,13 @@ def _raw(connection: Connection) -> sqlite3.Connection:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(*, reads: bool = False) -> Iterator[None]:
     try:
         yield
     except PoolTimeout as error:
         raise Unavailable("The database is busy; try again.") from error
     except OperationalError as error:
-        _raise_plainly(error)
+        _raise_plainly(error, reads=reads)
         text = str(error.orig)
         if "full" in text:
             raise OutOfDisk("The coordinator's disk is full; free some space and try again.") from error
@@ -179,15 +180,18 @@ def _translated() -> Iterator[None]:
             raise Unavailable("The database is busy; try again.") from error
         raise
     except DBAPIError as error:
-        _raise_plainly(error)
+        _raise_plainly(error, reads=reads)
         if "full" in str(error.orig):
             raise OutOfDisk("The coordinator's disk is full; free some space and try again.") from error
         raise
 
 
-def _raise_plainly(error: DBAPIError) -> None:
+def _raise_plainly(error: DBAPIError, *, reads: bool) -> None:
     """An error of PostgreSQL that a person can do something about, by its code."""
-    if not isinstance(error.orig, sqlite3.Error) and (plain := postgres.plainly(error)) is not None:
+    if isinstance(error.orig, sqlite3.Error):
+        return
+    plain = postgres.plainly(error, reads=reads)
+    if plain is not None:
         raise plain from error
 
 

@@ -21,6 +21,7 @@ WRITERS_KEY: Final = 0x6269_7468_6175_6C01  # "bithaul" and a number; advisory l
 CONNECT_SECONDS: Final = 10
 _PLAIN: Final = {"postgres", "postgresql", DRIVER}  # `postgres:` is what hosting services hand out
 
+READ_ONLY: Final = "25006"
 _BUSY: Final = "The database is busy; try again."
 _FULL: Final = "The disk of the PostgreSQL server is full; free some space there and try again."
 _LOST: Final = "PostgreSQL does not answer; see that it runs and can be reached, then try again."
@@ -35,7 +36,7 @@ _REASONS: Final[dict[str, tuple[type[BithaulError], str]]] = {  # SQLSTATE, or i
     "40": (Unavailable, _BUSY),  # a deadlock with somebody else's session
     "57P": (Unavailable, "PostgreSQL is stopping or starting; try again in a moment."),
     "08": (Unavailable, _LOST),
-    "25006": (
+    READ_ONLY: (
         Unavailable,
         "PostgreSQL is read-only, as a standby is; name the primary server in database_url.",
     ),
@@ -140,13 +141,16 @@ def is_lost(connection: Connection) -> bool:
     return connection.invalidated or bool(getattr(connection.connection.driver_connection, "closed", True))
 
 
-def plainly(error: DBAPIError, *, starting: bool = False) -> BithaulError | None:
-    """What a person is told; None for a defect of ours."""
+def plainly(error: DBAPIError, *, starting: bool = False, reads: bool = False) -> BithaulError | None:
+    """What a person is told; None for a defect of ours, such as a write by one who only `reads`."""
     state = getattr(error.orig, "sqlstate", None)
+    if reads and state == READ_ONLY:
+        return None
     if state is None:  # no answer of a server: refused, cut off, or never reached
         if not isinstance(error, OperationalError):
             return None
-        return Unavailable(f"{_NOT_OPENED} ({' '.join(str(error.orig).split())}).") if starting else lost()
+        said = " ".join(str(error.orig).split())
+        return Unavailable(f"{_NOT_OPENED} ({said})." if starting else _LOST)
     for length in (5, 3, 2):
         if starting and state[:length] in _AT_START:
             return InvalidConfig(_AT_START[state[:length]])
@@ -154,7 +158,3 @@ def plainly(error: DBAPIError, *, starting: bool = False) -> BithaulError | None
             kind, message = _REASONS[state[:length]]
             return kind(message)
     return None
-
-
-def lost() -> Unavailable:
-    return Unavailable(_LOST)

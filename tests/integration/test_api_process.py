@@ -22,7 +22,8 @@ import pytest
 from bithaul.cli import main
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import open_coordinator
-from bithaul.coordinator.database.tables import leases
+from bithaul.coordinator.database import ledger, runs, work
+from bithaul.coordinator.database.tables import leases, reports
 from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.build import build_corpus
 from bithaul.corpus.example import Example
@@ -351,6 +352,98 @@ def test_tokens_and_keys_survive_a_stop_and_a_kill(directory, start):
     third = start(port=first.port)
     assert third.http.get("/weights/current", headers=headers).status_code == 200
     bearer(third.http, "w1", secret)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("directory", ["postgres"], indirect=True)
+def test_a_kill_of_coordinator_and_database_loses_nothing(directory, start, postgres):
+    """SIGKILL to both in the middle. Wrong results: a receipt, a lease or a slice lost, or one used twice."""
+    names = ["w1", "w2", "w3"]
+    secrets = {name: key(directory, name) for name in names}
+    process = start()
+    receipts = {}
+    for kill_first in ("coordinator", "database", "coordinator"):
+        http = process.http
+        tokens = {name: bearer(http, name, secrets[name]) for name in names}
+        descriptions = [join(http, tokens[name]) for name in names]
+        tasks = {name: until(lambda name=name: _task(http, tokens[name])) for name in names}
+
+        def send(name, body, path):
+            octets = {**tokens[name], "Content-Type": "application/octet-stream"}
+            return process.http.post(path, content=body, headers=octets).json()
+
+        def deliver(name):
+            task = tasks[name]
+            _, body = report(descriptions[0], task, 0.25)
+            sent = (name, body, f"/gradient?task={task['task']}&fence={task['fence']}")
+            receipts[sent] = send(*sent)
+            assert receipts[sent]["verdict"] == "accepted", receipts[sent]
+
+        deliver("w1")
+        if kill_first == "database":
+            postgres.kill()
+        process.end(signal.SIGKILL)
+        postgres.kill()
+        postgres.start()
+        process = start(port=process.port)
+        for sent, receipt in receipts.items():
+            assert send(*sent) == receipt
+        for name in ("w2", "w3"):  # what was held at the kill is held still
+            assert _task(process.http, tokens[name])["fence"] == tasks[name]["fence"]
+            deliver(name)
+    with contextlib.closing(open_coordinator(load_settings(directory))) as c:
+        until(lambda: not _unmerged(c))
+        with c.database.read() as connection:
+            rows = connection.execute(reports.select()).mappings().all()
+            spans = sorted(
+                span for task in work.list_tasks(connection, rows[0]["run_id"]) for span in task.positions
+            )
+    assert len(rows) == len(receipts) == 9
+    assert {row["verdict"] for row in rows} == {"accepted"}
+    assert all(row["merged_in"] for row in rows)
+    assert [a.end for a in spans[:-1]] == [b.start for b in spans[1:]], "each position once, and none left out"
+
+
+def _task(http, headers):
+    answer = http.get("/work", headers=headers)
+    return answer.json() if answer.status_code == 200 else None
+
+
+def _unmerged(c):
+    with c.database.read() as connection:
+        return ledger.unmerged(connection, runs.get_run(connection).id)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("directory", ["postgres"], indirect=True)
+def test_a_coordinator_outlives_its_database(directory, start, postgres):
+    """Wrong results: a coordinator that must be restarted, a 500, a password in an answer or in its log."""
+    secret = key(directory, "w1")
+    process = start()
+    worker = bearer(process.http, "w1", secret)
+    description = join(process.http, worker)
+    task = process.http.get("/work", headers=worker).json()
+    key(directory, "w2")  # waits for the disk and takes the claim, which does not, along
+    postgres.kill()
+    try:
+        answers = [process.http.get(path, headers=worker) for path in ("/work", "/health", "/weights/current")]
+        assert [answer.status_code for answer in answers] == [503] * 3
+        assert answers[0].json()["code"] == "unavailable"
+        assert float(answers[0].headers["retry-after"]) > 0
+    finally:
+        postgres.start()
+    again = process.http.get("/work", headers=worker)
+    assert (again.status_code, again.json().get("fence")) == (200, task["fence"]), again.text
+    _, body = report(description, task, 0.25)
+    path = f"/gradient?task={task['task']}&fence={task['fence']}"
+    octets = {**worker, "Content-Type": "application/octet-stream"}
+    assert process.http.post(path, content=body, headers=octets).json()["verdict"] == "accepted"
+    until(lambda: process.http.get("/weights/current", headers=worker).json()["version"] == 2, seconds=40)
+    until(lambda: process.http.get("/health").status_code == 200, seconds=40)
+    code, err = process.end(signal.SIGTERM)
+    assert code == 0
+    for said in [err, *(answer.text for answer in answers)]:
+        assert "pg-s3cret" not in said
 
 
 @both_databases

@@ -80,8 +80,9 @@ class Database:
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
         """The only place where rows change. Raises `OutOfDisk` or `Unavailable` when it cannot.
 
-        Not `durable`: the database does not wait for the disk, so a power cut may undo it; the next durable
-        write takes it along, and a killed process loses nothing. For what repeats itself, such as a heartbeat.
+        Not `durable`: the database does not wait for the disk, so a power cut, or a crash of PostgreSQL, may
+        undo it; the next durable write takes it along, and a killed coordinator loses nothing. For what
+        repeats itself, such as a heartbeat.
         """
         with _translated(), self._my_turn():
             transaction = self._begin(durable=durable)

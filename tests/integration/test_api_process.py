@@ -362,51 +362,50 @@ def test_a_kill_of_coordinator_and_database_loses_nothing(directory, start, post
     secrets = {name: key(directory, name) for name in names}
     process = start()
     receipts = {}
-    for kill_first in ("coordinator", "database", "coordinator"):
-        http = process.http
-        tokens = {name: bearer(http, name, secrets[name]) for name in names}
-        descriptions = [join(http, tokens[name]) for name in names]
-        tasks = {name: until(lambda name=name: _task(http, tokens[name])) for name in names}
-
-        def send(name, body, path):
-            octets = {**tokens[name], "Content-Type": "application/octet-stream"}
-            return process.http.post(path, content=body, headers=octets).json()
-
-        def deliver(name):
-            task = tasks[name]
-            _, body = report(descriptions[0], task, 0.25)
-            sent = (name, body, f"/gradient?task={task['task']}&fence={task['fence']}")
-            receipts[sent] = send(*sent)
-            assert receipts[sent]["verdict"] == "accepted", receipts[sent]
-
-        deliver("w1")
-        if kill_first == "database":
+    for killed_first in ("coordinator", "database", "coordinator"):
+        headers = {name: bearer(process.http, name, secrets[name]) for name in names}
+        runs_seen = [join(process.http, headers[name]) for name in names]
+        tasks = {name: _task(process.http, headers[name]) for name in names}
+        sent = [_frame(runs_seen[0], tasks[name]) for name in names]
+        receipts[sent[0]] = _send(process.http, headers["w1"], *sent[0])
+        if killed_first == "database":
             postgres.kill()
         process.end(signal.SIGKILL)
         postgres.kill()
         postgres.start()
         process = start(port=process.port)
-        for sent, receipt in receipts.items():
-            assert send(*sent) == receipt
-        for name in ("w2", "w3"):  # what was held at the kill is held still
-            assert _task(process.http, tokens[name])["fence"] == tasks[name]["fence"]
-            deliver(name)
+        for again, receipt in receipts.items():
+            if again in sent:
+                assert _send(process.http, headers["w1"], *again) == receipt
+        for name, frame in zip(names[1:], sent[1:], strict=True):  # what was held at the kill is held still
+            assert _task(process.http, headers[name])["fence"] == tasks[name]["fence"]
+            receipts[frame] = _send(process.http, headers[name], *frame)
+        assert {receipt["verdict"] for receipt in receipts.values()} == {"accepted"}
     with contextlib.closing(open_coordinator(load_settings(directory))) as c:
         until(lambda: not _unmerged(c))
         with c.database.read() as connection:
             rows = connection.execute(reports.select()).mappings().all()
-            spans = sorted(
-                span for task in work.list_tasks(connection, rows[0]["run_id"]) for span in task.positions
-            )
+            tasks = work.list_tasks(connection, rows[0]["run_id"])
+    spans = sorted(span for task in tasks for span in task.positions)
     assert len(rows) == len(receipts) == 9
     assert {row["verdict"] for row in rows} == {"accepted"}
     assert all(row["merged_in"] for row in rows)
-    assert [a.end for a in spans[:-1]] == [b.start for b in spans[1:]], "each position once, and none left out"
+    assert [a.end for a in spans[:-1]] == [b.start for b in spans[1:]], "each position once, none left out"
+
+
+def _frame(description, task):
+    return f"/gradient?task={task['task']}&fence={task['fence']}", report(description, task, 0.25)[1]
+
+
+def _send(http, headers, path, body):
+    octets = {**headers, "Content-Type": "application/octet-stream"}
+    return http.post(path, content=body, headers=octets).json()
 
 
 def _task(http, headers):
-    answer = http.get("/work", headers=headers)
-    return answer.json() if answer.status_code == 200 else None
+    """The worker's task; it may have to wait for the round to end."""
+    answer = until(lambda: (a := http.get("/work", headers=headers)).status_code == 200 and a)
+    return answer.json()
 
 
 def _unmerged(c):
@@ -426,7 +425,9 @@ def test_a_coordinator_outlives_its_database(directory, start, postgres):
     key(directory, "w2")  # waits for the disk and takes the claim, which does not, along
     postgres.kill()
     try:
-        answers = [process.http.get(path, headers=worker) for path in ("/work", "/health", "/weights/current")]
+        answers = [
+            process.http.get(path, headers=worker) for path in ("/work", "/health", "/weights/current")
+        ]
         assert [answer.status_code for answer in answers] == [503] * 3
         assert answers[0].json()["code"] == "unavailable"
         assert float(answers[0].headers["retry-after"]) > 0

@@ -1,4 +1,4 @@
-"""A real coordinator core on a real SQLite file or PostgreSQL server, with a clock that is moved by hand and scripted workers."""
+"""A real coordinator core on real SQLite or PostgreSQL, with a clock moved by hand and scripted workers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ from bithaul.exchange.messages import (
 from bithaul.exchange.weights import WEIGHT_FORMATS, open_weights
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import layout_of
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "servers"))
+from postgresql_server import postgres, postgres_server  # noqa: F401 - fixtures
 
 TINY = ModelConfig(
     vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=16
@@ -261,7 +265,7 @@ MEMORY = Path("/dev/shm")  # where there is one: a real file system on which fsy
 
 
 @contextmanager
-def houses(postgres: Any = None) -> Iterator[Callable[..., House]]:
+def houses(server: Any = None) -> Iterator[Callable[..., House]]:
     made: list[House] = []
     place = MEMORY if os.access(MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="bithaul-test-", dir=place))
@@ -271,9 +275,9 @@ def houses(postgres: Any = None) -> Iterator[Callable[..., House]]:
         if not corpus.exists():
             write_corpus(corpus)
         directory = folder / f"run{len(made)}"
-        if postgres is not None:
+        if server is not None:
             directory.mkdir()
-            (directory / "bithaul.toml").write_text(f'database_url = "{postgres.fresh()}"\n')
+            (directory / "bithaul.toml").write_text(f'database_url = "{server.fresh()}"\n')
         house = House(directory, corpus, **options)
         made.append(house)
         return house

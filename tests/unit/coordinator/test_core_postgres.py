@@ -1,4 +1,4 @@
-"""What must hold on PostgreSQL and has no counterpart on SQLite: turns over processes, lost servers, plain words."""
+"""What means something on PostgreSQL only: turns over processes, lost servers, errors in plain words."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import builtins
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ from bithaul.coordinator.database.engine import Database
 from bithaul.coordinator.database.prepared import Prepared, update_row
 from bithaul.coordinator.database.tables import telemetry, workers
 from bithaul.coordinator.queries.health import health
+from bithaul.coordinator.services import runner as runner_module
+from bithaul.coordinator.services.runner import Service, ServiceRunner
 from bithaul.coordinator.settings import load_settings
-from bithaul.errors import InvalidConfig, OutOfDisk, Unavailable
+from bithaul.errors import Conflict, InvalidConfig, OutOfDisk, Unavailable
 from bithaul.exchange.messages import LogBatch, LogEntry
 
 House = Any
@@ -65,12 +68,12 @@ def database(open_database: Callable[[], Database]) -> Database:
 
 def together(*work_on: Callable[[], None]) -> None:
     """All at once, in threads; the first failure is raised."""
-    failures: list[BaseException] = []
+    failures: list[Exception] = []
 
     def guarded(one: Callable[[], None]) -> None:
         try:
             one()
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - raised below
             failures.append(error)
 
     threads = [threading.Thread(target=guarded, args=(one,)) for one in work_on]
@@ -85,7 +88,9 @@ def together(*work_on: Callable[[], None]) -> None:
 # Addresses
 
 
-@pytest.mark.parametrize("plain", ["postgresql://u:p@h/d", "postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"])
+@pytest.mark.parametrize(
+    "plain", ["postgresql://u:p@h/d", "postgres://u:p@h/d", "postgresql+psycopg://u:p@h/d"]
+)
 def test_a_plain_address_chooses_the_driver(plain: str) -> None:
     """Catches psycopg2, SQLAlchemy's own choice, which nobody has installed."""
     found = postgres.server_url(plain)
@@ -204,7 +209,7 @@ def test_ten_claims_at_once_in_two_processes_never_share_a_slice(
         tasks = work.list_tasks(connection, runs.get_run(connection).id)
     spans = sorted(span for task in tasks for span in task.positions)
     assert len(tasks) == 10
-    assert all(a.end <= b.start for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a.end <= b.start for a, b in pairwise(spans))
 
 
 @needs_server
@@ -267,7 +272,9 @@ def test_the_transactions_are_of_the_kinds_that_were_promised(database: Database
 
 
 @needs_server
-def test_two_processes_that_start_on_an_empty_database_migrate_it_once(server: Server, tmp_path: Path) -> None:
+def test_two_processes_that_start_on_an_empty_database_migrate_it_once(
+    server: Server, tmp_path: Path
+) -> None:
     """Catches two programs with folders of their own that both make the tables."""
     address = server.fresh(migrated=False)
     folders = [tmp_path / "a", tmp_path / "b"]
@@ -278,6 +285,44 @@ def test_two_processes_that_start_on_an_empty_database_migrate_it_once(server: S
         return lambda: Database.open(address, lock_folder=folder).close()
 
     together(*(start(folder) for folder in folders))
+
+
+@needs_server
+def test_one_process_leads_and_another_takes_over_when_it_is_gone(
+    open_database: Callable[[], Database], server: Server
+) -> None:
+    """Catches two coordinators in two folders that merge and delete for one database."""
+    first, second = open_database(), open_database()
+    assert (first.lead(), first.lead(), second.lead()) == (True, True, False)
+    server.run("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'bithaul'")
+    assert (second.lead(), first.lead()) == (True, False), "a leader that was cut off must hear it"
+    second.resign()
+    assert first.lead()
+    first.close()
+    assert second.lead()
+
+
+@needs_server
+def test_services_of_a_second_coordinator_do_not_start_nor_go_on(
+    make_house: Callable[..., House], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner_module, "LEAD_TRIES", 1)
+    url = server.fresh()
+    first = make_house(settings={"database_url": url})
+    second = make_house(settings={"database_url": url})
+    service = Service("merger", 60.0, lambda _: "done")
+    runner = ServiceRunner(first.c, [service])
+    runner.start()
+    try:
+        with pytest.raises(Conflict, match="database_url"):
+            ServiceRunner(second.c, [service]).start()
+        result = ServiceRunner(second.c, [service]).run_once(service)
+        assert (result.ok, "Another coordinator" in result.message) == (False, True)
+    finally:
+        assert runner.stop()
+    other = ServiceRunner(second.c, [service])
+    other.start()
+    assert other.stop()
 
 
 # Errors
@@ -328,7 +373,7 @@ def test_a_defect_stays_a_defect_and_shows_no_values(database: Database) -> None
 
 
 @needs_server
-def test_a_writer_whose_connection_was_cut_gets_a_new_one_unnoticed(database: Database, server: Server) -> None:
+def test_a_connection_that_was_cut_is_replaced_unnoticed(database: Database, server: Server) -> None:
     """Catches a coordinator that must be restarted after its database was."""
     ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'bithaul'"
     server.run(ends)
@@ -385,7 +430,9 @@ def test_a_server_that_dies_is_said_plainly_and_comes_back(
 def test_text_with_a_nul_is_stored(database: Database) -> None:
     """Catches one strange log line that costs a worker its whole batch."""
     with database.write() as connection:
-        update_row(connection, workers, {"id": "ann"}, {"trust_reason": "a\0b", "capabilities": {"x": "a\0b"}})
+        update_row(
+            connection, workers, {"id": "ann"}, {"trust_reason": "a\0b", "capabilities": {"x": "a\0b"}}
+        )
         connection.execute(insert(telemetry).values(time=1.0, worker="a\0b", tokens=1, tokens_per_second=1.0))
     with database.read() as connection:
         assert fleet.get_worker(connection, "ann").trust_reason == "a\N{REPLACEMENT CHARACTER}b"

@@ -17,7 +17,6 @@ from bithaul.coordinator.database.tables import workers
 from bithaul.rounds.sizing import DEFAULT_SPEED
 from bithaul.rounds.trust import Standing
 
-
 ENGINES = "both"
 
 

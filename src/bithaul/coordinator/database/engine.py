@@ -22,7 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from bithaul.coordinator.database import postgres
 from bithaul.coordinator.database.migrate import upgrade
 from bithaul.coordinator.database.prepared import Prepared
-from bithaul.errors import CorruptFile, InvalidConfig, OutOfDisk, Unavailable
+from bithaul.errors import CorruptFile, OutOfDisk, Unavailable
 
 READERS = 16
 WRITE_TIMEOUT = 30.0  # seconds to wait for one's turn
@@ -38,6 +38,7 @@ class Database:
         self._turn = threading.Lock()  # of this process's one connection that writes
         self._kept: Connection | None = None
         self._synced = True
+        self._leadership = None if self._sqlite else postgres.Leadership(writer)
 
     @classmethod
     def open(cls, url: str, *, lock_folder: Path) -> Database:
@@ -133,6 +134,18 @@ class Database:
                 kept.close()
             raise
 
+    def lead(self) -> bool:
+        """Whether this process may run the services; on SQLite a lock of the run's folder has settled it."""
+        if self._leadership is None:
+            return True
+        with _translated():
+            return self._leadership.hold()
+
+    def resign(self) -> None:
+        """Another process may run the services now."""
+        if self._leadership is not None:
+            self._leadership.release()
+
     def shrink(self) -> None:
         """Give freed pages back to the file system (SQLite); elsewhere the database does it by itself."""
         if self._sqlite:
@@ -156,6 +169,7 @@ class Database:
             if self._kept is not None:
                 self._kept.close()
                 self._kept = None
+        self.resign()
         self._reader.dispose()
         self._writer.dispose()
 

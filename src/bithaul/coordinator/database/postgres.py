@@ -1,4 +1,4 @@
-"""What is PostgreSQL's own: its engines, the lock that lets one writer in at a time, its errors in plain words.
+"""What is PostgreSQL's own: its engines, the lock that lets one writer in, the leader, errors in plain words.
 
 The use cases read and then decide, and rely on nobody else writing meanwhile. So every write transaction
 takes one advisory lock of the database before it does anything else, and keeps it until it has committed:
@@ -8,6 +8,7 @@ taken while one waits would be old by the time of the turn. Readers take no lock
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from bithaul.errors import BithaulError, InvalidConfig, OutOfDisk, Unavailable
 
 DRIVER: Final = "postgresql+psycopg"
 WRITERS_KEY: Final = 0x6269_7468_6175_6C01  # "bithaul" and a number; advisory locks are per database
+LEADER_KEY: Final = 0x6269_7468_6175_6C02
 CONNECT_SECONDS: Final = 10
 _PLAIN: Final = {"postgres", "postgresql", DRIVER}  # `postgres:` is what hosting services hand out
 
@@ -76,7 +78,7 @@ def engines(url: URL, *, readers: int, timeout: float) -> tuple[Engine, Engine]:
     """For readers and for the writer. Raises `InvalidConfig` without the driver."""
     return (
         _engine(url, reads=True, pool_size=readers, max_overflow=readers, pool_timeout=timeout),
-        _engine(url, reads=False, pool_size=1, max_overflow=1, pool_timeout=timeout),
+        _engine(url, reads=False, pool_size=2, max_overflow=1, pool_timeout=timeout),
     )
 
 
@@ -134,6 +136,51 @@ def take_turn(connection: Connection, *, durable: bool, timeout: float) -> None:
         driver.execute(sql, prepare=False)  # one message; several statements cannot be prepared
     except errors as error:
         raise DBAPIError.instance(sql, None, error, errors, dialect=connection.dialect) from error
+
+
+class Leadership:
+    """A lock that one process has as long as its connection lives, whatever folder it works in.
+
+    It keeps two coordinators from merging and deleting for one database. It is no fence: what a former
+    leader still writes is refused because the version it began from is not the newest any more.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._guard = threading.Lock()
+        self._held: Connection | None = None
+
+    def hold(self) -> bool:
+        """Whether it is ours, taken now if it is free."""
+        with self._guard:
+            if self._held is not None:
+                try:
+                    self._held.exec_driver_sql("SELECT 1")
+                except DBAPIError:  # the server has hung up, and the lock went with it
+                    self._drop()
+            if self._held is None:
+                self._held = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+                try:
+                    query = f"SELECT pg_try_advisory_lock({LEADER_KEY})"
+                    taken = bool(self._held.exec_driver_sql(query).scalar_one())
+                except BaseException:
+                    self._drop()
+                    raise
+                if not taken:
+                    self._drop()
+            return self._held is not None
+
+    def release(self) -> None:
+        with self._guard:
+            if self._held is not None:
+                self._drop()
+
+    def _drop(self) -> None:
+        """Not given back to the pool: only the end of the connection frees the lock for certain."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.invalidate()
+            held.close()
 
 
 def is_lost(connection: Connection) -> bool:

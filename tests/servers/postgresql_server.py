@@ -2,7 +2,7 @@
 
 Each test process starts a server of its own when the first test asks for it, and each test gets a fresh
 database in it, made from one that is migrated. Nothing waits for the disk: a killed process loses nothing by
-that, only a power cut would.
+that, only a power cut would. A conftest that imports the two fixtures offers them.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ class PostgresServer:
         word.write_text(PASSWORD)
         word.chmod(0o644)
         subprocess.run(
-            [self.bin / "initdb", "-D", self.folder / "data", "-U", "bithaul", "--pwfile", word]
-            + ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"],
+            [
+                *(self.bin / "initdb", "-D", self.folder / "data", "-U", "bithaul", "--pwfile", word),
+                *("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync"),
+            ],
             check=True,
             capture_output=True,
             **self._as,
@@ -153,24 +155,26 @@ class PostgresServer:
             self.databases.remove(name)
 
 
+_running: list[PostgresServer] = []  # one, whichever conftest asked first
+
+
 @pytest.fixture(scope="session")
-def _postgres_server() -> Iterator[PostgresServer]:
+def postgres_server() -> Iterator[PostgresServer]:
     pytest.importorskip("psycopg", reason="the driver is not installed: pip install 'bithaul[postgres]'")
     found = programs()
     if found is None:
         pytest.skip("no PostgreSQL server is installed here (initdb and postgres are not found)")
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-postgres-"))
-    server = PostgresServer(folder, found)
-    try:
+    if not _running:
+        server = PostgresServer(Path(tempfile.mkdtemp(prefix="bithaul-postgres-")), found)
+        _running.append(server)
         server.create()
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+    yield _running[0]
+    _running[0].kill()
+    shutil.rmtree(_running[0].folder, ignore_errors=True)
 
 
 @pytest.fixture
-def postgres(_postgres_server: PostgresServer) -> Iterator[PostgresServer]:
+def postgres(postgres_server: PostgresServer) -> Iterator[PostgresServer]:
     """The server of this test process, with no database of another test in it."""
-    yield _postgres_server
-    _postgres_server.drop()
+    yield postgres_server
+    postgres_server.drop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ from bithaul.worker.logship import LogBuffer, worker_log
 from bithaul.worker.loop import Worker
 from bithaul.worker.settings import WorkerSettings
 from bithaul.worker.stop import Stop
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
+from postgresql_server import postgres, postgres_server  # noqa: F401 - fixtures
 
 WORDS = ["stop", "fuel", "dallas", "route", "eta", "load", "break", "north"]
 MEMORY = Path("/dev/shm")  # where there is one: a real file system on which fsync costs nothing

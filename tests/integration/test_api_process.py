@@ -22,8 +22,9 @@ import pytest
 from bithaul.cli import main
 from bithaul.coordinator.commands.create_run import CreateRun, create_run
 from bithaul.coordinator.context import open_coordinator
-from bithaul.coordinator.database.tables import leases
-from bithaul.coordinator.settings import Settings
+from bithaul.coordinator.database import ledger, runs, work
+from bithaul.coordinator.database.tables import leases, reports
+from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.build import build_corpus
 from bithaul.corpus.example import Example
 from bithaul.exchange.codecs import codec_named
@@ -91,10 +92,19 @@ class Process:
         return self.popen.returncode, err
 
 
+both_databases = pytest.mark.parametrize(
+    "directory", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True
+)
+
+
 @pytest.fixture
-def directory(tmp_path) -> Path:
+def directory(tmp_path, request) -> Path:
     """A run folder with a tiny run, no process yet."""
     folder = tmp_path / "run"
+    folder.mkdir()
+    if getattr(request, "param", "sqlite") == "postgres":
+        url = request.getfixturevalue("postgres").fresh()
+        (folder / "bithaul.toml").write_text(f'database_url = "{url}"\n')
     words = ["stop", "fuel", "dallas", "route", "eta", "load", "break", "north"]
     examples = [Example(f"{a} {b}", "navigate", (("city", a),)) for a in words for b in words]
     manifest = build_corpus(
@@ -114,7 +124,7 @@ def directory(tmp_path) -> Path:
         num_heads=2,
         context_length=64,
     )
-    c = open_coordinator(Settings(directory=folder))
+    c = open_coordinator(load_settings(folder))
     wanted = CreateRun(
         run="test", model=config, recipe={}, corpus_dir=folder / "corpus", budget_tokens=1e6, codec="fp32-v1"
     )
@@ -201,6 +211,7 @@ def weights(http, headers, version, count):
     return np.array(read_weights(response.content, expected_count=count).vector)
 
 
+@both_databases
 def test_a_worker_s_whole_day_over_http(directory, start):
     """Wrong results: any route that does not fit the next one; an update merged with the wrong sign."""
     secret = key(directory, "w1")
@@ -282,6 +293,7 @@ def test_a_worker_s_whole_day_over_http(directory, start):
     assert not (directory / "coordinator.url").exists()
 
 
+@both_databases
 def test_the_queue_over_http(directory, start):
     """Wrong results: a preview that seeds, a mark that binds nothing, a kick of a worker that gets on."""
     secret, admin_secret = key(directory, "w1"), key(directory, "operator", "--admin")
@@ -311,7 +323,7 @@ def test_the_queue_over_http(directory, start):
     assert (kick.status_code, kick.json()["code"]) == (409, "task_not_stuck")
     assert http.post("/api/tasks/stuck/kick", headers=admin).json()["code"] == "nothing_stuck"
     with (
-        contextlib.closing(open_coordinator(Settings(directory=directory))) as c,
+        contextlib.closing(open_coordinator(load_settings(directory))) as c,
         c.database.write() as connection,
     ):
         connection.execute(leases.update().values(granted_at=leases.c.granted_at - 3600.0))
@@ -327,6 +339,7 @@ def test_the_queue_over_http(directory, start):
     ]
 
 
+@both_databases
 def test_tokens_and_keys_survive_a_stop_and_a_kill(directory, start):
     """Wrong result: a new signing key or pepper at each start, so every worker is thrown out."""
     secret = key(directory, "w1")
@@ -341,6 +354,100 @@ def test_tokens_and_keys_survive_a_stop_and_a_kill(directory, start):
     bearer(third.http, "w1", secret)
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("directory", ["postgres"], indirect=True)
+def test_a_kill_of_coordinator_and_database_loses_nothing(directory, start, postgres):
+    """SIGKILL to both in the middle. Wrong results: a receipt, a lease or a slice lost, or one used twice."""
+    names = ["w1", "w2", "w3"]
+    secrets = {name: key(directory, name) for name in names}
+    process = start()
+    receipts = {}
+    for killed_first in ("coordinator", "database", "coordinator"):
+        headers = {name: bearer(process.http, name, secrets[name]) for name in names}
+        runs_seen = [join(process.http, headers[name]) for name in names]
+        tasks = {name: _task(process.http, headers[name]) for name in names}
+        sent = [_frame(runs_seen[0], tasks[name]) for name in names]
+        receipts[sent[0]] = _send(process.http, headers["w1"], *sent[0])
+        if killed_first == "database":
+            postgres.kill()
+        process.end(signal.SIGKILL)
+        postgres.kill()
+        postgres.start()
+        process = start(port=process.port)
+        for again, receipt in receipts.items():
+            if again in sent:
+                assert _send(process.http, headers["w1"], *again) == receipt
+        for name, frame in zip(names[1:], sent[1:], strict=True):  # what was held at the kill is held still
+            assert _task(process.http, headers[name])["fence"] == tasks[name]["fence"]
+            receipts[frame] = _send(process.http, headers[name], *frame)
+        assert {receipt["verdict"] for receipt in receipts.values()} == {"accepted"}
+    with contextlib.closing(open_coordinator(load_settings(directory))) as c:
+        until(lambda: not _unmerged(c))
+        with c.database.read() as connection:
+            rows = connection.execute(reports.select()).mappings().all()
+            tasks = work.list_tasks(connection, rows[0]["run_id"])
+    spans = sorted(span for task in tasks for span in task.positions)
+    assert len(rows) == len(receipts) == 9
+    assert {row["verdict"] for row in rows} == {"accepted"}
+    assert all(row["merged_in"] for row in rows)
+    assert [a.end for a in spans[:-1]] == [b.start for b in spans[1:]], "each position once, none left out"
+
+
+def _frame(description, task):
+    return f"/gradient?task={task['task']}&fence={task['fence']}", report(description, task, 0.25)[1]
+
+
+def _send(http, headers, path, body):
+    octets = {**headers, "Content-Type": "application/octet-stream"}
+    return http.post(path, content=body, headers=octets).json()
+
+
+def _task(http, headers):
+    """The worker's task; it may have to wait for the round to end."""
+    answer = until(lambda: (a := http.get("/work", headers=headers)).status_code == 200 and a)
+    return answer.json()
+
+
+def _unmerged(c):
+    with c.database.read() as connection:
+        return ledger.unmerged(connection, runs.get_run(connection).id)
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("directory", ["postgres"], indirect=True)
+def test_a_coordinator_outlives_its_database(directory, start, postgres):
+    """Wrong results: a coordinator that must be restarted, a 500, a password in an answer or in its log."""
+    secret = key(directory, "w1")
+    process = start()
+    worker = bearer(process.http, "w1", secret)
+    description = join(process.http, worker)
+    task = process.http.get("/work", headers=worker).json()
+    key(directory, "w2")  # waits for the disk and takes the claim, which does not, along
+    postgres.kill()
+    try:
+        answers = [
+            process.http.get(path, headers=worker) for path in ("/work", "/health", "/weights/current")
+        ]
+        assert [answer.status_code for answer in answers] == [503] * 3
+        assert answers[0].json()["code"] == "unavailable"
+        assert float(answers[0].headers["retry-after"]) > 0
+    finally:
+        postgres.start()
+    again = process.http.get("/work", headers=worker)
+    assert (again.status_code, again.json().get("fence")) == (200, task["fence"]), again.text
+    _, body = report(description, task, 0.25)
+    path = f"/gradient?task={task['task']}&fence={task['fence']}"
+    octets = {**worker, "Content-Type": "application/octet-stream"}
+    assert process.http.post(path, content=body, headers=octets).json()["verdict"] == "accepted"
+    until(lambda: process.http.get("/weights/current", headers=worker).json()["version"] == 2, seconds=40)
+    until(lambda: process.http.get("/health").status_code == 200, seconds=40)
+    code, err = process.end(signal.SIGTERM)
+    assert code == 0
+    for said in [err, *(answer.text for answer in answers)]:
+        assert "pg-s3cret" not in said
+
+
+@both_databases
 def test_keys_by_command_act_on_a_running_coordinator(directory, start):
     secret = key(directory, "w1")
     process = start()

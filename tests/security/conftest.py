@@ -9,6 +9,7 @@ import logging
 import re
 import shutil
 import sqlite3
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -33,6 +34,9 @@ from bithaul.corpus.build import build_corpus
 from bithaul.corpus.example import Example
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 from bithaul.model.config import ModelConfig
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
+from postgresql_server import postgres, postgres_server  # noqa: F401 - fixtures
 
 START = 1_800_000_000.0
 FENCE = "0" * 32

@@ -29,7 +29,8 @@ GROUPS = {
 PROMISES = {
     1: "unknown client, wrong secret and disabled client are one answer, in one time",
     2: "no secret, code, cookie or token rests in the run's folder or in a log",
-    3: "rotating, disabling or deleting ends every token with the next request, also after a restart",
+    3: "rotating, disabling or deleting ends every token with the next request, also after a restart and "
+    "in a second process",
     4: "an upload that began under a rotated credential is not applied",
     5: "an old secret fails at once, or when its grace ends",
     6: "one way of client authentication; malformed Basic is an ordinary 401",
@@ -140,7 +141,6 @@ ALSO = {
 }
 
 OPEN = {
-    3: "a second process on PostgreSQL is not tested",
     56: "pins are audited against advisories on the disk; fetching new ones is left to `make audit`; "
     "setuptools, which torch asks for, comes with the environment and is not pinned",
     57: "the PowerShell line is checked as text, not run",

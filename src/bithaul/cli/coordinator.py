@@ -47,7 +47,7 @@ def coordinator(
     from bithaul.coordinator.context import open_coordinator
     from bithaul.coordinator.identity.transport import check_public_url
     from bithaul.coordinator.server import Server, bind, url_of
-    from bithaul.coordinator.services.runner import ServiceRunner
+    from bithaul.coordinator.services.runner import ServiceRunner, lead
     from bithaul.coordinator.services.startup import check_run, note_start
     from bithaul.coordinator.settings import load_settings
 
@@ -81,6 +81,7 @@ def coordinator(
             raise Conflict(message, code="already_running") from error
         context = open_coordinator(settings)
         try:
+            lead(context)
             check_run(context)
             note_start(context)
             _ensure_admin(context)

@@ -18,7 +18,7 @@ def open_model(directory: Path, *, threads: int | None) -> LoadedModel:
 
         torch.set_num_threads(threads)
     folders = (directory, directory / "model")
-    if (directory / "coordinator.db").is_file() and not any(
+    if any((directory / name).is_file() for name in ("coordinator.db", "run.json")) and not any(
         (f / "model.safetensors").is_file() for f in folders
     ):
         _publish(directory)

@@ -36,7 +36,7 @@ def list_runs(
     if not root.is_dir():
         raise NotFound(f"There is no folder {root}; name the one that holds your runs with --in.")
     found: list[dict[str, object]] = []
-    for folder in sorted(path.parent for path in root.glob("*/coordinator.db")):
+    for folder in sorted(path for path in root.glob("*") if _holds_run(path)):
         try:
             with opened(folder) as c:
                 view = run_view(c)
@@ -56,6 +56,20 @@ def list_runs(
         print(
             f"{row['dir']:32} {row['state']:9} version {row['version']:<6} {done:>7}  {row['tokens']} tokens"
         )
+
+
+def _holds_run(folder: Path) -> bool:
+    """Its database is a file in it, or one that its settings name."""
+    from bithaul.coordinator.settings import load_settings
+
+    if not folder.is_dir():
+        return False
+    if (folder / "coordinator.db").exists():
+        return True
+    try:
+        return (folder / "bithaul.toml").exists() and bool(load_settings(folder).database_url)
+    except BithaulError:
+        return True  # opening it says what is wrong
 
 
 @app.command()

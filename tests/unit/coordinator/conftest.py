@@ -1,4 +1,4 @@
-"""A real coordinator core on a real SQLite file, with a clock that is moved by hand and scripted workers."""
+"""A real coordinator core on real SQLite or PostgreSQL, with a clock moved by hand and scripted workers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,9 @@ from bithaul.exchange.messages import (
 from bithaul.exchange.weights import WEIGHT_FORMATS, open_weights
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import layout_of
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "servers"))
+from postgresql_server import postgres, postgres_server  # noqa: F401 - fixtures
 
 TINY = ModelConfig(
     vocab_size=16, hidden_size=8, intermediate_size=16, num_layers=1, num_heads=2, context_length=16
@@ -261,7 +265,7 @@ MEMORY = Path("/dev/shm")  # where there is one: a real file system on which fsy
 
 
 @contextmanager
-def houses() -> Iterator[Callable[..., House]]:
+def houses(server: Any = None) -> Iterator[Callable[..., House]]:
     made: list[House] = []
     place = MEMORY if os.access(MEMORY, os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="bithaul-test-", dir=place))
@@ -270,7 +274,11 @@ def houses() -> Iterator[Callable[..., House]]:
         corpus = folder / "corpus"
         if not corpus.exists():
             write_corpus(corpus)
-        house = House(folder / f"run{len(made)}", corpus, **options)
+        directory = folder / f"run{len(made)}"
+        if server is not None:
+            directory.mkdir()
+            (directory / "bithaul.toml").write_text(f'database_url = "{server.fresh()}"\n')
+        house = House(directory, corpus, **options)
         made.append(house)
         return house
 
@@ -282,9 +290,28 @@ def houses() -> Iterator[Callable[..., House]]:
         shutil.rmtree(folder)
 
 
+BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module with `ENGINES = "both"` runs its houses and databases on SQLite and on PostgreSQL."""
+    for name in {"make_house", "database_url"} & set(metafunc.fixturenames):
+        if getattr(metafunc.module, "ENGINES", "") == "both":
+            metafunc.parametrize(name, BOTH, indirect=True)
+
+
 @pytest.fixture
-def make_house() -> Iterator[Callable[..., House]]:
-    with houses() as make:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of an empty database."""
+    if getattr(request, "param", "sqlite") == "postgres":
+        return str(request.getfixturevalue("postgres").fresh(migrated=False))
+    return f"sqlite:///{tmp_path / 'test.db'}"
+
+
+@pytest.fixture
+def make_house(request: pytest.FixtureRequest) -> Iterator[Callable[..., House]]:
+    wanted = getattr(request, "param", "sqlite")
+    with houses(request.getfixturevalue("postgres") if wanted == "postgres" else None) as make:
         yield make
 
 

@@ -21,6 +21,7 @@ from bithaul.exchange.messages import HeartbeatRequest, Verdict
 from bithaul.rounds.leases import LeaseState, TaskState
 
 House = Any
+ENGINES = "both"
 QUIET = 91.0  # a second more than is borne
 
 

@@ -20,6 +20,7 @@ from bithaul.exchange.messages import HeartbeatRequest, LeaseOutcome, RegisterRe
 from bithaul.rounds.leases import LeaseState, TaskState
 
 House = Any
+ENGINES = "both"
 
 
 def beat(house: House, worker: str, task: Any = None, **values: Any) -> Any:

@@ -17,10 +17,12 @@ from bithaul.coordinator.database.tables import workers
 from bithaul.rounds.sizing import DEFAULT_SPEED
 from bithaul.rounds.trust import Standing
 
+ENGINES = "both"
+
 
 @pytest.fixture
-def database(tmp_path: Path) -> Any:
-    opened = Database.open(f"sqlite:///{tmp_path / 'test.db'}", lock_folder=tmp_path)
+def database(database_url: str, tmp_path: Path) -> Any:
+    opened = Database.open(database_url, lock_folder=tmp_path)
     with opened.write() as connection:
         fleet.insert_worker(connection, "ann", now=1.0)
         fleet.insert_worker(connection, "bob", now=2.0)

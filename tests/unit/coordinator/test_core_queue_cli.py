@@ -10,6 +10,7 @@ import pytest
 from bithaul.cli.main import run
 
 House = Any
+ENGINES = "both"
 
 
 @pytest.fixture

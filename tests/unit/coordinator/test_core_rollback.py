@@ -29,6 +29,7 @@ from bithaul.rounds.leases import TaskState
 from bithaul.rounds.trust import Standing
 
 House = Any
+ENGINES = "both"
 KEEP = {"retention_keep": 50}
 
 

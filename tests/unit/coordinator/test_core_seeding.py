@@ -24,6 +24,7 @@ from bithaul.exchange.messages import HeartbeatRequest, LeaseOutcome, RunState, 
 from bithaul.rounds.leases import TaskState
 
 House = Any
+ENGINES = "both"
 
 
 def places(house: House) -> Counter[int]:

@@ -69,7 +69,7 @@ def prepare(
         create_run(
             coordinator,
             CreateRun(
-                run=folder.root.name.lower(),
+                run=folder.root.name.lower()[:64],
                 model=config,
                 recipe=recipe.changed(spec.recipe).model_dump(mode="json"),
                 corpus_dir=folder.corpus,

@@ -145,8 +145,8 @@ class Session:
                 )
         spec = known.model_copy(update={"workers": w.workers or known.workers})
         settings = load_settings(self._folder.root)
-        database = self._folder.root / "coordinator.db"
-        if not settings.database_url and not database.is_file():
+        database = "of database_url" if settings.database_url else self._folder.root / "coordinator.db"
+        if isinstance(database, Path) and not database.is_file():
             raise NotFound(_LOST.format(database=database, state="is missing"))
         with closing(open_coordinator(settings)) as coordinator:
             try:
@@ -154,9 +154,7 @@ class Session:
                     set_budget(coordinator, tokens=w.budget_tokens, seconds=w.budget_seconds)
                 view = progress(coordinator)
             except NotFound as error:
-                raise NotFound(
-                    _LOST.format(database=settings.database_url or database, state="holds no run")
-                ) from error
+                raise NotFound(_LOST.format(database=database, state="holds no run")) from error
         ensure_clients(self._folder, spec.workers)
         if view.state is not RunState.FINISHED:
             self._display.say(f"resuming {known.preset} at version {view.version}, {view.tokens:,} tokens")

@@ -155,7 +155,10 @@ def speed_buckets(
     connection: Connection, *, start: float, width: float, count: int, only: Collection[str] | None = None
 ) -> Mapping[str, Sequence[float | None]]:
     """Mean tokens per second of each worker in `count` buckets of `width` seconds; None without a word."""
-    index = cast((telemetry.c.time - literal(start)) / literal(width), Integer)
+    places = (telemetry.c.time - literal(start)) / literal(width)
+    if connection.dialect.name == "postgresql":  # its cast rounds, SQLite's cuts off
+        places = func.floor(places)
+    index = cast(places, Integer).label("bucket")
     query = (
         select(telemetry.c.worker, index, func.avg(telemetry.c.tokens_per_second))
         .where(

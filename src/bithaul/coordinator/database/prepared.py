@@ -21,18 +21,18 @@ from sqlalchemy.sql.compiler import SQLCompiler
 Values = tuple[Any, ...]
 Process = Callable[[Any], Any]
 MOST_VALUES = 500
+Outputs = tuple[tuple[int, Process], ...]
 _KEY, _NEW = "key_", "new_"  # SQLAlchemy keeps a column's own name for itself in SET
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    """For one dialect. `inputs` and `outputs` convert what the driver does not know, such as JSON."""
+    """For one dialect. `inputs` convert what the driver does not know, such as JSON."""
 
     sql: str
     defaults: dict[str, Any]
     order: tuple[str, ...] | None  # None: the driver takes names
     inputs: tuple[tuple[str, Process], ...]
-    outputs: tuple[tuple[int, Process], ...]
 
 
 class Prepared:
@@ -41,6 +41,7 @@ class Prepared:
     def __init__(self, statement: Executable) -> None:
         self._statement = statement
         self._compiled: dict[str, _Compiled] = {}
+        self._outputs: dict[str, Outputs] = {}
 
     def first(self, connection: Connection, **values: Any) -> Values | None:
         """The first row, or None."""
@@ -49,13 +50,18 @@ class Prepared:
 
     def all(self, connection: Connection, **values: Any) -> list[Values]:
         compiled = self._for(connection.dialect)
-        rows: list[Values] = self._execute(connection, compiled, values).fetchall()
-        if not compiled.outputs:
+        cursor = self._execute(connection, compiled, values)
+        rows: list[Values] = cursor.fetchall()
+        outputs = self._outputs.get(connection.dialect.name)
+        if outputs is None:
+            outputs = _outputs(self._statement, connection.dialect, cursor.description)
+            self._outputs[connection.dialect.name] = outputs
+        if not outputs:
             return rows
         converted = []
         for row in rows:
             changed = list(row)
-            for place, process in compiled.outputs:
+            for place, process in outputs:
                 changed[place] = process(changed[place])
             converted.append(tuple(changed))
         return converted
@@ -77,7 +83,12 @@ class Prepared:
             return driver.execute(compiled.sql, given)
         except errors as error:
             raise DBAPIError.instance(
-                compiled.sql, given, error, errors, dialect=connection.dialect
+                compiled.sql,
+                given,
+                error,
+                errors,
+                hide_parameters=connection.engine.hide_parameters,
+                dialect=connection.dialect,
             ) from error
 
     def _for(self, dialect: Dialect) -> _Compiled:
@@ -90,16 +101,26 @@ class Prepared:
 def _compile(statement: Any, dialect: Dialect) -> _Compiled:
     compiled = statement.compile(dialect=dialect, compile_kwargs={"render_postcompile": True})
     assert isinstance(compiled, SQLCompiler)
-    inputs = [(name, bind.type.bind_processor(dialect)) for bind, name in compiled.bind_names.items()]
-    columns = getattr(statement, "exported_columns", ())
-    outputs = [(i, column.type.result_processor(dialect, None)) for i, column in enumerate(columns)]
+    inputs = [
+        (name, bind.type.dialect_impl(dialect).bind_processor(dialect))
+        for bind, name in compiled.bind_names.items()
+    ]
     return _Compiled(
         sql=str(compiled),
         defaults=dict(compiled.params),
         order=tuple(compiled.positiontup) if compiled.positiontup is not None else None,
         inputs=tuple((name, process) for name, process in inputs if process is not None),
-        outputs=tuple((i, process) for i, process in outputs if process is not None),
     )
+
+
+def _outputs(statement: Any, dialect: Dialect, description: Sequence[Any]) -> Outputs:
+    """What converts a row's values; it depends on how the driver delivers them, as `description` says."""
+    columns = getattr(statement, "exported_columns", ())
+    found = [
+        (i, column.type.dialect_impl(dialect).result_processor(dialect, about[1]))
+        for i, (column, about) in enumerate(zip(columns, description, strict=True))
+    ]
+    return tuple((i, process) for i, process in found if process is not None)
 
 
 def update_row(connection: Connection, table: Table, key: dict[str, Any], values: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Text, bindparam, func, insert, select, type_coerce
+from sqlalchemy import Connection, Text, bindparam, cast, func, insert, select
 
 from bithaul.coordinator.database.prepared import Prepared, update_row
 from bithaul.coordinator.database.tables import leases, reports, runs, shards, tasks
@@ -128,7 +128,7 @@ class ShardRow:
 _FIELDS = [field.name for field in fields(RunRow)]
 _PARSED = {"model", "recipe", "merge_options"}  # JSON that does not change: parsed once, not at every poll
 _RUN = Prepared(
-    select(*(type_coerce(runs.c[name], Text) if name in _PARSED else runs.c[name] for name in _FIELDS))
+    select(*(cast(runs.c[name], Text) if name in _PARSED else runs.c[name] for name in _FIELDS))
     .order_by(runs.c.id.desc())
     .limit(1)
 )

@@ -71,6 +71,8 @@ def _files(c: Coordinator) -> Iterator[Finding]:
         yield Finding(str(toml), f"Others on this machine can change it; run: chmod go-w {toml}")
     if toml.exists() and _mode(toml) & 0o044 and "oidc_client_secret" in toml.read_text(encoding="utf-8"):
         yield Finding(str(toml), f"Others can read the provider's secret in it; run: chmod go-r {toml}")
+    if toml.exists() and _mode(toml) & 0o044 and "database_url" in toml.read_text(encoding="utf-8"):
+        yield Finding(str(toml), f"Others can read the database's password in it; run: chmod go-r {toml}")
     if (folder / secretfiles.FIRST_PASSWORD).exists():
         note = folder / secretfiles.FIRST_PASSWORD
         yield Finding(str(note), "The first password still lies in a file; sign in and change it.")

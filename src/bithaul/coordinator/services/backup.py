@@ -73,7 +73,7 @@ def create_backup(
     if c.settings.database_url:
         raise InvalidConfig(
             "This run keeps its rows in the database of the setting database_url; back that up with its own "
-            "tools, and the run's folder beside it."
+            "tools, such as pg_dump for PostgreSQL, and then the run's folder beside it."
         )
     if out.exists() or out.is_symlink():
         raise Conflict(f"{out} exists and is not overwritten; name a new file.")

@@ -1,14 +1,15 @@
 """Background services: each runs at start and then on its interval, in its own thread, for itself.
 
 A failure is logged, stored as the service's last result and tried again, each time after twice the pause, up
-to `LONGEST_PAUSE`; it never stops another service. Only one process may run the services of a folder. `stop`
-returns when every thread has ended.
+to `LONGEST_PAUSE`; it never stops another service. Only one process may run the services of a folder, and of
+a database that is not in it. `stop` returns when every thread has ended.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 STORE_EVERY = 10.0  # seconds between stored results that say the same
 REST = 3.0  # times what a pass took: a thousand workers wake the merger more often than it can look
 BACKUP_LOOK = 60.0  # seconds between looks at whether a backup is due
+LEAD_TRIES = 5  # a second apart
+OTHER_LEADS = "Another coordinator serves this database; stop it first, or name another one in database_url."
 LONGEST_PAUSE = 10.0  # seconds between tries of a failing service, or its interval if that is longer
 
 
@@ -71,13 +74,18 @@ class ServiceRunner:
         return cls(c, standard_services(c))
 
     def start(self) -> None:
-        """Raises `Conflict` when another process runs the services of this folder."""
+        """Raises `Conflict` when another process runs the services of this folder or database."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise Conflict(
                 f"Another coordinator is serving {self._c.settings.directory}; stop it first."
             ) from None
+        try:
+            lead(self._c)
+        except BithaulError:
+            self._lock.release()
+            raise
         for service in self._services:
             thread = threading.Thread(target=self._loop, args=(service,), name=service.name, daemon=True)
             self._threads.append(thread)
@@ -94,6 +102,7 @@ class ServiceRunner:
             thread.join(max(0.0, end - self._c.clock.monotonic()))
         ended = not any(thread.is_alive() for thread in self._threads)
         if ended:
+            self._c.database.resign()
             self._lock.release()
         return ended
 
@@ -116,6 +125,7 @@ class ServiceRunner:
         """One pass. The result is stored when it is news or the stored one is old; returns what is stored."""
         began = self._c.clock.monotonic()
         try:
+            lead(self._c, tries=1)
             ok, message = True, service.work(self._c)
         except BithaulError as error:
             ok, message = False, error.message
@@ -140,3 +150,16 @@ class ServiceRunner:
 def pause(interval: float, failures: int) -> float:
     """Seconds until the next try after so many failures in a row."""
     return max(interval, min(LONGEST_PAUSE, interval * 2.0 ** min(failures, 30)))
+
+
+def lead(c: Coordinator, *, tries: int | None = None) -> None:
+    """Raises `Conflict` when another coordinator serves the database.
+
+    One that was killed a moment ago may still be known to it, so it is asked again.
+    """
+    for left in reversed(range(tries or LEAD_TRIES)):
+        if c.database.lead():
+            return
+        if left:
+            time.sleep(1.0)
+    raise Conflict(OTHER_LEADS)

@@ -34,8 +34,10 @@ def create(
     """Write a run into one file that holds no secret, while the coordinator serves."""
     from bithaul.coordinator.services.archive import DATABASE
     from bithaul.coordinator.services.backup import create_backup
+    from bithaul.coordinator.settings import load_settings
 
-    if directory.is_dir() and not (directory / DATABASE).is_file():  # opening would make one
+    known = (directory / DATABASE).is_file() or (directory.is_dir() and load_settings(directory).database_url)
+    if directory.is_dir() and not known:  # opening would make one
         raise NotFound(f"There is no run in {directory}; name the folder of one.")
     with opened(directory) as c, _telling("writing") as (on_size, on_progress):
         made = create_backup(c, out, on_size=on_size, on_progress=on_progress)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bithaul.cli.local.folder import RunFolder
 from bithaul.cli.main import run
+from bithaul.errors import Conflict
 
 House = Any
 ENGINES = "both"
@@ -124,3 +127,24 @@ def test_a_wrong_option_of_up_lists_the_known_ones(
     assert ended.value.code == 2
     assert says in json.loads(capsys.readouterr().out)["detail"]
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_new_folder_may_hold_its_settings(tmp_path: Path) -> None:
+    """Catches `bithaul up` that refuses the folder in which its database was just named."""
+    (tmp_path / "bithaul.toml").write_text("port = 0\n")
+    RunFolder(tmp_path).begin_preparation()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").write_text("mine")
+    with pytest.raises(Conflict, match="notes"):
+        RunFolder(other).begin_preparation()
+
+
+def test_a_backup_says_whose_business_it_is(house: House, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches "There is no run here" of a run whose rows are in PostgreSQL."""
+    if not house.c.settings.database_url:
+        return
+    with pytest.raises(SystemExit) as stop:
+        run(["backup", "create", "--dir", str(house.directory), "--out", str(house.directory / "x")])
+    assert stop.value.code == 2
+    assert "pg_dump" in capsys.readouterr().err

@@ -76,11 +76,12 @@ def together(*work_on: Callable[[], None]) -> None:
         except Exception as error:  # noqa: BLE001 - raised below
             failures.append(error)
 
-    threads = [threading.Thread(target=guarded, args=(one,)) for one in work_on]
+    threads = [threading.Thread(target=guarded, args=(one,), daemon=True) for one in work_on]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads), "they wait for each other"
     if failures:
         raise failures[0]
 

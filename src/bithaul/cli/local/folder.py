@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bithaul.corpus.augment import Augmentation
 from bithaul.errors import Conflict, CorruptFile, InvalidInput
 
+_SETTINGS = "bithaul.toml"
 _LOCK = "up.lock"
 
 
@@ -101,9 +102,12 @@ class RunFolder:
         return self.root / "preparing"
 
     def begin_preparation(self) -> None:
-        """Claim a folder that is empty or whose preparation was interrupted; any other is a `Conflict`."""
+        """Claim a folder that is empty or whose preparation was interrupted; any other is a `Conflict`.
+
+        A settings file may lie in it: what it says, such as where the database is, counts from the start.
+        """
         if not self._preparing.exists():
-            foreign = sorted(p.name for p in self.root.iterdir() if p.name != _LOCK)
+            foreign = sorted(p.name for p in self.root.iterdir() if p.name not in (_LOCK, _SETTINGS))
             if foreign:
                 raise Conflict(
                     f"{self.root} holds no run but other files ({foreign[0]}); nothing was touched. "

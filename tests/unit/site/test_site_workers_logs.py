@@ -8,18 +8,23 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import insert, select, text
 from starlette.testclient import TestClient
 
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database import logbook
+from bithaul.coordinator.database import fleet, logbook
 from bithaul.coordinator.database.tables import leases, logs, workers
 from bithaul.coordinator.identity.tables import audit
 from bithaul.coordinator.queries.logbook import log_page, log_tail, make_filter
+from bithaul.coordinator.queries.machines import state_of
 from bithaul.coordinator.queries.workerpage import worker_page
 from bithaul.errors import InvalidInput, NotFound
+
+NOW = 1_795_000_000.0  # the clock of these coordinators
+STATES = {"kitchen-laptop": "stalled", "lab-xeon": "gone"}
 
 
 @pytest.fixture
@@ -82,6 +87,50 @@ def test_drain_resume_and_gone_do_it_audit_it_and_say_so(own: Coordinator, visit
         query = select(leases.c.state).where(leases.c.worker == "kitchen-laptop", leases.c.state == "open")
         assert connection.execute(query).first() is None
     assert worker_page(own, "kitchen-laptop").machine.state == "gone"
+
+
+@pytest.mark.parametrize("name", ["kitchen-laptop", "lab-xeon"])
+def test_a_drained_machine_is_resumed_whatever_else_it_is(own: Coordinator, visit, name: str) -> None:
+    """Catches: a drained machine that is stalled or gone, which nothing shows and no button resumes."""
+    site = visit(own)
+    site.post(f"/admin/workers/{name}/drain")
+    machine = worker_page(own, name).machine
+    assert (machine.state, machine.drained) == (STATES[name], True)
+    for path in (f"/admin/workers/{name}", f"/admin/workers?q={name}"):
+        text = site.get(path).text
+        assert f"Give {name} work again?" in text, path
+        assert f"Drain {name}?" not in text, path
+        assert ">drained</span>" in text, path
+    site.post(f"/admin/workers/{name}/resume")
+    assert not worker_page(own, name).machine.drained
+    assert f"Drain {name}?" in site.get(f"/admin/workers/{name}").text
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "state"),
+    [
+        ({}, None, "idle"),
+        ({}, 7, "training"),
+        ({"drained": True}, None, "drained"),
+        ({"drained": True}, 8, "stalled"),
+        ({"drained": True}, 7, "drained"),
+        ({"drained": True, "gone": True}, 8, "gone"),
+        ({"gone": True}, None, "gone"),
+        ({"rest_until": NOW + 30, "drained": True}, None, "drained"),
+        ({"rest_until": NOW + 30}, None, "resting"),
+        ({"ready": False}, None, "calibrating"),
+    ],
+)
+def test_one_word_for_a_worker(
+    c: Coordinator, changes: dict[str, object], task: int | None, state: str
+) -> None:
+    """Task 7 got further just now, task 8 long ago."""
+    with c.database.read() as connection:
+        row = next(w for w in fleet.list_workers(connection) if w.id == "desk-ryzen")
+    plain = {"activity": "idle", "ready": True, "drained": False, "gone": False, "rest_until": 0.0}
+    moved = NOW - (600 if task == 8 else 1)
+    row = replace(row, **(plain | changes))
+    assert state_of(row, task=task, moved_at=moved, patience=120, now=NOW)[0] == state
 
 
 def test_a_machine_is_set_aside_restored_and_trusted(own: Coordinator, visit) -> None:

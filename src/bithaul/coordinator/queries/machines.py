@@ -44,6 +44,7 @@ class MachineNow(BaseModel):
     name: str
     state: str
     why: str  # one sentence where the state needs one
+    drained: bool  # gets no more work until resumed; `state` may be a graver word
     last_seen: float
     speed: float  # tokens per second over finished tasks
     task: TaskNow | None
@@ -111,6 +112,7 @@ class Seen:
             name=self.row.id,
             state=self.state,
             why=self.why,
+            drained=self.row.drained,
             last_seen=self.row.last_seen,
             speed=self.row.speed,
             task=None if self.lease is None else _task(self.lease, self.moved_at),
@@ -231,6 +233,7 @@ def _machine(
         name=row.id,
         state=seen.state,
         why=seen.why,
+        drained=row.drained,
         last_seen=row.last_seen,
         registered_at=row.registered_at,
         device=str(told.get("device", "")),

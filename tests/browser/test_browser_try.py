@@ -82,6 +82,18 @@ def test_a_sentence_is_tried_on_the_newest_version(open_tab, coordinator) -> Non
     tab.assert_quiet()
 
 
+def test_a_sentence_is_tried_without_script(open_tab, coordinator) -> None:
+    """Catches: a form that only the script makes a POST; without it the token stands in the address."""
+    page = open_tab(java_script_enabled=False).go("/admin/runs")
+    page.get_by_label("A request, as a driver would say it").fill(SENTENCES[0])
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_selector("#answer .answer")
+    assert page.url == coordinator.url + "/admin/runs/try"
+    assert str(classified(coordinator)[0]["intent"]) in page.locator("#answer").inner_text()
+    assert page.locator("[name=sentence]").input_value() == SENTENCES[0]
+    assert page.locator("h1").count() == 1
+
+
 def test_why_there_is_no_answer_is_said_in_its_place(open_tab, coordinator) -> None:
     """Catches: a button that does nothing that one can see."""
     tokenizer = coordinator.folder / "corpus" / "tokenizer.json"

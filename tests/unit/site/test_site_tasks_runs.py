@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -20,6 +21,7 @@ from bithaul.coordinator.queries.machines import machines
 from bithaul.coordinator.queries.runpage import run_page, version_page
 from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
 from bithaul.coordinator.queries.ternary import ternary
+from bithaul.coordinator.site.environment import make_environment
 from bithaul.errors import InvalidInput, NotFound
 from bithaul.exchange.weights import open_weights
 
@@ -179,9 +181,48 @@ def test_weights_are_downloaded_whole(with_weights: Coordinator, visit) -> None:
 def test_the_try_box_refuses_in_words(own: Coordinator, visit) -> None:
     site = visit(own)
     for sentence in ("", "x" * 401):
-        answer = site.post("/admin/runs/try", data={"sentence": sentence})
+        answer = site.post("/admin/runs/try", data={"sentence": sentence}, headers={"hx-request": "true"})
         assert answer.status_code == 422
         assert "Write a sentence" in answer.text
+        assert "<html" not in answer.text
+        assert answer.headers["bithaul-part"] == "answer"
+
+
+def test_the_try_box_answers_a_browser_without_script_with_a_page(own: Coordinator, visit) -> None:
+    """Catches: an answer without a page around it, and one that forgets what was asked."""
+    answer = visit(own).post("/admin/runs/try", data={"sentence": "x<b>" * 101})
+    assert answer.status_code == 422
+    assert answer.text.count("<h1>") == 1
+    assert "Write a sentence" in answer.text
+    assert "x&lt;b&gt;</textarea>" in answer.text
+    assert 'hx-get="/admin/runs"' in answer.text, "a refresh does not ask again"
+    assert "bithaul-part" not in answer.headers
+
+
+def forms() -> list[tuple[str, str, str]]:
+    """Of every form of every template: the template's name, the opening tag, what is in the form."""
+    environment = make_environment(_NoAssets())  # type: ignore[arg-type]
+    found = []
+    for name in environment.list_templates():
+        source = environment.loader.get_source(environment, name)[0]
+        found += [(name, tag, body) for tag, body in re.findall(r"(<form\b.*?>)(.*?)</form>", source, re.S)]
+    return found
+
+
+class _NoAssets:
+    def address(self, name: str) -> str:
+        return name
+
+
+def test_no_form_sends_its_token_in_an_address() -> None:
+    """Catches: a form that only the script makes a POST; without it the token stands in the address."""
+    carrying = [(name, tag) for name, tag, body in forms() if "csrf_token" in body]
+    assert len(carrying) >= 8
+    for name, tag in carrying:
+        assert 'method="post"' in tag, (name, tag)
+        assert re.search(r' action="[/{]', tag), (name, tag)
+    for name, tag, body in forms():
+        assert ("csrf_token" in body) == ('method="post"' in tag), (name, tag)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from bithaul.coordinator.commands.steer import pause_run, pin_version, resume_ru
 from bithaul.coordinator.commands.try_model import LONGEST, Trial
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.queries.blobs import weights_blob
-from bithaul.coordinator.queries.runpage import run_page, version_page
+from bithaul.coordinator.queries.runpage import RunPageView, run_page, version_page
 from bithaul.coordinator.queries.ternary import TernaryView, ternary
 from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.export import export
@@ -29,7 +29,8 @@ Number = Annotated[int, Path(ge=1, le=10**15)]
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
 RUNS = f"{ADMIN_HOME}/runs"
 MOST = 5000  # rows of one export
-PART = "bithaul-part"  # an error with this header is a part of the page, and its script shows it there
+PART = "bithaul-part"  # an answer with this header is a part of the page, and its script shows it there
+SCRIPTED = "hx-request"  # the header by which the pages' script says that it asks for a part
 
 
 def run_pages(router: APIRouter, frame: Frame) -> None:
@@ -41,7 +42,7 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
     async def runs(request: Request, before: Key = None, kept: str = "") -> Response:
         def build() -> dict[str, object]:
             view = run_page(c, before=before, kept=bool(kept))
-            return {"view": view, "asked": {"kept": kept}, "paged": before is not None, "longest": LONGEST}
+            return _page(view, kept=kept, paged=before is not None)
 
         return await frame.show(request, "runs.html", build)
 
@@ -55,15 +56,24 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
 
     @router.post(f"{RUNS}/try")
     async def ask(request: Request) -> Response:
-        await frame.visits.admin(request)
+        """The answer as a part of the page for its script, as a whole page for a browser without one."""
+        session = await frame.visits.admin(request)
         sentence = (await read_form(request)).get("sentence", "")
+        found: dict[str, object] = {"answer": None, "trouble": "", "status": 200}
         try:
-            answer = await run_in_threadpool(trial.ask, sentence)
+            found["answer"] = await run_in_threadpool(trial.ask, sentence)
         except BithaulError as error:
-            part = frame.pages.show("answer.html", status=error.http_status, trouble=error.message)
+            found |= {"trouble": error.message, "status": error.http_status}
+        if SCRIPTED in request.headers:
+            part = frame.pages.show("answer.html", **found)  # type: ignore[arg-type]
             part.headers[PART] = "answer"
             return part
-        return frame.pages.show("answer.html", answer=answer, trouble="")
+
+        def build() -> Response:
+            values = _page(run_page(c), tried=True, sentence=sentence[:LONGEST]) | found | {"here": RUNS}
+            return frame.render(request, session, "runs.html", values)
+
+        return await run_in_threadpool(build)
 
     @router.post(f"{RUNS}/pause")
     async def pause(request: Request) -> Response:
@@ -111,6 +121,14 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
     @router.post(f"{RUNS}/{{version}}/rollback")
     async def rollback(request: Request, version: Number) -> Response:
         return await frame.act(request, lambda s: roll_back(c, version, actor=s.name), back=RUNS)
+
+
+def _page(
+    view: RunPageView, *, kept: str = "", paged: bool = False, tried: bool = False, sentence: str = ""
+) -> dict[str, object]:
+    """Values of the page of runs; `tried`: it shows what came of `sentence`."""
+    values = {"view": view, "asked": {"kept": kept}, "paged": paged, "longest": LONGEST}
+    return values | {"tried": tried, "sentence": sentence, "answer": None, "trouble": ""}
 
 
 class _Pictures:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 from dataclasses import replace
 
@@ -216,6 +217,66 @@ def test_the_banner_tells_when_the_coordinator_is_away_and_back(open_tab, coordi
     coordinator.start()
     page.wait_for_selector("#away", state="hidden", timeout=30_000)
     assert page.evaluate("window.__violations") == []
+
+
+def test_a_coordinator_that_hangs_is_told_too(open_tab, coordinator) -> None:
+    """Catches: a page that waits for ever and says "updated a minute ago" meanwhile."""
+    page = open_tab().go("/admin")
+    page.locator("[data-interval]").select_option("2")
+    coordinator.process.send_signal(signal.SIGSTOP)
+    try:
+        page.wait_for_selector("#away:not([hidden])", timeout=30_000)
+        assert "does not answer" in page.locator("#away").inner_text()
+    finally:
+        coordinator.process.send_signal(signal.SIGCONT)
+    page.wait_for_selector("#away", state="hidden", timeout=30_000)
+
+
+def ask(page) -> None:
+    page.get_by_label("A request, as a driver would say it").fill("take me to dallas")
+    page.get_by_role("button", name="Ask").click()
+
+
+def test_the_try_box_tells_when_the_coordinator_is_away(open_tab, coordinator) -> None:
+    """Catches: a button that does nothing that one can see. No refresh helps here: it is off."""
+    page = open_tab().go("/admin/runs")
+    page.locator("[data-interval]").select_option("0")
+    coordinator.stop()
+    ask(page)
+    page.wait_for_selector("#away:not([hidden])")
+    assert page.locator("#away").inner_text() == "The coordinator does not answer. Try again in a moment."
+    coordinator.start()
+    refresh(page)
+    page.wait_for_selector("#away", state="hidden")
+
+
+def test_an_error_is_not_called_silence(open_tab) -> None:
+    """Catches: "does not answer" about a coordinator that has answered."""
+    page = open_tab().go("/admin/runs")
+    page.locator("[data-interval]").select_option("0")
+    page.route("**/admin/runs", lambda route: route.fulfill(status=500, body="broken"))
+    refresh(page)
+    page.wait_for_selector("#away:not([hidden])")
+    text = page.locator("#away").inner_text()
+    assert text.startswith("The coordinator answered with an error (500). What you see is from")
+    page.unroute("**/admin/runs")
+    refresh(page)
+    page.wait_for_selector("#away", state="hidden")
+    page.route("**/admin/runs/try", lambda route: route.fulfill(status=500, body="broken"))
+    ask(page)
+    page.wait_for_selector("#away:not([hidden])")
+    assert page.locator("#away").inner_text().startswith("The coordinator answered with an error (500).")
+    assert page.locator("#answer").inner_text() == ""
+
+
+def test_a_sentence_of_somebody_signed_out_brings_no_second_page(open_tab) -> None:
+    """Catches: a sign-in form swapped into the try box."""
+    page = open_tab().go("/admin/runs")
+    page.locator("[data-interval]").select_option("0")
+    page.context.clear_cookies()
+    ask(page)
+    page.wait_for_selector("#away:not([hidden])")
+    assert page.locator("input[type=password]").count() == 0
 
 
 def test_signed_out_is_said_and_the_page_stays(open_tab, coordinator) -> None:

@@ -58,8 +58,9 @@
       away.append(a);
     }
   };
-  const failed = () => {
-    say(`The coordinator does not answer. What you see is from ${clock(new Date(updated))}; trying again${seconds() ? ` every ${seconds()} s` : " when you press r"}.`);
+  const trouble = (xhr) => (xhr.status ? `The coordinator answered with an error (${xhr.status}).` : "The coordinator does not answer.");
+  const failed = (xhr) => {
+    say(`${trouble(xhr)} What you see is from ${clock(new Date(updated))}; trying again${seconds() ? ` every ${seconds()} s` : " when you press r"}.`);
     clearTimeout(timer);
     if (seconds() && !document.hidden) timer = setTimeout(refresh, seconds() * 1000);
   };
@@ -73,7 +74,6 @@
       else plan();
     });
     document.addEventListener("htmx:beforeSwap", (event) => { // fires on the target, not on who asked
-      if (event.detail.requestConfig.elt !== refresher) return;
       const asked = new URL(event.detail.pathInfo.finalRequestPath, location.href).pathname;
       const got = event.detail.xhr.responseURL ? new URL(event.detail.xhr.responseURL).pathname : asked;
       if (got !== asked || event.detail.xhr.status === 401) {
@@ -83,8 +83,8 @@
       }
     });
     refresher.addEventListener("htmx:afterRequest", (event) => {
-      if (!event.detail.successful) { failed(); return; }
       if (signedOut) return;
+      if (!event.detail.successful) { failed(event.detail.xhr); return; }
       say("");
       updated = Date.now();
       const date = Date.parse(event.detail.xhr.getResponseHeader("date") || "");
@@ -98,6 +98,14 @@
     }, 1000);
     plan();
   }
+  const polls = (event) => "X-Auto-Refresh" in event.detail.requestConfig.headers;
+  for (const name of ["htmx:sendError", "htmx:timeout", "htmx:responseError"]) { // what somebody asked for is told at once
+    document.addEventListener(name, (event) => {
+      const { xhr } = event.detail;
+      if (!polls(event) && !signedOut && !xhr.getResponseHeader("bithaul-part")) say(`${trouble(xhr)} Try again in a moment.`);
+    });
+  }
+  document.addEventListener("htmx:afterRequest", (event) => { if (!polls(event) && !signedOut && event.detail.successful) say(""); });
   document.addEventListener("htmx:beforeSwap", (event) => { // an error that is a part of the page is shown in its place
     if (event.detail.xhr.getResponseHeader("bithaul-part")) event.detail.shouldSwap = true;
   });

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, insert
 
 from bithaul.coordinator.commands.heartbeat import heartbeat
+from bithaul.coordinator.database import logbook
+from bithaul.coordinator.database.logbook import LEVELS, LogFilter
+from bithaul.coordinator.database.tables import logs
 from bithaul.exchange.messages import HeartbeatRequest
 
 House = Any
@@ -104,6 +108,40 @@ def test_a_copy_is_looked_up_by_its_hash(house: House, asked: list[str]) -> None
     work(house)
     hashed = [plan for statement, plan in plans(house, asked) if "payload_sha256 = " in statement]
     assert any("ix_reports_payload_run" in plan for plan in hashed)
+
+
+@pytest.mark.parametrize("since", [None, 5.0])
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (LogFilter(level="error"), "ix_logs_level (level=?"),
+        (LogFilter(level="warning"), "ix_logs_level (level=?"),
+        (LogFilter(worker="ann"), "ix_logs_worker_level (worker=? AND level=?"),
+        (LogFilter(worker="ann", level="error"), "ix_logs_worker_level (worker=? AND level=?"),
+    ],
+)
+def test_log_entries_are_read_in_the_order_of_an_index(
+    house: House, asked: list[str], wanted: LogFilter, index: str, since: float | None
+) -> None:
+    """Catches: a million entries looked at for the few errors among them, to show them or to count them."""
+    with house.c.database.write() as connection:
+        values = {"received_at": 9.0, "time": 9.0, "worker": "ann", "event": "x", "fields": "{}"}
+        connection.execute(insert(logs), [values | {"level": level} for level in LEVELS])
+    wanted = replace(wanted, since=since)
+    with house.c.database.read() as connection:
+        asked.clear()
+        assert logbook.page(connection, wanted, count=9)
+        assert logbook.page(connection, wanted, count=9, before=5)
+        logbook.page(connection, wanted, count=9, after=1)
+        assert sum(logbook.level_counts(connection, wanted).values()) == 4
+    read = [plan for statement, plan in plans(house, asked) if "logs.event" in statement]
+    counted = [plan for statement, plan in plans(house, asked) if "count(*)" in statement]
+    assert read
+    assert [plan for plan in read if index not in plan] == []
+    assert [
+        plan for plan in counted if re.search(r"(SCAN|SEARCH) logs\b(?!.*ix_logs_\w*level \()", plan)
+    ] == []
+    assert len([plan for plan in counted if "ix_logs" in plan]) == len(LEVELS)
 
 
 def test_the_check_itself_sees_a_scan(

@@ -18,6 +18,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, logbook
 from bithaul.coordinator.database.tables import leases, logs, workers
 from bithaul.coordinator.identity.tables import audit
+from bithaul.coordinator.queries import logbook as logbook_query
 from bithaul.coordinator.queries.logbook import log_page, log_tail, make_filter
 from bithaul.coordinator.queries.machines import state_of
 from bithaul.coordinator.queries.workerpage import worker_page
@@ -286,6 +287,27 @@ def test_a_million_rows_page_as_fast_as_a_thousand(make_coordinator: Callable[..
     assert view.searched_to is not None
     assert view.older is not None, "what was not searched yet is a click away"
     assert log_page(c, make_filter(c, text="event 77"), bounded=False, count=5000).searched_to is None
+
+
+def test_counts_end_at_a_bound_and_never_contradict_the_rows(
+    own: Coordinator, visit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: "more than 0 error" above rows that are errors."""
+    monkeypatch.setattr(logbook, "MOST_COUNTED", 50)
+    monkeypatch.setattr(logbook_query, "MOST_COUNTED", 50)
+    write_logs(own, ("w9", "error", "first"), *(("w9", "info", "hay") for _ in range(60)))
+    write_logs(own, *(("w9", "warning", "hm") for _ in range(50)))
+    view = log_page(own, make_filter(own, worker="w9", level="error"))
+    assert [line.event for line in view.lines] == ["first"]
+    assert view.counts == {"debug": 0, "info": 50, "warning": 50, "error": 1}
+    assert view.more == ["info"]
+    text = visit(own).get("/admin/logs?worker=w9&level=error").text
+    assert ">more than 50 info<" in text
+    assert ">50 warning<" in text
+    assert ">1 error<" in text
+    both = log_page(own, make_filter(own, worker="w9", level="warning"), count=51)
+    assert [line.level for line in both.lines] == ["warning"] * 50 + ["error"]
+    assert log_page(own, make_filter(own, worker="w9", level="error", period="15m")).counts["info"] == 50
 
 
 def test_a_search_goes_on_where_it_stopped_and_finds_everything_once(

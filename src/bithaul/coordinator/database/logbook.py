@@ -1,13 +1,14 @@
 """Log entries as an operator searches them: filters, pages by key, counts per level. Reads only.
 
 A page is found by the primary key from where the last one ended, so the hundredth page of a million rows
-costs what the first does. Counting stops at a bound: beyond it a person reads "more than". No index helps to
-find text, so it is looked for in one stretch of entries at a time, and a person goes on from its end.
+costs what the first does. One level, of all workers or of one, has an index in the same order. Counting a
+level stops at a bound: beyond it a person reads "more than". No index helps to find text, so it is looked
+for in one stretch of entries at a time, and a person goes on from its end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from sqlalchemy import Connection, Select, func, select
 from bithaul.coordinator.database.tables import logs
 
 LEVELS = ("debug", "info", "warning", "error")
-MOST_COUNTED = 50_000  # newest matching rows that counts look at
+MOST_COUNTED = 10_000  # rows of each level, where a count ends
 MOST_SEARCHED = 100_000  # entries of one stretch: a third of a second
 
 
@@ -58,7 +59,8 @@ class LogRow:
     fields: str  # JSON object
 
 
-def _matching(wanted: LogFilter, within: Stretch | None) -> Select[Any]:
+def _matching(wanted: LogFilter, level: str | None, first: int | None, within: Stretch | None) -> Select[Any]:
+    """Entries of one `level`, None for any, from id `first` on."""
     query = select(
         logs.c.id,
         logs.c.received_at,
@@ -70,10 +72,12 @@ def _matching(wanted: LogFilter, within: Stretch | None) -> Select[Any]:
     )
     if within is not None:
         query = query.where(logs.c.id >= within.first, logs.c.id < within.end)
+    if first is not None:
+        query = query.where(logs.c.id >= first)
     if wanted.worker:
         query = query.where(logs.c.worker == wanted.worker)
-    if wanted.level in LEVELS[1:]:
-        query = query.where(logs.c.level.in_(LEVELS[LEVELS.index(wanted.level) :]))
+    if level is not None:
+        query = query.where(logs.c.level == level)
     if wanted.text:
         query = query.where(
             logs.c.event.icontains(wanted.text, autoescape=True)
@@ -95,25 +99,54 @@ def page(
     after: int | None = None,
     within: Stretch | None = None,
 ) -> list[LogRow]:
-    """Newest first: the rows just older than id `before`, or just newer than `after`."""
-    query = _matching(wanted, within).limit(count)
-    if after is not None:
-        rows = connection.execute(query.where(logs.c.id > after).order_by(logs.c.id))
-        return [LogRow(*row) for row in rows][::-1]
-    if before is not None:
-        query = query.where(logs.c.id < before)
-    return [LogRow(*row) for row in connection.execute(query.order_by(logs.c.id.desc()))]
+    """Newest first: the rows just older than id `before`, or just newer than `after`.
+
+    One level is read in the order of its index, so several are asked for one by one and laid together.
+    """
+    first = _first_since(connection, wanted)
+    levels: Sequence[str | None] = [None]
+    if wanted.worker or wanted.level in LEVELS[1:]:
+        levels = LEVELS[LEVELS.index(wanted.level) :]
+    rows: list[LogRow] = []
+    for level in levels:
+        query = _matching(wanted, level, first, within).limit(count)
+        if after is not None:
+            query = query.where(logs.c.id > after).order_by(logs.c.id)
+        else:
+            query = query.order_by(logs.c.id.desc())
+        if before is not None and after is None:
+            query = query.where(logs.c.id < before)
+        rows += [LogRow(*row) for row in connection.execute(query)]
+    rows.sort(key=lambda row: row.id, reverse=after is None)
+    return rows[:count] if after is None else rows[:count][::-1]
 
 
 def level_counts(
     connection: Connection, wanted: LogFilter, *, within: Stretch | None = None
 ) -> Mapping[str, int]:
-    """Of the newest `MOST_COUNTED` rows that match apart from the level, how many have each."""
-    everything = LogFilter(wanted.worker, "debug", wanted.text, wanted.since, wanted.until)
-    newest = _matching(everything, within).order_by(logs.c.id.desc()).limit(MOST_COUNTED).subquery()
-    query = select(newest.c.level, func.count()).group_by(newest.c.level)
-    found = {str(level): int(count) for level, count in connection.execute(query)}
-    return {level: found.get(level, 0) for level in LEVELS}
+    """How many rows match apart from the level, by level; without a stretch up to `MOST_COUNTED` + 1."""
+    first = _first_since(connection, wanted)
+    if within is not None:
+        whole = _matching(wanted, None, first, within).order_by(logs.c.id.desc()).limit(MOST_SEARCHED)
+        rows = whole.subquery()
+        query = select(rows.c.level, func.count()).group_by(rows.c.level)
+        found = {str(level): int(count) for level, count in connection.execute(query)}
+        return {level: found.get(level, 0) for level in LEVELS}
+    counts = {}
+    for level in LEVELS:
+        some = _matching(wanted, level, first, None).with_only_columns(logs.c.id).limit(MOST_COUNTED + 1)
+        query = select(func.count()).select_from(some.subquery())
+        counts[level] = int(connection.execute(query).scalar_one())
+    return counts
+
+
+def _first_since(connection: Connection, wanted: LogFilter) -> int | None:
+    """The first id received since the wanted time: ids grow with time, and older ones are not looked at."""
+    if wanted.since is None:
+        return None
+    query = select(logs.c.id).where(logs.c.received_at >= wanted.since)
+    first = connection.execute(query.order_by(logs.c.received_at, logs.c.id).limit(1)).scalar_one_or_none()
+    return newest_id(connection) + 1 if first is None else int(first)
 
 
 def newest_id(connection: Connection) -> int:

@@ -286,6 +286,8 @@ logs = Table(
     Column("event", String(200), nullable=False),
     Column("fields", Text, nullable=False),  # JSON object
     Index("ix_logs_worker_received", "worker", "received_at"),
+    Index("ix_logs_level", "level", "id"),
+    Index("ix_logs_worker_level", "worker", "level", "id"),
 )
 
 service_results = Table(

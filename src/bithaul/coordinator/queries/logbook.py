@@ -42,7 +42,7 @@ class LogView(BaseModel):
     now: float
     lines: list[LogLine]
     counts: Mapping[str, int]
-    counted_all: bool  # False: counts are of the newest rows only
+    more: list[str]  # levels of which there are more than was counted
     searched_to: float | None
     older: int | None
     newer: int | None
@@ -83,6 +83,7 @@ def log_page(
         within = _stretch(wanted, newest, before=before, after=after) if bounded else None
         rows = logbook.page(connection, wanted, count=count, before=before, after=after, within=within)
         counts = logbook.level_counts(connection, wanted, within=within)
+        more = [level for level, number in counts.items() if within is None and number > MOST_COUNTED]
         searched_to = None
         if within is None:
             older, newer = _neighbours(connection, wanted, rows)
@@ -100,8 +101,8 @@ def log_page(
     return LogView(
         now=c.clock.now(),
         lines=[line_of(row) for row in rows],
-        counts=counts,
-        counted_all=sum(counts.values()) < MOST_COUNTED and searched_to is None,
+        counts={level: number if level not in more else MOST_COUNTED for level, number in counts.items()},
+        more=more,
         searched_to=searched_to,
         older=older,
         newer=newer,

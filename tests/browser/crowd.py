@@ -1,4 +1,4 @@
-"""A pretended run made large: 1,000 workers at work, a million log entries, 100,000 points of the last hour.
+"""A pretended run made large: 1,000 workers and their keys, a million log entries, 100,000 points of an hour.
 
 By a few statements of SQLite, in seconds. Every added machine has reported and holds a lease that gets on.
 """
@@ -20,6 +20,13 @@ _MACHINES = """
     SELECT printf('pc-%04d', i), ready, 0, 0, capabilities, calibrated_speed, 400 + i % 977, 'training', 0,
         0, 'steady', 1, 0, '', 0, registered_at, :now - i % 10
     FROM n, workers WHERE workers.id = 'desk-ryzen'
+"""
+_KEYS = """
+    INSERT INTO clients (id, scope, secret_hash, secret_hint, cv, disabled, created_at, last_used_at,
+        last_used_from)
+    SELECT printf('pc-%04d', i), 'bithaul.worker', printf('%064x', i), printf('bhw_%04d', i), 1, 0,
+        :now - 7200, :now - i % 600, printf('10.0.%d.%d', i / 250, i % 250)
+    FROM n
 """
 _TASKS = """
     INSERT INTO tasks (id, run_id, state, positions, examples, attempts, failed_by, reason, created_at,
@@ -70,6 +77,7 @@ def crowd(c: Coordinator, *, machines: int = 988, entries: int = 1_000_000, poin
         common = {"machines": machines, "first": FIRST, "newest": newest, "now": c.clock.now()}
         common |= {"points": each, "needle": NEEDLE}
         _fill(connection, _MACHINES, common | {"count": machines})
+        _fill(connection, _KEYS, common | {"count": machines})
         for statement in (_TASKS, _LEASES, _REPORTS):
             _fill(connection, statement, common | {"count": machines * (1 + REPORTS_EACH)})
         _fill(connection, _POINTS, common | {"count": machines * each})

@@ -87,6 +87,24 @@ def test_the_dashboard_is_there_within_a_second(open_tab) -> None:
     assert max(sizes) < 150_000, sizes
 
 
+def test_a_thousand_keys_come_in_pages(open_tab) -> None:
+    """Catches: a page of every key there is, which takes seconds and tens of thousands of nodes."""
+    tab = open_tab()
+    page = tab.go("/admin/keys")
+    assert page.locator("#rows tbody tr").count() == 50
+    assert page.evaluate("document.querySelectorAll('*').length") < 4000
+    page.get_by_role("link", name="Next").click()
+    page.wait_for_url("**/admin/keys?after=*")
+    page.goto(tab.url + "/admin/workers/pc-0987")
+    page.get_by_role("link", name="Its key").click()
+    page.wait_for_url("**/admin/keys?q=pc-0987#key-pc-0987")
+    assert page.locator("#rows tbody td:first-child").all_inner_texts() == ["pc-0987"]
+    page.get_by_role("button", name="Disable").first.click()
+    page.locator("#disable-pc-0987").get_by_role("button", name="Disable").click()
+    page.wait_for_selector(".note.good")
+    tab.assert_quiet()
+
+
 def test_a_thousand_workers_come_in_pages(open_tab) -> None:
     tab = open_tab()
     page = tab.go("/admin/workers")

@@ -15,12 +15,12 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet
 from bithaul.coordinator.identity.clients import SecretHasher, create_client, find
-from bithaul.coordinator.identity.tables import audit
+from bithaul.coordinator.identity.tables import audit, clients
 from bithaul.coordinator.queries.installer import install_lines
 from bithaul.coordinator.queries.wheel import build_wheel, wheel_name
 from bithaul.exchange.messages import ADMIN_SCOPE
@@ -97,6 +97,44 @@ def test_the_install_page_turns_green_when_the_worker_registers(own: Coordinator
     arrived = site.get("/admin/install/w1/state").text
     assert "has arrived" in arrived
     assert "hx-trigger" not in arrived
+
+
+def test_a_thousand_keys_come_in_pages_of_one_size(own: Coordinator, visit) -> None:
+    """Catches: a page of megabytes, a key that no page shows, an export of the page only."""
+    with own.database.write() as connection:
+        rows = [
+            {
+                "id": f"pc-{i:04d}",
+                "secret_hash": "0" * 64,
+                "secret_hint": f"bhw_{i:04d}",
+                "scope": "bithaul.worker",
+                "cv": 1,
+                "disabled": False,
+                "created_at": own.clock.now(),
+                "rotated_at": own.clock.now(),
+                "last_used_at": own.clock.now(),
+                "last_used_from": f"10.0.{i // 250}.{i % 250}",
+            }
+            for i in range(1000)
+        ]
+        connection.execute(insert(clients), rows)
+    site = visit(own)
+    seen: list[str] = []
+    address = "/admin/keys"
+    while address:
+        text = site.get(address).text
+        assert len(text) < 300_000, len(text)
+        names = re.findall(r'<tr id="key-([^"]+)"', text)
+        assert len(names) == 50
+        seen += names
+        following = re.search(r'href="([^"]+)" rel="next"', text)
+        address = html.unescape(following[1]) if following else ""
+    assert seen == [f"pc-{i:04d}" for i in range(1000)]
+    assert len(site.get("/admin/keys.json").json()) == 1000
+    assert [key["id"] for key in site.get("/admin/keys.json?q=PC-0777").json()] == ["pc-0777"]
+    found = site.get("/admin/keys?q=10.0.3.249").text
+    assert re.findall(r'<tr id="key-([^"]+)"', found) == ["pc-0999"]
+    assert "No key matches" in site.get("/admin/keys?q=nobody").text
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")

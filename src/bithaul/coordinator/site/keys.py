@@ -39,12 +39,18 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
     c = frame.c
 
     @router.get(KEYS)
-    async def keys(request: Request) -> Response:
-        return await frame.show(request, "keys.html", lambda: {"view": keyring(c)})
+    async def keys(request: Request, q: str = "", after: str = "") -> Response:
+        def build() -> dict[str, object]:
+            return {"view": keyring(c, search=q, after=after), "q": q, "after": after}
+
+        return await frame.show(request, "keys.html", build)
 
     @router.get(f"{KEYS}.{{kind}}")
-    async def keys_file(request: Request, kind: str) -> Response:
-        return await frame.data(request, lambda: export(keyring(c).workers, name="keys", kind=kind))
+    async def keys_file(request: Request, kind: str, q: str = "") -> Response:
+        def build() -> Response:
+            return export(keyring(c, search=q, count=None).workers, name="keys", kind=kind)
+
+        return await frame.data(request, build)
 
     @router.post(f"{KEYS}/{{key}}/rotate")
     async def rotate(request: Request, key: KeyName) -> Response:
@@ -72,7 +78,7 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
 
     @router.get(INSTALL)
     async def install(request: Request) -> Response:
-        return await frame.show(request, "install.html", lambda: {"view": keyring(c)})
+        return await frame.show(request, "install.html", dict)
 
     @router.post(INSTALL)
     async def make(request: Request) -> Response:
@@ -90,7 +96,7 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
         """The part of the page that turns green when the worker has registered."""
 
         def build() -> dict[str, object]:
-            found = [k for k in keyring(c).workers if k.id == key]
+            found = [k for k in keyring(c, search=key, count=None).workers if k.id == key]
             return {"key": found[0] if found else None, "name": key}
 
         return await frame.part(request, "installstate.html", build)

@@ -16,6 +16,7 @@ from bithaul.coordinator.database import fleet
 from bithaul.coordinator.database.runs import get_run
 from bithaul.coordinator.database.tables import logs, workers
 from bithaul.coordinator.database.versions import insert_version, newest_version
+from bithaul.coordinator.identity.clients import create_client
 from bithaul.exchange.weights import weights_pieces
 
 pytestmark = pytest.mark.browser
@@ -277,6 +278,18 @@ def test_a_sentence_of_somebody_signed_out_brings_no_second_page(open_tab) -> No
     ask(page)
     page.wait_for_selector("#away:not([hidden])")
     assert page.locator("input[type=password]").count() == 0
+
+
+def test_a_double_click_acts_once(open_tab, coordinator) -> None:
+    """Catches: a second click on Delete, which finds nothing there and shows a bare error."""
+    create_client(coordinator.c, "clicked-twice", scope="bithaul.worker")
+    sent: list[str] = []
+    page = open_tab().go("/admin/keys?q=clicked-twice")
+    page.on("request", lambda r: sent.append(r.url) if r.method == "POST" else None)
+    page.get_by_role("button", name="Delete").first.click()
+    page.locator("#delete-clicked-twice").get_by_role("button", name="Delete").dblclick()
+    page.wait_for_selector(".note.good")
+    assert len(sent) == 1
 
 
 def test_signed_out_is_said_and_the_page_stays(open_tab, coordinator) -> None:

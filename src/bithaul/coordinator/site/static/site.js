@@ -147,6 +147,14 @@
   });
   if (location.hash === "#search") $("[data-search]")?.focus();
 
+  // A form that does something is sent once; coming back to the page makes its buttons work again.
+  const sendable = (form) => $$("button:not([type=button])", form);
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (form.method === "post" && !form.hasAttribute("hx-post")) setTimeout(() => { if (!event.defaultPrevented) for (const button of sendable(form)) button.disabled = true; });
+  });
+  addEventListener("pageshow", (event) => { if (event.persisted) for (const form of document.forms) for (const button of sendable(form)) button.disabled = false; });
+
   // Filters apply when changed; copying says that it did.
   document.addEventListener("change", (event) => { if (event.target.closest("form[data-auto]") && event.target.type !== "search") event.target.form.requestSubmit(); });
   document.addEventListener("click", async (event) => {

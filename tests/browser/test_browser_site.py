@@ -292,6 +292,14 @@ def test_a_double_click_acts_once(open_tab, coordinator) -> None:
     assert len(sent) == 1
 
 
+def test_on_a_phone_nothing_lies_on_a_badge_of_the_crew(open_tab) -> None:
+    """Catches: when a machine was last seen, written over the word that says it is gone."""
+    page = open_tab(width=360).go("/admin")
+    row = page.locator(".crew li", has_text="lab-xeon")
+    seen, badge = row.locator("time").bounding_box(), row.locator(".badge").bounding_box()
+    assert seen["x"] + seen["width"] <= badge["x"], (seen, badge)
+
+
 def test_signed_out_is_said_and_the_page_stays(open_tab, coordinator) -> None:
     """Catches: a sign-in form swapped into the middle of a dashboard."""
     page = open_tab().go("/admin")

@@ -92,7 +92,7 @@ def test_a_crash_at_every_named_point(make: Any) -> None:
 def test_seeding_undoing_and_kicking(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches positions that an undo loses or frees twice, and a kicked task that counts twice or never."""
     monkeypatch.setattr(stuck, "patience", lambda _: 300.0)  # in a rehearsal heartbeats are a task apart
-    rehearsal = make(workers=4, hours=4.0, seedings=30, kicks=20)
+    rehearsal = make(workers=4, hours=6.0, seedings=40, kicks=36)
     for worker, nth in (("w1", 1), ("w2", 2), ("w3", 1)):
         rehearsal.faults.at(worker=worker, nth=nth).sleep(3000.0)
     rehearsal.faults.at(worker="w4", nth=2).kill(back_after=1200.0)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
 from anyio import CapacityLimiter
@@ -14,6 +15,14 @@ from starlette.requests import ClientDisconnect
 
 from bithaul.coordinator.api import behind as module
 from bithaul.coordinator.api.behind import Behind, pieces
+
+Result = TypeVar("Result")
+
+
+def run_apart(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    """In a thread of its own: browser tests in this process may have left a loop running in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, coroutine).result()
 
 
 async def body(*parts: bytes, cut: bool = False) -> AsyncIterator[bytes]:
@@ -29,7 +38,7 @@ def test_pieces_hold_every_byte_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
     async def run() -> list[bytes]:
         return [bytes(piece) async for piece in pieces(body(b"ab", b"cd", b"efghij", b"k"))]
 
-    assert asyncio.run(run()) == [b"abcd", b"efghij", b"k"]
+    assert run_apart(run()) == [b"abcd", b"efghij", b"k"]
 
 
 def test_what_came_before_a_cut_is_given_before_the_cut_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +50,7 @@ def test_what_came_before_a_cut_is_given_before_the_cut_is_told(monkeypatch: pyt
             seen.append(bytes(piece))
 
     with pytest.raises(ClientDisconnect):
-        asyncio.run(run())
+        run_apart(run())
     assert seen == [b"abcd", b"ef"]
 
 
@@ -50,7 +59,7 @@ def behind(block: Callable[[Behind], Any]) -> None:
         async with Behind(CapacityLimiter(2)) as it:
             await block(it)
 
-    asyncio.run(run())
+    run_apart(run())
 
 
 def test_writes_stay_in_order_and_are_done_at_the_end() -> None:
@@ -125,4 +134,4 @@ def test_whoever_is_cancelled_waits_for_its_write() -> None:
             await task
         assert ended.is_set()
 
-    asyncio.run(run())
+    run_apart(run())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -56,6 +57,9 @@ def test_a_server_settles_before_it_says_that_it_is_ready(monkeypatch: pytest.Mo
         server.should_exit = True
 
     server = Server(app, on_ready=ready)
-    server.run([bind("127.0.0.1", 0)])
+    thread = threading.Thread(target=server.run, args=([bind("127.0.0.1", 0)],))
+    thread.start()  # browser tests in this process may have left a loop running in this thread
+    thread.join(30)
+    assert not thread.is_alive()
     assert order == ["settled", "ready"]
     assert gc.isenabled()

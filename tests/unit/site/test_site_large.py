@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from crowd import crowd
@@ -115,18 +117,24 @@ def test_the_share_is_of_all_workers_not_of_the_page(large: Coordinator) -> None
     assert [m.share for m in some] == [whole["desk-ryzen"]] != [1.0]
 
 
+def run_apart(coroutine: Coroutine[Any, Any, None]) -> None:
+    """In a thread of its own: browser tests in this process may have left a loop running in this one."""
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(asyncio.run, coroutine).result()
+
+
 def test_warming_up_leaves_nothing_to_compile(large: Coordinator) -> None:
     """Catches: a first visitor who waits for templates and statements, and a warm-up that fails unseen."""
     environment = make_environment(assets=_NoAssets())  # type: ignore[arg-type]
     pages = Pages(large.settings, environment)
-    asyncio.run(warm_up(create_app(large), large, pages))
+    run_apart(warm_up(create_app(large), large, pages))
     assert environment.cache is not None
     assert len(environment.cache) == len(environment.list_templates())
 
 
 def test_warming_up_needs_no_run(make_coordinator: Callable[..., Coordinator]) -> None:
     own = make_coordinator()
-    asyncio.run(warm_up(create_app(own), own, Pages(own.settings, make_environment(_NoAssets()))))  # type: ignore[arg-type]
+    run_apart(warm_up(create_app(own), own, Pages(own.settings, make_environment(_NoAssets()))))  # type: ignore[arg-type]
 
 
 class _NoAssets:

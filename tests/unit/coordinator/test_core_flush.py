@@ -27,6 +27,19 @@ WIDE = ModelConfig(
 )
 
 
+def merged(c: Any, rule: Any, updates: list[Any], **given: Any) -> Any:
+    """Version 2 from these updates of a hundred tokens each."""
+    taken = [Contribution(i, f"w{i}", 100, 0, 0.0) for i in range(len(updates))]
+    return flush(
+        c,
+        rule=rule,
+        version=2,
+        updates=updates,
+        plan=lambda products: rule.plan(taken, past=Past(), products=products),
+        **given,
+    )
+
+
 def test_a_merge_holds_slices_never_vectors(make_house: Callable[..., House]) -> None:
     """Catches a merger that needs gigabytes for a large model. Three million values, five updates."""
     house = make_house()
@@ -48,19 +61,8 @@ def test_a_merge_holds_slices_never_vectors(make_house: Callable[..., House]) ->
 
     def merge(chunk: int, aggregator: str = "mean") -> Any:
         rule = rule_named("sync", {"mu": 0.9, "eta": 0.7, "aggregator": aggregator})
-        taken = [Contribution(i, f"w{i}", 100, 0, 0.0) for i in range(len(updates))]
-        return flush(
-            house.c,
-            rule=rule,
-            codec=codec,
-            layout=layout,
-            version=2,
-            base=base,
-            momentum=momentum,
-            updates=updates,
-            plan=lambda products: rule.plan(taken, past=Past(), products=products),
-            chunk_values=chunk,
-        )
+        given = {"codec": codec, "layout": layout, "base": base, "momentum": momentum}
+        return merged(house.c, rule, updates, chunk_values=chunk, **given)
 
     whole = merge(layout.size)
     tracemalloc.start()
@@ -92,7 +94,6 @@ def test_a_merge_of_many_updates_holds_few_files_open(
         frame = house.frame(task, payload=bytes(codec.encode(vector, layout)))
         updates.append(house.c.blobs.put([frame], name=f"update{i}"))
     rule = rule_named("sync", {"mu": 0.9, "eta": 0.7})
-    taken = [Contribution(i, f"w{i}", 100, 0, 0.0) for i in range(len(updates))]
     opened: list[int] = []
 
     def look(point: str) -> None:
@@ -102,19 +103,8 @@ def test_a_merge_of_many_updates_holds_few_files_open(
 
     def merge() -> str:
         c = dataclasses.replace(house.c, crash_points=CrashPoints(look))
-        merged = flush(
-            c,
-            rule=rule,
-            codec=codec,
-            layout=layout,
-            version=2,
-            base=base,
-            momentum=None,
-            updates=updates,
-            plan=lambda products: rule.plan(taken, past=Past(), products=products),
-            chunk_values=64,
-        )
-        return str(merged.theta.sha256)
+        given = {"codec": codec, "layout": layout, "base": base, "momentum": None}
+        return str(merged(c, rule, updates, chunk_values=64, **given).theta.sha256)
 
     at_once = merge()
     monkeypatch.setattr(module, "MOST_OPEN", len(updates) - 1)

@@ -84,6 +84,7 @@ async def heartbeats(url: str, headers: dict[str, str], crowd: subprocess.Popen[
     """Seconds from when each was due until its answer, as long as the crowd lasts.
 
     From when it was due and at a fixed pace: a coordinator that hangs is asked as often as one that does not.
+    The connections are open before, as those of workers are: theirs rest half a minute, and 75 s are allowed.
     """
     taken = []
     async with httpx2.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=30) as http:
@@ -92,6 +93,7 @@ async def heartbeats(url: str, headers: dict[str, str], crowd: subprocess.Popen[
             assert (await http.post("/heartbeat", json={})).status_code == 200
             taken.append(time.monotonic() - due)
 
+        await asyncio.gather(*(http.post("/heartbeat", json={}) for _ in range(20)))  # what httpx2 keeps open
         began, tasks = time.monotonic(), []
         while crowd.poll() is None:
             due = began + len(tasks) * EVERY

@@ -64,8 +64,8 @@ class Oracle:
     def id_token(self, header: Any, claims: Any) -> bool:
         if not self._header(header, ("jwt",)) or not isinstance(claims, dict):
             return False
-        texts = all(isinstance(claims.get(name), str) for name in ("aud", "sub", "sid"))
-        return bool(texts and claims.get("iss") == self.issuer and "scope" not in claims)
+        named = all(_is_name(claims.get(name)) for name in ("aud", "sub", "sid"))
+        return bool(named and claims.get("iss") == self.issuer and "scope" not in claims)
 
     def _header(self, header: Any, types: tuple[str, ...]) -> bool:
         if not isinstance(header, dict) or sorted(header) != ["alg", "kid", "typ"]:
@@ -86,9 +86,9 @@ class Oracle:
             return False
         if audience != "bithaul" and not (isinstance(audience, list) and "bithaul" in audience):
             return False
-        if not all(map(whole, ("exp", "iat", "cv"))) or not all(
-            map(text, ("sub", "client_id", "jti", "scope"))
-        ):
+        if not all(map(whole, ("exp", "iat", "cv"))) or not text("scope"):
+            return False
+        if not all(_is_name(claims.get(name)) for name in ("sub", "client_id", "jti")):
             return False
         begins = [claims["iat"]]
         if "nbf" in claims:
@@ -265,6 +265,11 @@ class Signed:
         scope |= {"root_path": "", "headers": headers, "client": None, "server": None}
         await self.app(scope, receive, send)
         return statuses[0]
+
+
+def _is_name(value: object) -> bool:
+    """Of a row: what a database can be asked for (1 to 64 printable ASCII letters)."""
+    return isinstance(value, str) and 1 <= len(value) <= 64 and all(" " <= letter <= "~" for letter in value)
 
 
 def _written(value: object) -> bytes:

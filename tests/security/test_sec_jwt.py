@@ -16,6 +16,8 @@ from joserfc import jws
 from joserfc.jwk import ECKey, OctKey, RSAKey
 from sqlalchemy import delete, insert
 
+from bithaul.cli.main import run
+from bithaul.coordinator.identity.audit import read_audit
 from bithaul.coordinator.identity.keys import SigningKeys
 from bithaul.coordinator.identity.tables import denied_tokens, signing_keys
 from bithaul.errors import Conflict
@@ -333,6 +335,23 @@ def test_sec_17_key_rotation(site):
     SigningKeys(site.c).rotate()
     assert kid_of(old) not in published()
     assert [state.state for state in SigningKeys(site.c).states()].count("active") == 1
+
+
+def test_sec_17_leaked_keys_are_replaced_at_once(forge, site):
+    """Wrong result: who has copied the keys mints tokens for another hour, as their rotation allows."""
+    old, old_id = forge.token, SigningKeys(site.c).jwks()["keys"]
+    with pytest.raises(SystemExit) as ended:
+        run(["keys", "rotate-signing", "--leaked", "--dir", str(site.directory)])
+    assert ended.value.code == 0
+    assert forge.status(old) == 401
+    assert forge.status(forge.make()) == 401, "minted with the copied key after it was replaced"
+    assert forge.status(site.token("w1")) == 404, "the coordinator signs with the new one, without a restart"
+    shown = site.http.get("/.well-known/jwks.json").json()["keys"]
+    assert len(shown) == 2
+    assert not {key["kid"] for key in shown} & {key["kid"] for key in old_id}
+    assert [row.action for row in read_audit(site.c, limit=9, action="signing-key")] == [
+        "signing-key.replace-all"
+    ]
 
 
 def test_sec_17_a_token_of_a_retired_key_dies_with_the_key(forge, site):

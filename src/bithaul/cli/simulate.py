@@ -40,7 +40,8 @@ def simulate(
     ] = None,
     codec: Annotated[str | None, typer.Option(help="How updates travel (as the rule says).")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="How versions are published: fp32, bf16 (fp32).")
+        str | None,
+        typer.Option(help="How versions are published: fp32, bf16, int8-delta, int4-delta."),
     ] = None,
     aggregator: Annotated[str | None, typer.Option(help="Aggregator of the rule (its own).")] = None,
     gates: Annotated[

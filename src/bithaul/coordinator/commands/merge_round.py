@@ -84,6 +84,7 @@ def _make_version(
         updates=[c.blobs.get(_payload(r)) for r in reports],
         plan=lambda products: run.rule.plan(taken, past=past, products=products),
         weights=run.weight_format,
+        before=c.blobs.get(base.sha256) if run.weight_format.delta else None,
     )
     with c.database.write() as connection:
         newest = versions.newest_version(connection, run.id)
@@ -148,6 +149,7 @@ def _announce(
         created_at=now,
         theta_sha256=merged.theta.sha256,
         momentum_sha256=merged.momentum.sha256 if merged.momentum else None,
+        delta_sha256=merged.delta.sha256 if merged.delta else None,
         reports=len(reports),
         contributors=len({r.worker for r in reports}),
         tokens=tokens,

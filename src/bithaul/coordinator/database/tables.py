@@ -108,6 +108,7 @@ versions = Table(
     Column("restores", BigInteger),  # the version whose weights a rollback put in force again
     Column("automatic", Boolean, nullable=False, server_default=false()),  # that rollback
     Column("active_seconds", Double),  # of the run when it was made
+    Column("delta_sha256", String(64)),  # the way from the version before; None: there is none, or retired
 )
 
 returned = Table(  # positions below the cursor that nobody has; disjoint, joined

@@ -134,6 +134,23 @@ def largest(update: npt.NDArray[np.float32], count: int = LARGEST) -> npt.NDArra
     return np.sort(np.argpartition(-np.abs(update), count - 1)[:count]).astype(np.int64)
 
 
+def largest_of(
+    places: npt.NDArray[np.int64], values: npt.NDArray[np.float32], count: int = LARGEST
+) -> npt.NDArray[np.int64]:
+    """The same of a sparse update, from the places it names in ascending order and their values.
+
+    Many values are of one size; of those at the edge the first are taken, so a copy gives the same places.
+    """
+    sizes = np.abs(values)
+    count = min(count, sizes.size)
+    if count == 0:
+        return places[:0]
+    edge = np.partition(sizes, sizes.size - count)[sizes.size - count]
+    above = np.flatnonzero(sizes > edge)
+    at_edge = np.flatnonzero(sizes == edge)[: count - above.size]
+    return np.sort(places[np.concatenate([above, at_edge])])
+
+
 def is_copy(mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> bool:
     """Whether two sets of `largest` indices overlap as only copies do. The later report is the copy."""
     if not mine.size:

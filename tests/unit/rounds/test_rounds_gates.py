@@ -16,6 +16,7 @@ from bithaul.rounds.gates import (
     audit_strike,
     is_copy,
     largest,
+    largest_of,
     norm_gate,
     speed_gate,
     usual_size,
@@ -152,3 +153,17 @@ def test_a_rollback_is_a_new_version_and_gives_the_slices_back() -> None:
     for wrong in (4, 9):
         with pytest.raises(ValueError, match="no going back"):
             plan_rollback(wrong, made, reports, automatic=False, automatic_before=False)
+
+
+def test_the_largest_of_a_sparse_update_are_those_of_the_vector() -> None:
+    """A golden case with many values of one size: of those at the edge the first. Catches places of another
+    piece, signs that count, and a choice that differs between two copies."""
+    places = np.array([3, 8, 9, 20, 21, 40, 41, 77], np.int64)
+    values = np.array([0.5, -2.0, 0.5, 2.0, -0.5, 0.25, 0.5, -3.0], np.float32)
+    assert largest_of(places, values, 3).tolist() == [8, 20, 77]
+    assert largest_of(places, values, 5).tolist() == [3, 8, 9, 20, 77]
+    assert largest_of(places, values, 100).tolist() == places.tolist()
+    assert largest_of(places[:0], values[:0]).size == 0
+    vector = np.zeros(90, np.float32)
+    vector[places] = values
+    assert largest_of(places, values, 3).tolist() == largest(vector, 3).tolist()

@@ -114,6 +114,18 @@ _COPIES = Prepared(
     )
 )
 
+_PAYLOADS = Prepared(
+    select(reports.c.blob_sha256)
+    .where(
+        reports.c.run_id == bindparam("run"),
+        reports.c.verdict == Verdict.ACCEPTED,
+        reports.c.worker != bindparam("worker"),
+        reports.c.blob_sha256.is_not(None),
+    )
+    .order_by(reports.c.seq.desc())
+    .limit(bindparam("count"))
+)
+
 
 def _report(row: Values) -> ReportRow:
     values = list(row)
@@ -176,6 +188,12 @@ def has_payload_of_another(connection: Connection, run_id: int, worker: str, sha
     """Whether this payload was accepted from another worker."""
     row = _COPIES.first(connection, run=run_id, worker=worker, sha256=sha256)
     return bool(row and row[0])
+
+
+def last_payloads_of_others(connection: Connection, run_id: int, worker: str, *, count: int) -> list[str]:
+    """Files of the `count` last accepted updates of other workers, as far as they are kept, newest first."""
+    found = _PAYLOADS.all(connection, run=run_id, worker=worker, count=count)
+    return [str(sha256) for (sha256,) in found]
 
 
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:

@@ -45,7 +45,7 @@ def simulate(
     ] = None,
     aggregator: Annotated[str | None, typer.Option(help="Aggregator of the rule (its own).")] = None,
     gates: Annotated[
-        list[str] | None, typer.Option("--gate", help="Switch a gate on: norm, speed, copy; repeatable.")
+        list[str] | None, typer.Option("--gate", help="Switch a gate on, as in `bithaul up`; repeatable.")
     ] = None,
     poisoned: Annotated[int, typer.Option(min=0, help="Machines that send nothing but poison.")] = 0,
     poison: Annotated[

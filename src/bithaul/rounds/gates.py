@@ -37,6 +37,7 @@ class Gate(StrEnum):
     NORM = "norm"  # clip above twice the usual size, refuse above ten times
     SPEED = "speed"  # no credit beyond three times the calibrated speed
     COPY = "copy"  # refuse the payload of another worker
+    AGREEMENT = "agreement"  # note how far updates point the same way; a score only
     ROLLBACK = "rollback"  # go back when the held-out loss jumps
 
 
@@ -126,6 +127,25 @@ def speed_gate(*, tokens: int, seconds: float, calibrated: float) -> SpeedVerdic
         return SpeedVerdict(tokens, strike=False)
     most = int(FASTEST * calibrated * max(0.0, seconds))
     return SpeedVerdict(min(tokens, most), strike=tokens > most)
+
+
+def agreements(products: npt.NDArray[np.float64], weights: Sequence[float]) -> list[float | None]:
+    """The cosine of each update to the momentum, or where there is none to what the others bring together.
+
+    `products` are the inner products of (momentum, u_1, ..., u_n), float64 [n + 1, n + 1]. None: nothing to
+    compare with. Honest updates often look bad, so this never decides anything by itself.
+    """
+    found: list[float | None] = []
+    for i in range(1, len(weights) + 1):
+        if products[0, 0] > 0:
+            along, square = products[0, i], products[0, 0]
+        else:
+            others = np.array([0.0, *weights])
+            others[i] = 0.0
+            along, square = float(others @ products[i]), float(others @ products @ others)
+        length = math.sqrt(max(0.0, square * products[i, i]))
+        found.append(min(1.0, max(-1.0, float(along) / length)) if length > 0 else None)
+    return found
 
 
 def largest(update: npt.NDArray[np.float32], count: int = LARGEST) -> npt.NDArray[np.int64]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bithaul.rounds import trust
 from bithaul.rounds.gates import (
     Seen,
+    agreements,
     audit_rate,
     audit_strike,
     is_copy,
@@ -167,3 +168,28 @@ def test_the_largest_of_a_sparse_update_are_those_of_the_vector() -> None:
     vector = np.zeros(90, np.float32)
     vector[places] = values
     assert largest_of(places, values, 3).tolist() == largest(vector, 3).tolist()
+
+
+def test_agreement_is_the_cosine_to_the_momentum_or_to_the_others() -> None:
+    """Against vectors. Catches an update that is compared with itself, and one that swings all the others."""
+    random = np.random.default_rng(4)
+    way = random.standard_normal(50)
+    updates = [way + 0.1 * random.standard_normal(50) for _ in range(3)] + [-10 * way]
+    weights = [0.4, 0.3, 0.2, 0.1]
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    def products(momentum: np.ndarray) -> np.ndarray:
+        rows = np.stack([momentum, *updates])
+        return rows @ rows.T
+
+    wanted = [
+        cosine(u, sum(w * v for j, (w, v) in enumerate(zip(weights, updates, strict=True)) if j != i))
+        for i, u in enumerate(updates)
+    ]
+    assert agreements(products(np.zeros(50)), weights) == pytest.approx(wanted)
+    momentum = random.standard_normal(50)
+    assert agreements(products(momentum), weights) == pytest.approx([cosine(u, momentum) for u in updates])
+    assert agreements(np.diag([0.0, 4.0]), [1.0]) == [None]
+    assert agreements(np.zeros((3, 3)), [0.5, 0.5]) == [None, None]

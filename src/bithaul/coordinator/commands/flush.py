@@ -46,6 +46,7 @@ class Merged:
     momentum: BlobRef | None
     step_norm: float
     delta: BlobRef | None = None  # from what was published before to `weights`
+    products: Wide | None = None  # inner products of momentum and updates, where they were computed
 
 
 def flush(
@@ -61,6 +62,7 @@ def flush(
     plan: Callable[[Wide | None], Plan],
     weights: WeightFormat = FP32,
     before: BlobRef | None = None,
+    products_wanted: bool = False,
     chunk_values: int = CHUNK_VALUES,
 ) -> Merged:
     """Write theta, momentum and published weights of `version` from those of its base.
@@ -68,13 +70,14 @@ def flush(
     `base` is the base's theta, `before` what was published of it (for deltas). Raises `CorruptFile` for a
     damaged input, `OutOfDisk`.
 
-    `plan` gets the inner products of the updates if the rule needs them, which takes a pass of its own.
+    `plan` gets the inner products of the updates if the rule needs them or they are wanted, which takes a
+    pass of its own.
     `chunk_values` bounds memory and does not change a bit of the result.
     """
     for update in updates:
         c.blobs.verify(update.sha256)
     products = None
-    if rule.needs_products(len(updates)):
+    if products_wanted or rule.needs_products(len(updates)):
         products = _products(momentum, updates, codec, layout)
     numbers = plan(products)
     square = 0.0
@@ -129,7 +132,7 @@ def flush(
         c.crash_points.hit("flush.blob_written")
         kept = c.blobs.keep(out_momentum) if out_momentum is not None else None
         c.crash_points.hit("flush.snapshot_written")
-    return Merged(numbers, published.weights, theta_kept, kept, math.sqrt(square), published.delta)
+    return Merged(numbers, published.weights, theta_kept, kept, math.sqrt(square), published.delta, products)
 
 
 def _not_finite() -> CorruptFile:

@@ -5,7 +5,7 @@ A receipt is read from its row and never changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -212,6 +212,12 @@ def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> No
         ).rowcount
     if changed != len(seqs):
         raise ValueError("an update would have been merged twice")
+
+
+def note_agreements(connection: Connection, found: Mapping[int, float | None]) -> None:
+    """How far each report, by seq, points where the others of its version do."""
+    for seq, value in found.items():
+        connection.execute(update(reports).where(reports.c.seq == seq).values(agreement=value))
 
 
 def merged_after(connection: Connection, run_id: int, *, version: int) -> list[MergedReport]:

@@ -1,4 +1,4 @@
-"""The way from one published version to the next, for runs that publish deltas."""
+"""The way from one published version to the next, for runs that publish deltas; how far updates agree."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.add_column("reports", sa.Column("agreement", sa.Double(), nullable=True))
     op.add_column("versions", sa.Column("delta_sha256", sa.String(64), nullable=True))
 
 
 def downgrade() -> None:
     op.drop_column("versions", "delta_sha256")
+    op.drop_column("reports", "agreement")

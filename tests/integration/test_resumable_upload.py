@@ -21,6 +21,9 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+from tusclient.client import TusClient
+from tusclient.exceptions import TusCommunicationError
+from tusclient.storage.filestorage import FileStorage
 
 from bithaul.coordinator.api import behind as behind_module
 from bithaul.coordinator.database import runs
@@ -406,6 +409,13 @@ def test_a_killed_coordinator_goes_on_where_it_was(room: Any) -> None:
         process.communicate()
 
 
+class Open(io.BytesIO):
+    """What `tuspy` reads: it closes what it reads again later, and leaves open what it opens itself."""
+
+    def close(self) -> None:
+        pass
+
+
 class Foreign:
     """A worker that sends its update with `tuspy`, a tus client that others wrote (tus.io lists it)."""
 
@@ -413,24 +423,26 @@ class Foreign:
         self._room, self._folder = room, folder
         self.file = folder / "update"
 
-    def uploader(self, http: httpx2.Client, task: Any, *, chunk: int, **changes: str) -> Any:
+    @contextmanager
+    def uploader(self, http: httpx2.Client, task: Any, *, chunk: int, **changes: str) -> Iterator[Any]:
         """From the file on disk and what an earlier one has noted there: nothing is kept in memory."""
-        from tusclient import client
-        from tusclient.storage.filestorage import FileStorage
-
         sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
         about = {"task": str(task["task"]), "fence": task["fence"], "sha256": sha256, **changes}
-        tus = client.TusClient(
+        tus = TusClient(
             f"{self._room.url}/gradient", headers={"Authorization": http.headers["Authorization"]}
         )
-        return tus.uploader(
-            str(self.file),
-            chunk_size=chunk,
-            metadata=about,
-            upload_checksum=True,
-            store_url=True,
-            url_storage=FileStorage(str(self._folder / "uploads.json")),
-        )
+        notes = FileStorage(str(self._folder / "uploads.json"))
+        try:
+            yield tus.uploader(
+                file_stream=Open(self.file.read_bytes()),
+                chunk_size=chunk,
+                metadata=about,
+                upload_checksum=True,
+                store_url=True,
+                url_storage=notes,
+            )
+        finally:
+            notes.close()
 
 
 def test_a_client_of_others_uploads_with_a_workers_token(served: Any, tmp_path: Path) -> None:
@@ -438,27 +450,26 @@ def test_a_client_of_others_uploads_with_a_workers_token(served: Any, tmp_path: 
     foreign = Foreign(served, tmp_path)
     with leased(served) as (http, task, data):
         foreign.file.write_bytes(data)
-        uploader = foreign.uploader(http, task, chunk=50_000)
-        uploader.upload()
-        assert uploader.offset == len(data) > 4 * 50_000
+        with foreign.uploader(http, task, chunk=50_000) as uploader:
+            uploader.upload()
+            assert uploader.offset == len(data) > 4 * 50_000
         assert begin(http, task, data).json()["verdict"] == "accepted"
         assert accepted(served) == 1
 
 
 def test_a_client_of_others_hears_refusals(served: Any, tmp_path: Path) -> None:
-    """A false token, and a lease of nobody: catches an upload that begins without either."""
-    from tusclient.exceptions import TusCommunicationError
-
+    """A lease of nobody, and a false token: catches an upload that begins without either."""
     foreign = Foreign(served, tmp_path)
     with leased(served) as (http, task, data):
         foreign.file.write_bytes(data)
-        with pytest.raises(TusCommunicationError) as caught:
-            foreign.uploader(http, task, chunk=50_000, fence="0" * 32)
-        assert (caught.value.status_code, b"unknown_fence" in caught.value.response_content) == (409, True)
-        http.headers["Authorization"] = "Bearer false"
-        with pytest.raises(TusCommunicationError) as caught:
-            foreign.uploader(http, task, chunk=50_000)
-        assert caught.value.status_code == 401
+        for changes, token, status in (({"fence": "0" * 32}, None, 409), ({}, "Bearer false", 401)):
+            http.headers["Authorization"] = token or http.headers["Authorization"]
+            with (
+                pytest.raises(TusCommunicationError) as caught,
+                foreign.uploader(http, task, chunk=50_000, **changes) as uploader,
+            ):
+                uploader.upload()
+            assert caught.value.status_code == status
         assert accepted(served) == 0
 
 
@@ -476,17 +487,16 @@ def test_a_client_of_others_goes_on_after_both_sides_were_killed(room: Any, tmp_
             task = http.get("/work").json()
             data = frame(room.run, task)
             foreign.file.write_bytes(data)
-            first = foreign.uploader(http, task, chunk=30_000)
-            first.upload_chunk()
-            first.upload_chunk()
+            with foreign.uploader(http, task, chunk=30_000) as first:
+                first.upload_chunk()
+                first.upload_chunk()
             process.send_signal(signal.SIGKILL)
             process.communicate(timeout=20)
         process, room.url = process_of(room, int(room.url.rpartition(":")[2]))
         with room.http("w1") as http:
-            again = foreign.uploader(http, task, chunk=30_000)
-            assert again.offset == 60_000
-            assert again.url == first.url
-            again.upload()
+            with foreign.uploader(http, task, chunk=30_000) as again:
+                assert (again.offset, again.url) == (60_000, first.url)
+                again.upload()
             assert begin(http, task, data).json()["verdict"] == "accepted"
         assert accepted(room) == 1
     finally:

@@ -12,9 +12,18 @@ import pytest
 from bithaul.coordinator.database import versions
 from bithaul.exchange.deltas import delta_size
 from bithaul.exchange.weights import INT4_DELTA, INT8_DELTA, WeightFormat, weights_size
+from bithaul.training.calibrate import Calibration
+from bithaul.worker import tools as tools_module
 from bithaul.worker.transfers import Transfers
 
-RUN = {"codec": "fp32-v1", "budget_tokens": 3000.0, "task_seconds": 1.0, "probe_every": 0}
+RUN = {"codec": "fp32-v1", "budget_tokens": 6000.0, "task_seconds": 20.0, "probe_every": 0}
+
+
+@pytest.fixture(autouse=True)
+def _several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 500 tokens at first, however fast this machine is."""
+    measured = Calibration(tokens_per_second=25.0, spread=0.0, path="", reason="", memory_bytes=1)
+    monkeypatch.setattr(tools_module, "calibrate", lambda *_, **__: measured)
 
 
 @pytest.fixture

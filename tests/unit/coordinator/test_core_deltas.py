@@ -36,13 +36,13 @@ def published(make_house: Callable[..., House]) -> House:
     return house
 
 
-def one_round(house: House, size: float = 1e-3) -> VersionRow:
+def one_round(house: House, *, size: float = 1e-3, seconds: float = 10.0) -> VersionRow:
     for name in ("ann", "bob"):
         task = house.claim(name)
         seed = [task.base_version, task.ranges[0].first]
         update = np.random.default_rng(seed).standard_normal(house.run.layout.size) * size
         house.report(name, task, update=update)
-    house.clock.time += 10.0
+    house.clock.time += seconds
     row = house.merge()
     assert row is not None
     return row
@@ -122,7 +122,7 @@ def test_a_lease_keeps_the_delta_to_its_base(published: House) -> None:
     published.register("old", speed=1.0)
     task = None
     for _ in range(8):
-        row = one_round(published)
+        row = one_round(published, seconds=60.0)  # nobody waits so long for `old`
         if row.version == 3:
             task = published.claim("old")
     assert task is not None

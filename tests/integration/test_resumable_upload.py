@@ -21,9 +21,6 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from tusclient.client import TusClient
-from tusclient.exceptions import TusCommunicationError
-from tusclient.storage.filestorage import FileStorage
 
 from bithaul.coordinator.api import behind as behind_module
 from bithaul.coordinator.database import runs
@@ -420,12 +417,16 @@ class Foreign:
     """A worker that sends its update with `tuspy`, a tus client that others wrote (tus.io lists it)."""
 
     def __init__(self, room: Any, folder: Path) -> None:
+        pytest.importorskip("tusclient", reason="needs: pip install tuspy")
         self._room, self._folder = room, folder
         self.file = folder / "update"
 
     @contextmanager
     def uploader(self, http: httpx2.Client, task: Any, *, chunk: int, **changes: str) -> Iterator[Any]:
         """From the file on disk and what an earlier one has noted there: nothing is kept in memory."""
+        from tusclient.client import TusClient
+        from tusclient.storage.filestorage import FileStorage
+
         sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
         about = {"task": str(task["task"]), "fence": task["fence"], "sha256": sha256, **changes}
         tus = TusClient(
@@ -460,6 +461,8 @@ def test_a_client_of_others_uploads_with_a_workers_token(served: Any, tmp_path: 
 def test_a_client_of_others_hears_refusals(served: Any, tmp_path: Path) -> None:
     """A lease of nobody, and a false token: catches an upload that begins without either."""
     foreign = Foreign(served, tmp_path)
+    from tusclient.exceptions import TusCommunicationError
+
     with leased(served) as (http, task, data):
         foreign.file.write_bytes(data)
         for changes, token, status in (({"fence": "0" * 32}, None, 409), ({}, "Bearer false", 401)):

@@ -246,9 +246,7 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
     Column("payload_sha256", String(64)),  # without the frame's head: what a copy shares
     Column("blob_sha256", String(64)),  # the whole frame; None when it was not kept or was retired
     Column("merged_in", BigInteger),
-    Column(
-        "agreement", Double
-    ),  # cosine to momentum or to the others of its version; None: not looked at
+    Column("agreement", Double),  # cosine to momentum or to the others of its version; None: not looked at
     Column("discarded_in", BigInteger),  # the version of the rollback that gave it up
     CheckConstraint(
         "verdict IN ('accepted', 'compared', 'too_late', 'stale', 'rejected')", name="verdict_known"

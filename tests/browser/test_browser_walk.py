@@ -11,13 +11,13 @@ import time
 from typing import Any
 
 import pytest
-from conftest import NAME, PASSWORD
 from sqlalchemy import delete, select, update
 
 from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import leases, telemetry
 from bithaul.coordinator.settings import load_settings
+from conftest import NAME, PASSWORD
 
 pytestmark = pytest.mark.browser
 

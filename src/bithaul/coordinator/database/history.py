@@ -194,6 +194,8 @@ def reports_of(
             reports.c.tokens,
             reports.c.seconds,
             reports.c.loss_mean.label("loss"),
+            (reports.c.loss_last - reports.c.loss_first).label("loss_change"),
+            reports.c.agreement,
             reports.c.merged_in,
         )
         .where(reports.c.run_id == run_id)

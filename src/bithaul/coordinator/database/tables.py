@@ -108,6 +108,7 @@ versions = Table(
     Column("restores", BigInteger),  # the version whose weights a rollback put in force again
     Column("automatic", Boolean, nullable=False, server_default=false()),  # that rollback
     Column("active_seconds", Double),  # of the run when it was made
+    Column("delta_sha256", String(64)),  # the way from the version before; None: there is none, or retired
 )
 
 returned = Table(  # positions below the cursor that nobody has; disjoint, joined
@@ -245,6 +246,7 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
     Column("payload_sha256", String(64)),  # without the frame's head: what a copy shares
     Column("blob_sha256", String(64)),  # the whole frame; None when it was not kept or was retired
     Column("merged_in", BigInteger),
+    Column("agreement", Double),  # cosine to momentum or to the others of its version; None: not looked at
     Column("discarded_in", BigInteger),  # the version of the rollback that gave it up
     CheckConstraint(
         "verdict IN ('accepted', 'compared', 'too_late', 'stale', 'rejected')", name="verdict_known"

@@ -30,6 +30,8 @@ class ReportView(BaseModel):
     tokens: int
     seconds: float
     loss: float
+    loss_change: float  # from the first inner step to the last; below 0 is better
+    agreement: float | None  # cosine to the momentum or to the others of its version, if the run looks
     merged_in: int | None
 
 

@@ -15,6 +15,8 @@ from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.clients import rotate_client
 from bithaul.coordinator.identity.people import create_person
 
+pytestmark = pytest.mark.usefixtures("sqlite_only")  # PostgreSQL is backed up by its own tools
+
 PASSWORD = "correct horse battery staple"
 WAYS_IN = ("sessions", "sign_ins", "authorization_codes", "denied_tokens", "failed_attempts", "signing_keys")
 AUTHORIZE = (

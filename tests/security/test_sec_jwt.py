@@ -244,6 +244,20 @@ def test_sec_16_any_text(forge, text):
     assert forge.status(text) == 401
 
 
+ODD_NAMES = ["\ud800", "a\0b", "\N{LATIN SMALL LETTER E WITH ACUTE}", "a" * 65, "", ["w1"], {"a": 1}, 7, True]
+
+
+@pytest.mark.parametrize("odd", ODD_NAMES, ids=map(repr, range(len(ODD_NAMES))))
+def test_sec_16_signed_tokens_with_odd_names_are_a_401(forge, odd):
+    """Found by the fuzzer that signs. Wrong result: a 500 of a database that cannot look such a name up."""
+    for name in ("client_id", "sub", "jti", "sid"):
+        assert forge.status(forge.make(claims={name: odd})) == 401, name
+    assert forge.status(forge.make(claims={"client_id": odd, "sub": odd})) == 401
+    hint = forge.make(header={"typ": "JWT"}, claims={"aud": odd, "sid": "s"}, without=("scope",))
+    url = "/connect/endsession?post_logout_redirect_uri=https%3A%2F%2Fapp.example&id_token_hint="
+    assert forge.site.http.get(url + hint).status_code == 400
+
+
 def test_sec_16_a_second_spelling_of_the_same_signature(forge):
     """256 bytes leave four unused bits in the last character: 16 spellings, of which one is right."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import select
 
-from bithaul.coordinator.database.tables import leases, logs
+from bithaul.coordinator.database.tables import leases, logs, telemetry
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -93,6 +93,32 @@ def test_sec_47_an_unregistered_worker_is_told_so(run_site):
         run_site.http.post("/heartbeat", json={}, headers=headers),
     ):
         assert (response.status_code, response.json()["code"]) == (410, "not_registered")
+
+
+def test_sec_46_what_a_worker_tells_takes_a_bounded_place(two):
+    """Wrong result: one worker fills the disk of all, by logs of 25 MB a minute or a point for each beat."""
+    site, headers, _, _ = two
+    entry = {"time": 1.0, "level": "info", "event": "e" * 200, "fields": {"text": "x" * 8000}}
+
+    def kept(table, column):
+        with site.c.database.read() as connection:
+            texts = connection.execute(select(column).select_from(table)).scalars().all()
+        return len(texts), sum(len(str(text)) for text in texts)
+
+    for _ in range(5):
+        answer = site.http.post("/logs", json={"entries": [entry] * 100}, headers=headers)
+        assert answer.status_code == 204
+    assert 100 < kept(logs, logs.c.fields)[0] < 150
+    assert kept(logs, logs.c.fields)[1] < 2**20
+    site.clock.time += 61
+    site.http.post("/logs", json={"entries": [entry] * 10}, headers=headers)
+    assert kept(logs, logs.c.fields)[0] > 130, "a minute later it may go on"
+    before = kept(telemetry, telemetry.c.id)[0]
+    for tokens in range(1, 101):
+        beat = {"tokens": tokens, "loss": 1.0}
+        assert site.http.post("/heartbeat", json=beat, headers=headers).status_code == 200
+        site.clock.time += 0.1
+    assert 5 <= kept(telemetry, telemetry.c.id)[0] - before <= 11
 
 
 def test_sec_49_status_and_metrics_show_no_names(two):

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
         default="", repr=False
     )  # empty: a public client, which proves its code by PKCE
     oidc_admins: dict[str, str] = {}  # name: "sub:..." or "email:..."
+    oidc_ca_file: str = ""  # PEM, from `directory` on; who vouches for the provider's https. Empty: the usual
     database_url: str = ""  # empty: SQLite in `directory`
 
     heartbeat_seconds: float = Field(default=10.0, gt=0)

@@ -379,7 +379,7 @@ def _lease(task: int, name: str, at: float, base: int, tokens: int, state: str) 
 
 def _earlier(task: int, now: float, count: int, expected: float) -> list[dict[str, object]]:
     """Leases of a task whose workers did not get to its end: one went away, one has too little memory."""
-    tries = (("lab-xeon", 5000.0, 2900.0, "expired", 0.42, ""),)
+    tries = (("lab-xeon", 5000.0, 2900.0, "expired", 0.42, "expired"),)
     tries += (("study-m720", 2100.0, 1980.0, "released", 0.07, "out_of_memory"),)
     return [
         _lease(task, name, now - begun, count - 14, int(share * expected), state)

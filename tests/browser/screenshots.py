@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,11 @@ class Shot:
     then: Callable[[Any], None] | None = None  # what a person does on the page first
 
 
+NAMES = chain(("porch-pc",), (f"porch-pc-{number}" for number in count(2)))
+
+
 def make_a_key(page: Any) -> None:
-    page.get_by_label("Name of the machine").fill(f"porch-pc-{page.viewport_size['width']}")
+    page.get_by_label("Name of the machine").fill(next(NAMES))
     page.get_by_role("button", name="Make its key").click()
     page.wait_for_selector("#secret")
 
@@ -67,7 +71,7 @@ SHOTS = (
     Shot("site-workers", "/admin/workers", 1440, whole=True),
     Shot("site-worker", "/admin/workers/desk-ryzen", height=1240),
     Shot("site-tasks", "/admin/tasks?state=leased", whole=True),
-    Shot("site-task", "/admin/tasks/{task}", height=760),
+    Shot("site-task", "/admin/tasks/{task}", whole=True),
     Shot("site-seed", "/admin/tasks/seed?tasks=40&examples=30272", height=820),
     Shot("site-runs", "/admin/runs", height=960),
     Shot("site-version", f"/admin/runs/{VERSIONS}", scheme="dark", whole=True),

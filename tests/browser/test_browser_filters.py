@@ -106,6 +106,33 @@ def test_times_without_script_are_utc_and_say_so(open_tab) -> None:
     assert page.locator("[name=from]").input_value() == moment
 
 
+def test_the_tables_fit_a_desk(open_tab) -> None:
+    """Catches: a column too many, so that what one can do is out of sight to the right."""
+    page = open_tab(width=1440).go("/admin")
+    for path in ("/admin", "/admin/workers", "/admin/tasks", "/admin/runs", "/admin/logs", "/admin/keys"):
+        page.goto(page.url.partition("/admin")[0] + path)
+        over = "[...document.querySelectorAll('.scroll')].map((box) => box.scrollWidth - box.clientWidth)"
+        assert max(page.evaluate(over)) <= 0, path
+    page.goto(page.url.partition("/admin")[0] + "/admin/workers")
+    lines = "(node) => node.getClientRects().length"
+    assert {name.evaluate(lines) for name in page.locator("td.name strong").all()} == {1}
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/workers", "/admin/tasks", "/admin/logs", "/admin/keys", "/admin/tasks/seed"]
+)
+def test_fields_do_not_lie_on_each_other_on_a_phone(open_tab, path: str) -> None:
+    """Catches: a search box under the choice beside it."""
+    page = open_tab(width=360).go(path)
+    boxes = [f.bounding_box() for f in page.locator("form.filters").locator("input, select, button").all()]
+    assert boxes
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            apart_x = a["x"] + a["width"] <= b["x"] + 0.5 or b["x"] + b["width"] <= a["x"] + 0.5
+            apart_y = a["y"] + a["height"] <= b["y"] + 0.5 or b["y"] + b["height"] <= a["y"] + 0.5
+            assert apart_x or apart_y, (path, a, b)
+
+
 def long_names(coordinator) -> int:
     """A worker, a run and words without a place to break, wherever a page shows them; its task."""
     create_client(coordinator.c, LONG, scope="bithaul.worker")

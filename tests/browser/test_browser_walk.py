@@ -19,7 +19,6 @@ from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import leases, telemetry
 from bithaul.coordinator.settings import load_settings
-from conftest import NAME, PASSWORD
 
 pytestmark = pytest.mark.browser
 

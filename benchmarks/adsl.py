@@ -30,18 +30,21 @@ from bithaul.coordinator.identity.clients import create_client
 from bithaul.coordinator.settings import load_settings
 from bithaul.corpus.build import build_corpus
 from bithaul.corpus.generator import generate
+from bithaul.exchange.deltas import delta_size
 from bithaul.exchange.messages import WORKER_SCOPE
 from bithaul.exchange.weights import WEIGHTS, weights_named, weights_size
 from bithaul.model.config import load_config
-from bithaul.model.layout import layout_of
+from bithaul.model.layout import Layout, layout_of
 from bithaul.simulation.slowline import PROFILES, SlowLine
 from bithaul.training.recipe import TrainingRecipe
 
 PLANNED = 600.0  # seconds of a usual task
 
 
-def prepare(folder: Path, *, preset: str, codec: str, weights: str, task_seconds: float) -> tuple[str, int]:
-    """A run that does not end by itself: the worker's secret and the number of parameters."""
+def prepare(
+    folder: Path, *, preset: str, codec: str, weights: str, task_seconds: float
+) -> tuple[str, Layout]:
+    """A run that does not end by itself: the worker's secret and the model's layout."""
     context = load_config(preset, vocab_size=5174).context_length
     data = [list(generate(count=n, seed=0, split=s)) for n, s in ((20_000, "train"), (256, "heldout"))]
     manifest = build_corpus(folder / "corpus", *data, max_tokens=context + 1, seed=0)
@@ -59,7 +62,7 @@ def prepare(folder: Path, *, preset: str, codec: str, weights: str, task_seconds
     )
     with closing(open_coordinator(load_settings(folder))) as c:
         create_run(c, wanted)
-        return create_client(c, "worker-1", scope=WORKER_SCOPE), layout_of(config).size
+        return create_client(c, "worker-1", scope=WORKER_SCOPE), layout_of(config)
 
 
 def command(*arguments: object) -> list[str]:
@@ -85,9 +88,7 @@ def entries(stream: object, *, tasks: int) -> list[dict[str, object]]:
 def measure(
     folder: Path, *, preset: str, codec: str, weights: str, profile: str, tasks: int, task_seconds: float
 ) -> dict[str, object]:
-    secret, parameters = prepare(
-        folder, preset=preset, codec=codec, weights=weights, task_seconds=task_seconds
-    )
+    secret, layout = prepare(folder, preset=preset, codec=codec, weights=weights, task_seconds=task_seconds)
     coordinator = subprocess.Popen(
         command("coordinator", "--dir", folder, "--port", 0, "--json"), stdout=subprocess.PIPE, text=True
     )
@@ -114,7 +115,7 @@ def measure(
                 process.wait()
         if line is not None:
             line.close()
-    return told(log, codec=codec, weights=weights, parameters=parameters, tasks=tasks, up=up, down=down)
+    return told(log, codec=codec, weights=weights, layout=layout, tasks=tasks, up=up, down=down)
 
 
 def told(
@@ -122,7 +123,7 @@ def told(
     *,
     codec: str,
     weights: str,
-    parameters: int,
+    layout: Layout,
     tasks: int,
     up: int,
     down: int,
@@ -143,7 +144,8 @@ def told(
     besides = statistics.median(c - t for c, t in zip(cycles, training, strict=True))
     speeds = [float(str(entry["tokens"])) / float(str(entry["seconds"])) for _, entry in trained]
     tokens = statistics.median(speeds)
-    fetched = weights_size(parameters, weights_named(weights))
+    form, parameters = weights_named(weights), layout.size
+    fetched = weights_size(parameters, form) if form.delta is None else delta_size(layout, form)
     return {
         "codec": codec,
         "weights": weights,

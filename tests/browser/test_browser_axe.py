@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_browser_site import PAGES, refresh
+from steps import PAGES, refresh
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "frontend"))
 from vendor import axe

@@ -364,26 +364,27 @@ def test_a_worker_goes_on_through_a_line_that_keeps_breaking(
         assert accepted(served) == 1
 
 
+def process_of(room: Any, port: int = 0) -> tuple[subprocess.Popen[str], str]:
+    """`bithaul coordinator` on the room's folder, once it listens, and its address."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "bithaul", "coordinator", "--json"),
+            *("--dir", str(room.directory), "--port", str(port)),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, json.loads(process.stdout.readline())["url"]
+
+
 @pytest.mark.process
-def test_a_killed_coordinator_goes_on_where_it_was(tmp_path: Path, room: Any) -> None:
+def test_a_killed_coordinator_goes_on_where_it_was(room: Any) -> None:
     """kill -9 between two chunks; the new process on the same folder knows the upload."""
     room.make_run()
     secret = room.secret("w1")
     room.c.close()
-
-    def start(port: int = 0) -> tuple[subprocess.Popen[str], str]:
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "bithaul", "coordinator", "--json"),
-                *("--dir", str(room.directory), "--port", str(port)),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        return process, json.loads(process.stdout.readline())["url"]
-
-    process, room.url = start()
+    process, room.url = process_of(room)
     try:
         with room.http("w1") as http:
             join(http)
@@ -393,13 +394,114 @@ def test_a_killed_coordinator_goes_on_where_it_was(tmp_path: Path, room: Any) ->
             assert patch(http, place, data[:20_000], 0).status_code == 204
             process.send_signal(signal.SIGKILL)
             process.communicate(timeout=20)
-        process, room.url = start(int(room.url.rpartition(":")[2]))
+        process, room.url = process_of(room, int(room.url.rpartition(":")[2]))
         assert secret
         with room.http("w1") as http:
             offset = offset_at(http, place)
             assert offset == 20_000
             assert patch(http, place, data[offset:], offset).status_code == 204
             assert begin(http, task, data).json()["verdict"] == "accepted"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Open(io.BytesIO):
+    """What `tuspy` reads: it closes what it reads again later, and leaves open what it opens itself."""
+
+    def close(self) -> None:
+        pass
+
+
+class Foreign:
+    """A worker that sends its update with `tuspy`, a tus client that others wrote (tus.io lists it)."""
+
+    def __init__(self, room: Any, folder: Path) -> None:
+        pytest.importorskip("tusclient", reason="needs: pip install tuspy")
+        self._room, self._folder = room, folder
+        self.file = folder / "update"
+
+    @contextmanager
+    def uploader(self, http: httpx2.Client, task: Any, *, chunk: int, **changes: str) -> Iterator[Any]:
+        """From the file on disk and what an earlier one has noted there: nothing is kept in memory."""
+        from tusclient.client import TusClient
+        from tusclient.storage.filestorage import FileStorage
+
+        sha256 = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        about = {"task": str(task["task"]), "fence": task["fence"], "sha256": sha256, **changes}
+        tus = TusClient(
+            f"{self._room.url}/gradient", headers={"Authorization": http.headers["Authorization"]}
+        )
+        notes = FileStorage(str(self._folder / "uploads.json"))
+        try:
+            yield tus.uploader(
+                file_stream=Open(self.file.read_bytes()),
+                chunk_size=chunk,
+                metadata=about,
+                upload_checksum=True,
+                store_url=True,
+                url_storage=notes,
+            )
+        finally:
+            notes.close()
+
+
+def test_a_client_of_others_uploads_with_a_workers_token(served: Any, tmp_path: Path) -> None:
+    """Our own worker and our own routes may be wrong in the same way. Catches headers that only ours read."""
+    foreign = Foreign(served, tmp_path)
+    with leased(served) as (http, task, data):
+        foreign.file.write_bytes(data)
+        with foreign.uploader(http, task, chunk=50_000) as uploader:
+            uploader.upload()
+            assert uploader.offset == len(data) > 4 * 50_000
+        assert begin(http, task, data).json()["verdict"] == "accepted"
+        assert accepted(served) == 1
+
+
+def test_a_client_of_others_hears_refusals(served: Any, tmp_path: Path) -> None:
+    """A lease of nobody, and a false token: catches an upload that begins without either."""
+    foreign = Foreign(served, tmp_path)
+    from tusclient.exceptions import TusCommunicationError
+
+    with leased(served) as (http, task, data):
+        foreign.file.write_bytes(data)
+        for changes, token, status in (({"fence": "0" * 32}, None, 409), ({}, "Bearer false", 401)):
+            http.headers["Authorization"] = token or http.headers["Authorization"]
+            with (
+                pytest.raises(TusCommunicationError) as caught,
+                foreign.uploader(http, task, chunk=50_000, **changes) as uploader,
+            ):
+                uploader.upload()
+            assert caught.value.status_code == status
+        assert accepted(served) == 0
+
+
+@pytest.mark.process
+def test_a_client_of_others_goes_on_after_both_sides_were_killed(room: Any, tmp_path: Path) -> None:
+    """kill -9 of the coordinator between two chunks, and a client that starts anew from its notes on disk."""
+    room.make_run(codec="fp32-v1")
+    room.secret("w1")
+    room.c.close()
+    foreign = Foreign(room, tmp_path)
+    process, room.url = process_of(room)
+    try:
+        with room.http("w1") as http:
+            join(http)
+            task = http.get("/work").json()
+            data = frame(room.run, task)
+            foreign.file.write_bytes(data)
+            with foreign.uploader(http, task, chunk=30_000) as first:
+                first.upload_chunk()
+                first.upload_chunk()
+            process.send_signal(signal.SIGKILL)
+            process.communicate(timeout=20)
+        process, room.url = process_of(room, int(room.url.rpartition(":")[2]))
+        with room.http("w1") as http:
+            with foreign.uploader(http, task, chunk=30_000) as again:
+                assert (again.offset, again.url) == (60_000, first.url)
+                again.upload()
+            assert begin(http, task, data).json()["verdict"] == "accepted"
+        assert accepted(room) == 1
     finally:
         process.kill()
         process.communicate()

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from bithaul.coordinator.commands import merge_round as merging
+from bithaul.coordinator.commands import publish as publishing
 from bithaul.coordinator.commands.steer import pause_run
 from bithaul.exchange.bf16 import from_bf16, to_bf16
 from bithaul.exchange.weights import BF16, FP32, open_weights, weights_pieces
@@ -126,6 +127,25 @@ def test_a_wrong_rounding_is_seen(
         return other
 
     outcome = patched(make, monkeypatch, "flush", change, weights="bf16")
+    assert not outcome.replay_identical
+    assert not outcome.kept
+
+
+@pytest.mark.parametrize("wrong", ["step", "base"])
+def test_a_delta_that_leads_elsewhere_is_seen(make: Any, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    """Workers would fetch whole files for ever and train on: only the checker can tell."""
+    right = publishing.NextVersion.pieces
+
+    def pieces(self: Any) -> Any:
+        for number, (way, whole) in enumerate(right(self)):
+            if number == 0:
+                place = 60 if wrong == "step" else 20  # a scale; the SHA-256 of the base
+                yield way[:place] + bytes([way[place] ^ 1]) + way[place + 1 :], whole
+            else:
+                yield way, whole
+
+    monkeypatch.setattr(publishing.NextVersion, "pieces", pieces)
+    outcome = make(workers=2, hours=0.8, weights="int8-delta").run()
     assert not outcome.replay_identical
     assert not outcome.kept
 

@@ -48,9 +48,11 @@ def test_rollbacks_in_a_storm_keep_every_promise(make: Any) -> None:
     assert sum(outcome.faults.values()) > 20
 
 
-def test_a_storm_over_published_bf16_keeps_every_promise(make: Any) -> None:
-    """Catches theta and what workers fetch drifting apart through crashes and rollbacks, to the bit."""
-    storm = {**SMALL, "rollbacks": 2, "weights": "bf16"}
+@pytest.mark.parametrize("weights", ["bf16", "int4-delta"])
+def test_a_storm_over_rounded_weights_keeps_every_promise(make: Any, weights: str) -> None:
+    """Catches theta and what workers fetch drifting apart through crashes and rollbacks, to the bit; and a
+    delta that leads elsewhere than to the full file."""
+    storm = {**SMALL, "rollbacks": 2, "weights": weights}
     outcome = make(SCENARIOS["storm"], **storm, rule="buffered_nesterov", seed=2).run()
     assert outcome.broken == ""
     assert outcome.kept

@@ -40,11 +40,12 @@ def simulate(
     ] = None,
     codec: Annotated[str | None, typer.Option(help="How updates travel (as the rule says).")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="How versions are published: fp32, bf16 (fp32).")
+        str | None,
+        typer.Option(help="How versions are published: fp32, bf16, int8-delta, int4-delta."),
     ] = None,
     aggregator: Annotated[str | None, typer.Option(help="Aggregator of the rule (its own).")] = None,
     gates: Annotated[
-        list[str] | None, typer.Option("--gate", help="Switch a gate on: norm, speed, copy; repeatable.")
+        list[str] | None, typer.Option("--gate", help="Switch a gate on, as in `bithaul up`; repeatable.")
     ] = None,
     poisoned: Annotated[int, typer.Option(min=0, help="Machines that send nothing but poison.")] = 0,
     poison: Annotated[

@@ -49,7 +49,7 @@ def up(
     ] = None,
     gates: Annotated[
         list[str] | None,
-        typer.Option("--gate", help="Switch a gate on: norm, speed, copy or rollback; repeatable."),
+        typer.Option("--gate", help="Switch a gate on: norm, speed, copy, agreement, rollback; repeatable."),
     ] = None,
     max_update_norm: Annotated[
         float | None, typer.Option(help="Refuse updates with a larger L2 norm (no ceiling).")
@@ -59,7 +59,7 @@ def up(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option(help="How versions reach the workers: fp32 (default), or bf16 in half the bytes."),
+        typer.Option(help="How versions reach the workers: fp32 (default), bf16, int8-delta, int4-delta."),
     ] = None,
     task_seconds: Annotated[float | None, typer.Option(min=0.5, help="Planned length of one task.")] = None,
     vocab_size: Annotated[

@@ -14,6 +14,7 @@ from bithaul.coordinator.blobs.store import BlobStore
 from bithaul.coordinator.blobs.uploads import Uploads
 from bithaul.coordinator.clock import Clock, Ids, SystemClock, SystemIds
 from bithaul.coordinator.database.engine import Database
+from bithaul.coordinator.lookalikes import Lookalikes
 from bithaul.coordinator.settings import Settings
 
 
@@ -72,6 +73,7 @@ class Coordinator:
     ids: Ids = field(default_factory=SystemIds)
     events: Events = field(default_factory=Events)
     crash_points: CrashPoints = field(default_factory=CrashPoints)
+    lookalikes: Lookalikes = field(default_factory=Lookalikes)
 
     def close(self) -> None:
         self.database.close()

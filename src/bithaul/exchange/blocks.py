@@ -59,35 +59,49 @@ class Blocks:
     lossless: bool = False
 
     @property
-    def _halves(self) -> bool:
+    def halves(self) -> bool:
+        """Two values stand in a byte."""
         return self.most < 8
 
     def encoded_size(self, layout: VectorLayout) -> int:
-        body = -(-layout.size // 2) if self._halves else layout.size
+        body = -(-layout.size // 2) if self.halves else layout.size
         return 12 + 2 * self._blocks(layout) + body
 
     def encode(self, vector: Values, layout: VectorLayout) -> bytearray:
         check_vector(vector, layout)
         blocks = self._blocks(layout)
         out = bytearray(self.encoded_size(layout))
-        struct.pack_into("<4sII", out, 0, self.magic, layout.size, blocks)
+        out[:12] = self.head(layout)
         scales = np.frombuffer(out, "<f2", blocks, 12)
         body = np.frombuffer(out, np.uint8, offset=12 + 2 * blocks)
         done = 0
         for offset, rows, width in strips(layout, self.width):
             strip = vector[offset : offset + rows * width].reshape(rows, width)
-            scale = _half_scales(np.maximum(strip.max(axis=1), -strip.min(axis=1)), self.most)
-            if not np.isfinite(scale).all():
-                raise not_finite()
+            scale = self.scales(strip)
             scales[done : done + rows] = scale
-            divisor = np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
-            q = _quantise(strip, divisor[:, None]).astype(np.int8).reshape(-1)
-            if self._halves:
+            q = self.quantised(strip, scale).reshape(-1)
+            if self.halves:
                 _put_halves(q, offset, body)
             else:
                 body[offset : offset + q.size] = q.view(np.uint8)
             done += rows
         return out
+
+    def head(self, layout: VectorLayout) -> bytes:
+        """What stands before the scales."""
+        return struct.pack("<4sII", self.magic, layout.size, self._blocks(layout))
+
+    def scales(self, strip: Values) -> npt.NDArray[np.float16]:
+        """float16 [rows] of whole blocks [rows, width]. Raises `InvalidInput`: `not_finite`."""
+        scale = _half_scales(np.maximum(strip.max(axis=1), -strip.min(axis=1)), self.most)
+        if not np.isfinite(scale).all():
+            raise not_finite()
+        return scale
+
+    def quantised(self, strip: Values, scale: npt.NDArray[np.float16]) -> npt.NDArray[np.int8]:
+        """int8 [rows, width]: whole numbers of each row's scale, one in a byte."""
+        divisor = np.where(scale > 0, scale, np.float16(1)).astype(np.float32)
+        return _quantise(strip, divisor[:, None]).astype(np.int8)
 
     def pieces(
         self,
@@ -114,7 +128,7 @@ class Blocks:
             last = int(np.searchsorted(edges, offset + n, side="left"))
             bounds = edges[first : last + 1] - offset
             bounds[0], bounds[-1] = 0, n  # a piece may begin and end inside a block
-            q = _halves(file, body, offset, n) if self._halves else _bytes(file, body, offset, n)
+            q = _halves(file, body, offset, n) if self.halves else _bytes(file, body, offset, n)
             yield ScaledBytes(offset, q, scales[first:last], bounds)
 
     def _blocks(self, layout: VectorLayout) -> int:
@@ -142,14 +156,20 @@ def _halves(file: BinaryIO, body: int, offset: int, count: int) -> npt.NDArray[n
 
 def _put_halves(q: npt.NDArray[np.int8], at: int, body: npt.NDArray[np.uint8]) -> None:
     """The values from place `at` on, two in a byte, the first in the lower half. `body` is zero there."""
-    halves = q.view(np.uint8) & np.uint8(15)
     if at % 2:
-        body[at // 2] |= halves[0] << 4
-        halves, at = halves[1:], at + 1
+        body[at // 2] |= (q[0].view(np.uint8) & np.uint8(15)) << 4
+        q, at = q[1:], at + 1
+    packed = pack_halves(q)
+    body[at // 2 : at // 2 + packed.size] = packed
+
+
+def pack_halves(q: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Two in a byte, the first in the lower half; an unused half is 0."""
+    halves = q.view(np.uint8) & np.uint8(15)
     low, high = halves[0::2], halves[1::2]
-    part = body[at // 2 : at // 2 + low.size]
-    part[:] = low
-    part[: high.size] |= high << 4
+    packed = low.copy()
+    packed[: high.size] |= high << 4
+    return packed
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,15 @@ class Range(Message):
     count: Annotated[int, Field(ge=1)]
 
 
+class DeltaRef(Message):
+    """The way to one version from the one before, at GET /weights/{version}/delta."""
+
+    version: int
+    base_sha256: Sha256  # of the weights that it starts from
+    sha256: Sha256
+    size: int
+
+
 class TaskMessage(Message):
     """GET /work: one leased task. `ranges` are used in order, whole inner batches only."""
 
@@ -105,6 +114,7 @@ class TaskMessage(Message):
     base_version: int
     weights_sha256: Sha256
     weights_size: int
+    weights_deltas: list[DeltaRef] = []  # to the base, in order: what is still fewer bytes than all of it
     ranges: list[Range]
     examples: int
     progress_start: NonNegative  # share of the run's budget when the task was leased, 0..1

@@ -3,9 +3,10 @@
 `u32 magic | i64 version | u32 count | values[count]`, little-endian. The magic says how a value stands there:
 `weights-v1` (0x54475742) holds float32, `weights-bf16-v1` (0x48475742) their bfloat16, half the bytes. A run
 chooses one for what it publishes; what must lose nothing (the coordinator's own vectors, residuals) is always
-`weights-v1`. Writing streams and hashes; reading float32 maps the file, so a vector of 121M values costs no
-memory until it is touched, while bfloat16 is widened in memory. Durability and names of files belong to the
-blob store. The magics' numbers are the contract: their bytes on disk are "BWGT" and "BWGH".
+`weights-v1`. Two more formats are bfloat16 files with a way from the version before, see `deltas`. Writing
+streams and hashes; reading float32 maps the file, so a vector of 121M values costs no memory until it is
+touched, while bfloat16 is widened in memory. Durability and names of files belong to the blob store. The
+magics' numbers are the contract: their bytes on disk are "BWGT" and "BWGH".
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bithaul.errors import CorruptFile, InvalidInput, UnknownName
-from bithaul.exchange.bf16 import all_finite, from_bf16, to_bf16
+from bithaul.exchange.bf16 import Words, all_finite, from_bf16, to_bf16
 
 FloatVector = npt.NDArray[np.float32]
 
@@ -32,12 +33,16 @@ _PIECE = 1_048_576
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """`choice` is what a run says, `name` what both sides agree on at registration."""
+    """`choice` is what a run says, `name` what both sides agree on at registration.
+
+    `delta` is the codec of the deltas between its versions; None: every version is fetched whole.
+    """
 
     choice: str
     name: str
     magic: bytes
     value_bytes: int
+    delta: str | None = None
 
     def encode(self, values: FloatVector) -> memoryview:
         """The bytes of float32 [n]. Raises `InvalidInput` for what is not finite or beyond the format."""
@@ -57,9 +62,13 @@ class WeightFormat:
 
 FP32 = WeightFormat("fp32", "weights-v1", (0x54475742).to_bytes(4, "little"), 4)
 BF16 = WeightFormat("bf16", "weights-bf16-v1", (0x48475742).to_bytes(4, "little"), 2)
-WEIGHTS: Mapping[str, WeightFormat] = MappingProxyType({f.choice: f for f in (FP32, BF16)})
+INT8_DELTA = WeightFormat("int8-delta", "weights-int8-delta-v1", BF16.magic, 2, "int8-block-v1")
+INT4_DELTA = WeightFormat("int4-delta", "weights-int4-delta-v1", BF16.magic, 2, "int4-block-v1")
+WEIGHTS: Mapping[str, WeightFormat] = MappingProxyType(
+    {f.choice: f for f in (FP32, BF16, INT8_DELTA, INT4_DELTA)}
+)
 WEIGHT_FORMATS = tuple(f.name for f in WEIGHTS.values())  # names at registration
-_BY_MAGIC = {f.magic: f for f in WEIGHTS.values()}
+_BY_MAGIC = {f.magic: f for f in (FP32, BF16)}
 
 
 def weights_named(choice: str) -> WeightFormat:
@@ -67,6 +76,14 @@ def weights_named(choice: str) -> WeightFormat:
     if choice not in WEIGHTS:
         raise UnknownName(f"Weights cannot be published as {choice!r}; choose {' or '.join(WEIGHTS)}.")
     return WEIGHTS[choice]
+
+
+def format_named(name: str) -> WeightFormat:
+    """The format that both sides agreed on; `UnknownName` lists the known ones."""
+    found = next((form for form in WEIGHTS.values() if form.name == name), None)
+    if found is None:
+        raise UnknownName(f"There is no weight format {name!r}; known are {', '.join(WEIGHT_FORMATS)}.")
+    return found
 
 
 @dataclass(frozen=True)
@@ -123,16 +140,32 @@ def open_weights(path: Path, *, expected_count: int) -> Weights:
 
     Checks magic, count and exact length; raises `CorruptFile`.
     """
-    with path.open("rb") as file:
-        version, form = _check(file.read(_HEAD.size), path.stat().st_size, expected_count)
+    version, form = _check_file(path, expected_count)
     if form is FP32:
         return Weights(version, np.memmap(path, np.dtype("<f4"), "r", _HEAD.size, (expected_count,)))
     vector = np.empty(expected_count, np.float32)
-    words = np.memmap(path, np.dtype("<u2"), "r", _HEAD.size, (expected_count,))
+    words = _mapped(path, expected_count)
     for i in range(0, expected_count, _PIECE):
         vector[i : i + _PIECE] = from_bf16(words[i : i + _PIECE])
     vector.flags.writeable = False
     return Weights(version, vector)
+
+
+def words_of(path: Path, *, expected_count: int) -> Words:
+    """The values of a bfloat16 file as they stand there, mapped, uint16 [count]. Raises `CorruptFile`."""
+    _, form = _check_file(path, expected_count)
+    if form is not BF16:
+        raise CorruptFile(f"{path.name} holds {form.name}, not {BF16.name}.", code="weights_magic")
+    return _mapped(path, expected_count)
+
+
+def _mapped(path: Path, count: int) -> Words:
+    return np.memmap(path, np.dtype("<u2"), "r", _HEAD.size, (count,))
+
+
+def _check_file(path: Path, expected_count: int) -> tuple[int, WeightFormat]:
+    with path.open("rb") as file:
+        return _check(file.read(_HEAD.size), path.stat().st_size, expected_count)
 
 
 def verify_weights(path: Path, *, expected_count: int, sha256: str) -> Weights:

@@ -37,6 +37,7 @@ class Gate(StrEnum):
     NORM = "norm"  # clip above twice the usual size, refuse above ten times
     SPEED = "speed"  # no credit beyond three times the calibrated speed
     COPY = "copy"  # refuse the payload of another worker
+    AGREEMENT = "agreement"  # note how far updates point the same way; a score only
     ROLLBACK = "rollback"  # go back when the held-out loss jumps
 
 
@@ -128,10 +129,46 @@ def speed_gate(*, tokens: int, seconds: float, calibrated: float) -> SpeedVerdic
     return SpeedVerdict(min(tokens, most), strike=tokens > most)
 
 
+def agreements(products: npt.NDArray[np.float64], weights: Sequence[float]) -> list[float | None]:
+    """The cosine of each update to the momentum, or where there is none to what the others bring together.
+
+    `products` are the inner products of (momentum, u_1, ..., u_n), float64 [n + 1, n + 1]. None: nothing to
+    compare with. Honest updates often look bad, so this never decides anything by itself.
+    """
+    found: list[float | None] = []
+    for i in range(1, len(weights) + 1):
+        if products[0, 0] > 0:
+            along, square = products[0, i], products[0, 0]
+        else:
+            others = np.array([0.0, *weights])
+            others[i] = 0.0
+            along, square = float(others @ products[i]), float(others @ products @ others)
+        length = math.sqrt(max(0.0, square * products[i, i]))
+        found.append(min(1.0, max(-1.0, float(along) / length)) if length > 0 else None)
+    return found
+
+
 def largest(update: npt.NDArray[np.float32], count: int = LARGEST) -> npt.NDArray[np.int64]:
     """Indices of the `count` largest absolute values, sorted."""
     count = min(count, update.size)
     return np.sort(np.argpartition(-np.abs(update), count - 1)[:count]).astype(np.int64)
+
+
+def largest_of(
+    places: npt.NDArray[np.int64], values: npt.NDArray[np.float32], count: int = LARGEST
+) -> npt.NDArray[np.int64]:
+    """The same of a sparse update, from the places it names in ascending order and their values.
+
+    Many values are of one size; of those at the edge the first are taken, so a copy gives the same places.
+    """
+    sizes = np.abs(values)
+    count = min(count, sizes.size)
+    if count == 0:
+        return places[:0]
+    edge = np.partition(sizes, sizes.size - count)[sizes.size - count]
+    above = np.flatnonzero(sizes > edge)
+    at_edge = np.flatnonzero(sizes == edge)[: count - above.size]
+    return np.sort(places[np.concatenate([above, at_edge])])
 
 
 def is_copy(mine: npt.NDArray[np.int64], theirs: npt.NDArray[np.int64]) -> bool:

@@ -8,9 +8,7 @@ every call fails as a refused connection does.
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -19,6 +17,8 @@ from typing import Any, TypeVar
 from bithaul.coordinator.context import Coordinator, CrashPoints, open_coordinator
 from bithaul.coordinator.database import ledger, runs, versions
 from bithaul.coordinator.database.services import ServiceResult
+from bithaul.coordinator.services.backup import create_backup
+from bithaul.coordinator.services.restore import restore_backup
 from bithaul.coordinator.services.runner import Service, ServiceRunner, standard_services
 from bithaul.coordinator.services.startup import check_run
 from bithaul.coordinator.settings import load_settings
@@ -41,9 +41,9 @@ class Crash(BaseException):
 
 @dataclass(frozen=True)
 class Backup:
-    """A copy of the run folder and what was in it."""
+    """A file of `bithaul backup create` and what is in it."""
 
-    folder: Path
+    file: Path
     version: int
     reports: int
 
@@ -149,20 +149,14 @@ class House:
         if self.up:
             self._limit_pages()
 
-    def back_up(self, folder: Path) -> Backup:
-        """Copy database and blobs to `folder`, which must be new."""
+    def back_up(self, file: Path) -> Backup:
+        """Into `file`, which must be new."""
         with self.c.database.read() as connection:
             run = runs.get_run(connection)
             version = versions.newest_version(connection, run.id).version
             count = sum(ledger.verdict_counts(connection, run.id).values())
-        folder.mkdir()
-        with (
-            closing(sqlite3.connect(self._database)) as live,
-            closing(sqlite3.connect(folder / self._database.name)) as copy,
-        ):
-            live.backup(copy)
-        shutil.copytree(self.c.settings.blob_folder, folder / "blobs")
-        return Backup(folder, version, count)
+        create_backup(self.c, file, on_size=_nobody, on_progress=_nobody)
+        return Backup(file, version, count)
 
     def restore(self, backup: Backup, *, back_after: float = 60.0) -> Restored:
         """Everything since `backup` is lost with the disk; it comes back `back_after` seconds later."""
@@ -172,13 +166,9 @@ class House:
             count = sum(ledger.verdict_counts(connection, run.id).values())
         lost = Restored(self.time.now(), version - backup.version, count - backup.reports)
         self.restored.append(lost)
-        blobs = self.c.settings.blob_folder
         self._down(back_after)
-        for left in self.directory.glob(f"{self._database.name}*"):
-            left.unlink()
-        shutil.copy2(backup.folder / self._database.name, self._database)
-        shutil.rmtree(blobs)
-        shutil.copytree(backup.folder / "blobs", blobs)
+        shutil.rmtree(self.directory)
+        restore_backup(backup.file, self.directory, clock=self.time, on_size=_nobody, on_progress=_nobody)
         return lost
 
     def close(self) -> None:
@@ -191,10 +181,6 @@ class House:
         settings = load_settings(self.directory, disk_reserve_bytes=0, **self._settings)
         c = open_coordinator(settings, clock=self.time, ids=self._ids, crash_points=CrashPoints(self._point))
         return replace(c, blobs=FullableBlobs(c.blobs, lambda: self.disk_full))
-
-    @property
-    def _database(self) -> Path:
-        return self.directory / "coordinator.db"
 
     def _limit_pages(self) -> None:
         """SQLite's own limit stands for the disk's: a write that needs one page more fails."""
@@ -287,3 +273,7 @@ class House:
         if self._merge is not None:
             self._merge.cancel()
             self._merge = None
+
+
+def _nobody(_bytes: int) -> None:
+    """Nobody looks at the progress."""

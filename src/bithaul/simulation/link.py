@@ -24,7 +24,7 @@ from bithaul.coordinator.commands.ingest_logs import ingest_logs
 from bithaul.coordinator.commands.register_worker import register_worker
 from bithaul.coordinator.commands.submit_gradient import submit_gradient
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.queries.blobs import corpus_blob, weights_blob
+from bithaul.coordinator.queries.blobs import corpus_blob, delta_blob, weights_blob
 from bithaul.errors import BithaulError, Unavailable
 from bithaul.exchange.frame import read_header, write_frame
 from bithaul.exchange.messages import (
@@ -251,6 +251,8 @@ def _blob(c: Coordinator, path: str) -> BlobRef:
     match path.split("/")[1:]:
         case ["weights", version]:
             return weights_blob(c, int(version))
+        case ["weights", version, "delta"]:
+            return delta_blob(c, int(version))
         case ["corpus", shard, "index"]:
             return corpus_blob(c, shard, kind="index")
         case ["corpus", shard]:

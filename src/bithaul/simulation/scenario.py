@@ -311,7 +311,7 @@ class Rehearsal:
 
     def back_up(self) -> None:
         """Now; `restore` goes back to it."""
-        copy = self.house.back_up(self._folder / f"backup-{self.time.events}")
+        copy = self.house.back_up(self._folder / f"backup-{self.time.events}.bithaul")
         self._backup = copy, self.checker.remember(), self.record.newest
 
     def restore(self, *, back_after: float = 60.0) -> None:

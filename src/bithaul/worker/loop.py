@@ -79,7 +79,12 @@ class Worker:
         self._outbox = Outbox(state / "outbox")
         self._residuals = ResidualStore(state / "residual")
         self._transfers = Transfers(
-            client, state / "cache", stop=stop, moved=self._moved, jitter=tools.jitter
+            client,
+            state / "cache",
+            stop=stop,
+            moved=self._moved,
+            broken=self._broken_delta,
+            jitter=tools.jitter,
         )
         self._pulse = tools.pulse(client, buffer, log=log, seconds=heartbeat_seconds)
         self._buffer = buffer
@@ -274,7 +279,7 @@ class Worker:
             reason=chosen.reason,
         )
         gpu = hardware(chosen)
-        name, memory = gpu or (platform.processor() or platform.machine() or "cpu", _main_memory())
+        name, memory = gpu or (_cpu(), _main_memory())
         current.capabilities = Capabilities(
             device=name[:200],
             threads=self._settings.threads,
@@ -316,6 +321,9 @@ class Worker:
     def _moved(self, _bytes: int) -> None:
         self._beacon.touch()
 
+    def _broken_delta(self, reason: str) -> None:
+        self._log.warning("delta not usable, fetching the whole version", reason=reason, cpu=_cpu())
+
     def _leave(self) -> None:
         """Say goodbye within the grace period: what is left of the log, then the beacon goes."""
         waiting = len(self._outbox.entries())
@@ -330,6 +338,10 @@ class Worker:
         except BithaulError as error:
             self._log.debug("log not shipped", reason=error.message)
         self._beacon.clear()
+
+
+def _cpu() -> str:
+    return platform.processor() or platform.machine() or "cpu"
 
 
 def _main_memory() -> int:

@@ -12,11 +12,11 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from bithaul.errors import LayoutMismatch, UnknownName
+from bithaul.errors import LayoutMismatch
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunDescription
 from bithaul.exchange.pieces import Codec
-from bithaul.exchange.weights import WEIGHT_FORMATS
+from bithaul.exchange.weights import WeightFormat, format_named
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector, Layout, layout_of
 from bithaul.training.batches import Example
@@ -65,6 +65,10 @@ class Session:
     codec: Codec
     trainer: LocalTrainer
 
+    @property
+    def weight_format(self) -> WeightFormat:
+        return format_named(self.description.weight_format)
+
     def same_run(self, other: RunDescription) -> bool:
         """Whether everything that shapes a task is unchanged; state and budget may differ."""
         mine = self.description.model_dump(exclude={"state", "heartbeat_seconds"})
@@ -92,10 +96,7 @@ def open_session(description: RunDescription, *, threads: int, path: str | None 
             f"The run's parameter layout {description.layout_hash[:12]} is not the one this worker builds "
             f"({layout.hash[:12]}); install the coordinator's version of bithaul."
         )
-    if description.weight_format not in WEIGHT_FORMATS:
-        raise UnknownName(
-            f"There is no weight format {description.weight_format!r}; known are {', '.join(WEIGHT_FORMATS)}."
-        )
+    format_named(description.weight_format)
     codec = codec_named(description.codec)
     trainer = Trainer(config, recipe, label_token=description.label_token, threads=threads, path=path)
     return Session(description, config, recipe, layout, codec, trainer)

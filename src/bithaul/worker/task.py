@@ -33,7 +33,7 @@ from bithaul.worker.residual import ResidualStore
 from bithaul.worker.session import Session
 from bithaul.worker.stop import Stop
 from bithaul.worker.tools import Tools
-from bithaul.worker.transfers import Transfers
+from bithaul.worker.transfers import Transfers, Way
 
 FloatVector = npt.NDArray[np.float32]
 Examples = list[npt.NDArray[np.int32]]
@@ -100,7 +100,7 @@ class TaskRunner:
     def _weights(self, task: TaskMessage) -> FloatVector:
         try:
             path = self._transfers.weights(
-                task.base_version, sha256=task.weights_sha256, size=task.weights_size
+                task.base_version, sha256=task.weights_sha256, size=task.weights_size, way=self._way(task)
             )
             weights = open_weights(path, expected_count=self._session.layout.size)
         except Refused as error:  # the base was pruned meanwhile: not this worker's fault
@@ -115,6 +115,12 @@ class TaskRunner:
                 f"The file of version {task.base_version} says it is version {weights.version}.",
             )
         return weights.vector
+
+    def _way(self, task: TaskMessage) -> Way | None:
+        form = self._session.weight_format
+        if form.delta is None or not task.weights_deltas:
+            return None
+        return Way(task.weights_deltas, self._session.layout, form)
 
     def _examples(self, task: TaskMessage) -> Examples:
         by_id = {shard.id: shard for shard in self._session.description.shards}

@@ -4,6 +4,9 @@ What arrived before a cut stays in a `.part` file and the next try asks for the 
 others beside it (`segments`). A file is believed only
 after its SHA-256 was computed once in this process; a damaged one is deleted and fetched again. The newest
 two weight files are kept, shards for as long as the state folder lives.
+
+Where deltas lead from a kept weight file to the wanted one, that is rebuilt from them and must have the very
+SHA-256 of the whole file; whatever goes wrong on the way, the whole file is fetched.
 """
 
 from __future__ import annotations
@@ -11,15 +14,20 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import httpx2
 
 from bithaul.errors import CorruptFile, OutOfDisk, Unavailable
+from bithaul.exchange.deltas import apply_delta
+from bithaul.exchange.messages import DeltaRef
+from bithaul.exchange.pieces import VectorLayout
+from bithaul.exchange.weights import WeightFormat
 from bithaul.worker.backoff import Backoff
-from bithaul.worker.link import Link, Stopped
+from bithaul.worker.link import Link, Refused, Stopped
 from bithaul.worker.segments import Segments, worth_it
 from bithaul.worker.stop import Stop
 
@@ -33,8 +41,18 @@ class Digest(Protocol):
     def hexdigest(self) -> str: ...
 
 
+@dataclass(frozen=True)
+class Way:
+    """`deltas` lead, one after the other, to the version that is wanted."""
+
+    deltas: Sequence[DeltaRef]
+    layout: VectorLayout
+    form: WeightFormat
+
+
 class Transfers:
-    """The download cache in `folder`. `moved` hears the size of each piece as it arrives."""
+    """The download cache in `folder`. `moved` hears the size of each piece as it arrives, `broken` why a
+    version could not be rebuilt from deltas."""
 
     def __init__(
         self,
@@ -43,6 +61,7 @@ class Transfers:
         *,
         stop: Stop,
         moved: Callable[[int], None],
+        broken: Callable[[str], None] = lambda _: None,
         backoff: Backoff | None = None,
         jitter: Callable[[], float] = random.random,
         clock: Callable[[], float] = time.monotonic,
@@ -52,6 +71,7 @@ class Transfers:
         self._corpus = folder / "corpus"
         self._stop = stop
         self._moved = moved
+        self._broken = broken
         self._backoff = backoff or Backoff()
         self._jitter = jitter
         self._clock = clock
@@ -59,17 +79,57 @@ class Transfers:
         for place in (self._weights, self._corpus):
             place.mkdir(parents=True, exist_ok=True)
 
-    def weights(self, version: int, *, sha256: str, size: int) -> Path:
-        """The weight file of a version. Raises as `fetch`."""
-        path = self.fetch(f"/weights/{version}", self._weights / f"{sha256}.bgwt", sha256=sha256, size=size)
+    def weights(self, version: int, *, sha256: str, size: int, way: Way | None = None) -> Path:
+        """The weight file of a version, by `way` if that starts from a kept one. Raises as `fetch`."""
+        target = self._weight_file(sha256)
+        if way is not None and not target.is_file():
+            try:
+                self._rebuild(way, sha256)
+            except (Refused, CorruptFile) as error:  # retired meanwhile, or damaged
+                self._broken(f"{error.error_code}: {error.message}")
+        path = self.fetch(f"/weights/{version}", target, sha256=sha256, size=size)
         path.touch()
         newest_first = sorted(self._weights.glob("*.bgwt"), key=lambda p: p.stat().st_mtime_ns, reverse=True)
         for old in newest_first[KEPT_WEIGHTS:]:
             if old != path:  # a file system's clock may be too coarse to tell which is the newest
                 self._forget(old)
-        for leftover in self._weights.glob("*.part"):
+        for leftover in (*self._weights.glob("*.part"), *self._weights.glob("*.bgwd")):
             leftover.unlink(missing_ok=True)
         return path
+
+    def _rebuild(self, way: Way, sha256: str) -> None:
+        """The weight file with that SHA-256 by the shortest part of the way that starts from a kept one."""
+        ends = [*(delta.base_sha256 for delta in way.deltas[1:]), sha256]
+        steps = list(zip(way.deltas, ends, strict=True))
+        kept = [i for i, (delta, _) in enumerate(steps) if self._weight_file(delta.base_sha256).is_file()]
+        for delta, end in steps[kept[-1] :] if kept else ():
+            path, name = f"/weights/{delta.version}/delta", f"{delta.sha256}.bgwd"
+            file = self.fetch(path, self._weights / name, sha256=delta.sha256, size=delta.size)
+            self._go(way, delta, file, end=end)
+            self._forget(file)
+
+    def _go(self, way: Way, delta: DeltaRef, file: Path, *, end: str) -> None:
+        """One delta further. Raises `CorruptFile` when that gives a file of another SHA-256 than `end`."""
+        base, target = self._weight_file(delta.base_sha256), self._weight_file(end)
+        part = target.with_suffix(".part")
+        try:
+            with part.open("wb") as out:
+                found = apply_delta(
+                    base, file, out, base_sha256=delta.base_sha256, layout=way.layout, form=way.form
+                )
+        except OSError as error:
+            raise OutOfDisk(f"{target.name} cannot be stored in {target.parent}: {error}.") from error
+        if found != end:
+            self._forget(base)  # damaged on this disk, else this machine computes differently
+            raise CorruptFile(
+                f"Version {delta.version} was rebuilt with the SHA-256 {found[:12]}..., not {end[:12]}....",
+                code="delta_mismatch",
+            )
+        part.replace(target)
+        self._verified.add(target)
+
+    def _weight_file(self, sha256: str) -> Path:
+        return self._weights / f"{sha256}.bgwt"
 
     def shard(self, name: str, *, sha256: str, size: int) -> Path:
         """The token file of a shard. Raises as `fetch`."""

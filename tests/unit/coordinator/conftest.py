@@ -24,7 +24,7 @@ from bithaul.coordinator.commands.merge_round import merge_round
 from bithaul.coordinator.commands.register_worker import register_worker
 from bithaul.coordinator.commands.submit_gradient import submit_gradient
 from bithaul.coordinator.context import Coordinator, CrashPoints, open_coordinator
-from bithaul.coordinator.database import runs, versions
+from bithaul.coordinator.database import ledger, runs, versions
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.queries.blobs import weights_blob
 from bithaul.coordinator.settings import load_settings
@@ -209,6 +209,20 @@ class House:
     def merge(self) -> VersionRow | None:
         return merge_round(self.c)
 
+    def train(self, rounds: int = 1) -> None:
+        """Each round makes a version; an update of `ann` that waits goes into the first."""
+        with self.c.database.read() as connection:
+            waiting = ledger.unmerged(connection, self.run.id)
+        if waiting:
+            self.report("bob", self.claim("bob"))
+            self.clock.time += 10.0
+            assert self.merge() is not None
+        for _ in range(rounds - bool(waiting)):
+            for name in ("ann", "bob"):
+                self.report(name, self.claim(name))
+            self.clock.time += 10.0
+            assert self.merge() is not None
+
     @property
     def run(self) -> runs.RunRow:
         with self.c.database.read() as connection:
@@ -328,3 +342,17 @@ def house(make_house: Callable[..., House]) -> House:
     made.create()
     made.register("ann", "bob")
     return made
+
+
+@pytest.fixture
+def trained(house: House) -> House:
+    """Three versions, one update that waits for its round, and files beside."""
+    house.train(2)
+    house.report("ann", house.claim("ann"))
+    (house.directory / "corpus").mkdir()
+    for path in house.corpus.iterdir():
+        (house.directory / "corpus" / path.name).write_bytes(path.read_bytes())
+    (house.directory / "corpus" / "Notes.TXT").write_text("a person's own file")
+    (house.directory / "bithaul.toml").write_text("retention_keep = 3\n")
+    (house.directory / "run.json").write_text('{"preset": "small"}\n')
+    return house

@@ -6,8 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from anyio import CapacityLimiter
@@ -16,13 +15,8 @@ from starlette.requests import ClientDisconnect
 from bithaul.coordinator.api import behind as module
 from bithaul.coordinator.api.behind import Behind, pieces
 
-Result = TypeVar("Result")
-
-
-def run_apart(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """In a thread of its own: browser tests in this process may have left a loop running in this one."""
-    with ThreadPoolExecutor(1) as threads:
-        return threads.submit(asyncio.run, coroutine).result()
+RunApart = Callable[[Coroutine[Any, Any, Any]], Any]
+InBlock = Callable[[Callable[[Behind], Any]], None]
 
 
 async def body(*parts: bytes, cut: bool = False) -> AsyncIterator[bytes]:
@@ -32,7 +26,7 @@ async def body(*parts: bytes, cut: bool = False) -> AsyncIterator[bytes]:
         raise ClientDisconnect
 
 
-def test_pieces_hold_every_byte_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_hold_every_byte_in_order(run_apart: RunApart, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PIECE", 4)
 
     async def run() -> list[bytes]:
@@ -41,7 +35,9 @@ def test_pieces_hold_every_byte_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
     assert run_apart(run()) == [b"abcd", b"efghij", b"k"]
 
 
-def test_what_came_before_a_cut_is_given_before_the_cut_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_came_before_a_cut_is_given_before_the_cut_is_told(
+    run_apart: RunApart, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "PIECE", 4)
     seen: list[bytes] = []
 
@@ -54,15 +50,19 @@ def test_what_came_before_a_cut_is_given_before_the_cut_is_told(monkeypatch: pyt
     assert seen == [b"abcd", b"ef"]
 
 
-def behind(block: Callable[[Behind], Any]) -> None:
-    async def run() -> None:
-        async with Behind(CapacityLimiter(2)) as it:
-            await block(it)
+@pytest.fixture
+def behind(run_apart: RunApart) -> InBlock:
+    def go(block: Callable[[Behind], Any]) -> None:
+        async def run() -> None:
+            async with Behind(CapacityLimiter(2)) as it:
+                await block(it)
 
-    run_apart(run())
+        run_apart(run())
+
+    return go
 
 
-def test_writes_stay_in_order_and_are_done_at_the_end() -> None:
+def test_writes_stay_in_order_and_are_done_at_the_end(behind: InBlock) -> None:
     """Catches two at a time, which would mix the bytes, and a file that is closed under a write."""
     done: list[bytes] = []
     running: list[int] = [0]
@@ -86,7 +86,7 @@ def test_writes_stay_in_order_and_are_done_at_the_end() -> None:
     assert done == [b"0", b"1", b"2", b"3"]
 
 
-def test_an_error_of_the_last_write_is_raised() -> None:
+def test_an_error_of_the_last_write_is_raised(behind: InBlock) -> None:
     def full(piece: bytearray) -> None:
         raise OSError("disk full")
 
@@ -97,7 +97,7 @@ def test_an_error_of_the_last_write_is_raised() -> None:
         behind(block)
 
 
-def test_the_error_of_the_block_is_told_and_nothing_runs_on() -> None:
+def test_the_error_of_the_block_is_told_and_nothing_runs_on(behind: InBlock) -> None:
     ended = threading.Event()
 
     def slow_and_failing(piece: bytearray) -> None:
@@ -114,7 +114,7 @@ def test_the_error_of_the_block_is_told_and_nothing_runs_on() -> None:
     assert ended.is_set()
 
 
-def test_whoever_is_cancelled_waits_for_its_write() -> None:
+def test_whoever_is_cancelled_waits_for_its_write(run_apart: RunApart) -> None:
     ended = threading.Event()
 
     def slow(piece: bytearray) -> None:

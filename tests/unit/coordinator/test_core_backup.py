@@ -15,17 +15,13 @@ from typing import Any
 import pytest
 
 from bithaul.cli.main import run
-from bithaul.coordinator.database import ledger
 from bithaul.coordinator.database.tables import versions as version_rows
 from bithaul.coordinator.identity.audit import read_audit
 from bithaul.coordinator.services import backup as backup_service
 from bithaul.coordinator.services.archive import LIST, SEAL, ArchiveReader, _seal
 from bithaul.coordinator.services.backup import create_backup
-from bithaul.coordinator.services.backup_clock import back_up_when_due
 from bithaul.coordinator.services.restore import restore_backup
 from bithaul.coordinator.services.retention import retain
-from bithaul.coordinator.services.runner import ServiceRunner, standard_services
-from bithaul.coordinator.settings import load_settings
 from bithaul.errors import (
     BithaulError,
     Conflict,
@@ -51,35 +47,6 @@ def back_up(house: House, out: Path) -> Path:
 
 def restore(file: Path, directory: Path, **options: Any) -> Any:
     return restore_backup(file, directory, on_size=nothing, on_progress=nothing, **options)
-
-
-def train(house: House, rounds: int = 1) -> None:
-    """Each round makes a version; an update of `ann` that waits goes into the first."""
-    with house.c.database.read() as connection:
-        waiting = ledger.unmerged(connection, house.run.id)
-    if waiting:
-        house.report("bob", house.claim("bob"))
-        house.clock.time += 10.0
-        assert house.merge() is not None
-    for _ in range(rounds - bool(waiting)):
-        for name in ("ann", "bob"):
-            house.report(name, house.claim(name))
-        house.clock.time += 10.0
-        assert house.merge() is not None
-
-
-@pytest.fixture
-def trained(house: House) -> House:
-    """Three versions, one update that waits for its round, and files beside."""
-    train(house, 2)
-    house.report("ann", house.claim("ann"))
-    (house.directory / "corpus").mkdir()
-    for path in house.corpus.iterdir():
-        (house.directory / "corpus" / path.name).write_bytes(path.read_bytes())
-    (house.directory / "corpus" / "Notes.TXT").write_text("a person's own file")
-    (house.directory / "bithaul.toml").write_text("retention_keep = 3\n")
-    (house.directory / "run.json").write_text('{"preset": "small"}\n')
-    return house
 
 
 @pytest.fixture
@@ -215,14 +182,14 @@ def test_what_retention_deletes_meanwhile_is_still_in_it(
     trained: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches: a blob that goes between the copy of the rows and the copy of the files."""
-    train(trained, 1)
+    trained.train(1)
     out = trained.directory.parent / "busy.bithaul"
     holding, calls = backup_service._hold, []
 
     def train_then_hold(*arguments: Any) -> bool:
         calls.append(arguments)
         if len(calls) == 1:  # before anything is held: version 1 to 3 go, the first try must fail
-            train(trained, 6)
+            trained.train(6)
             retain(trained.c)
         return holding(*arguments)
 
@@ -230,7 +197,7 @@ def test_what_retention_deletes_meanwhile_is_still_in_it(
     writing = backup_service.write_archive
 
     def retain_then_write(*arguments: Any, **options: Any) -> str:
-        train(trained, 6)  # after it is held: what it has is deleted under its hands
+        trained.train(6)  # after it is held: what it has is deleted under its hands
         retain(trained.c)
         return writing(*arguments, **options)
 
@@ -289,7 +256,7 @@ def test_a_full_disk_leaves_no_file_and_no_row(trained: House, monkeypatch: pyte
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     out = trained.directory.parent / "full.bithaul"
-    train(trained, 4)
+    trained.train(4)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     writing = backup_service.write_archive
@@ -496,89 +463,3 @@ def test_a_database_elsewhere_is_not_ours_to_back_up(
 def test_a_folder_that_cannot_be_written_is_a_sentence(trained: House) -> None:
     with pytest.raises(InvalidInput, match="no folder"):
         back_up(trained, trained.directory.parent / "missing" / "x")
-
-
-# By the clock
-
-
-@pytest.fixture
-def shelf(trained: House, tmp_path: Path) -> tuple[House, Path]:
-    """A run that is to be backed up every two hours, three times, and the folder for it."""
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    trained.settings = {"backup_folder": str(folder), "backup_every_hours": 2.0, "backup_keep": 3}
-    trained.reopen()
-    return trained, folder
-
-
-def test_a_backup_is_made_when_the_newest_is_old_and_the_oldest_goes(shelf: tuple[House, Path]) -> None:
-    """Catches one at every look, none at all, and a shelf that fills up."""
-    house, folder = shelf
-    (folder / "notes.bithaul").write_text("somebody's own")
-    (folder / "other-20200101T000000Z.bithaul").write_text("another run's")
-    seen: set[Path] = set()
-    for hours in range(10):
-        back_up_when_due(house.c)
-        seen |= set(folder.glob("test-*.bithaul"))
-        assert len(seen) == hours // 2 + 1
-        house.clock.time += 3600.0
-    left = sorted(folder.iterdir())
-    assert [path for path in left if path in seen] == sorted(seen)[-3:]
-    assert len(left) == 5
-    rows = read_audit(house.c, limit=50, action="backup.create")
-    assert [row.actor for row in rows] == ["system"] * 5
-
-
-def test_a_backup_by_the_clock_can_be_restored(shelf: tuple[House, Path], tmp_path: Path) -> None:
-    house, folder = shelf
-    back_up_when_due(house.c)
-    (file,) = folder.iterdir()
-    assert restore(file, tmp_path / "again").version == 3
-
-
-def test_a_shelf_that_is_gone_is_said_and_comes_back(shelf: tuple[House, Path]) -> None:
-    house, folder = shelf
-    folder.rmdir()
-    (service,) = [s for s in standard_services(house.c) if s.name == "backup"]
-    runner = ServiceRunner(house.c, [service])
-    told = runner.run_once(service)
-    assert not told.ok
-    assert str(folder) in told.message
-    folder.mkdir()
-    assert runner.run_once(service, before=told).ok
-    assert len(list(folder.iterdir())) == 1
-
-
-def test_a_backup_that_fails_takes_no_older_one_with_it(
-    shelf: tuple[House, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house, folder = shelf
-    for _ in range(3):
-        back_up_when_due(house.c)
-        house.clock.time += 7200.0
-    before = sorted(folder.iterdir())
-
-    def full(*_unused: object, **_options: object) -> str:
-        raise OutOfDisk("full")
-
-    monkeypatch.setattr(backup_service, "write_archive", full)
-    with pytest.raises(OutOfDisk):
-        back_up_when_due(house.c)
-    assert sorted(folder.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"backup_folder": "backups"},
-        {"backup_folder": "/backups", "database_url": "postgresql://somewhere/bithaul"},
-        {"backup_folder": "/backups", "backup_keep": 0},
-    ],
-)
-def test_settings_of_backups_that_cannot_work_are_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
-    with pytest.raises(InvalidConfig, match="backup"):
-        load_settings(tmp_path, **settings)
-
-
-def test_without_a_folder_nothing_is_made_by_the_clock(house: House) -> None:
-    assert "backup" not in {s.name for s in standard_services(house.c)}

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from bithaul.rounds import trust
 from bithaul.rounds.gates import (
     Seen,
+    agreements,
     audit_rate,
     audit_strike,
     is_copy,
     largest,
+    largest_of,
     norm_gate,
     speed_gate,
     usual_size,
@@ -152,3 +154,42 @@ def test_a_rollback_is_a_new_version_and_gives_the_slices_back() -> None:
     for wrong in (4, 9):
         with pytest.raises(ValueError, match="no going back"):
             plan_rollback(wrong, made, reports, automatic=False, automatic_before=False)
+
+
+def test_the_largest_of_a_sparse_update_are_those_of_the_vector() -> None:
+    """A golden case with many values of one size: of those at the edge the first. Catches places of another
+    piece, signs that count, and a choice that differs between two copies."""
+    places = np.array([3, 8, 9, 20, 21, 40, 41, 77], np.int64)
+    values = np.array([0.5, -2.0, 0.5, 2.0, -0.5, 0.25, 0.5, -3.0], np.float32)
+    assert largest_of(places, values, 3).tolist() == [8, 20, 77]
+    assert largest_of(places, values, 5).tolist() == [3, 8, 9, 20, 77]
+    assert largest_of(places, values, 100).tolist() == places.tolist()
+    assert largest_of(places[:0], values[:0]).size == 0
+    vector = np.zeros(90, np.float32)
+    vector[places] = values
+    assert largest_of(places, values, 3).tolist() == largest(vector, 3).tolist()
+
+
+def test_agreement_is_the_cosine_to_the_momentum_or_to_the_others() -> None:
+    """Against vectors. Catches an update that is compared with itself, and one that swings all the others."""
+    random = np.random.default_rng(4)
+    way = random.standard_normal(50)
+    updates = [way + 0.1 * random.standard_normal(50) for _ in range(3)] + [-10 * way]
+    weights = [0.4, 0.3, 0.2, 0.1]
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    def products(momentum: np.ndarray) -> np.ndarray:
+        rows = np.stack([momentum, *updates])
+        return rows @ rows.T
+
+    wanted = [
+        cosine(u, sum(w * v for j, (w, v) in enumerate(zip(weights, updates, strict=True)) if j != i))
+        for i, u in enumerate(updates)
+    ]
+    assert agreements(products(np.zeros(50)), weights) == pytest.approx(wanted)
+    momentum = random.standard_normal(50)
+    assert agreements(products(momentum), weights) == pytest.approx([cosine(u, momentum) for u in updates])
+    assert agreements(np.diag([0.0, 4.0]), [1.0]) == [None]
+    assert agreements(np.zeros((3, 3)), [0.5, 0.5]) == [None, None]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +24,7 @@ from bithaul.coordinator.site.pages import Pages
 from bithaul.coordinator.site.warmup import warm_up
 
 MACHINES = 288
+RunApart = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +116,7 @@ def test_the_share_is_of_all_workers_not_of_the_page(large: Coordinator) -> None
     assert [m.share for m in some] == [whole["desk-ryzen"]] != [1.0]
 
 
-def run_apart(coroutine: Coroutine[Any, Any, None]) -> None:
-    """In a thread of its own: browser tests in this process may have left a loop running in this one."""
-    with ThreadPoolExecutor(1) as threads:
-        threads.submit(asyncio.run, coroutine).result()
-
-
-def test_warming_up_leaves_nothing_to_compile(large: Coordinator) -> None:
+def test_warming_up_leaves_nothing_to_compile(large: Coordinator, run_apart: RunApart) -> None:
     """Catches: a first visitor who waits for templates and statements, and a warm-up that fails unseen."""
     environment = make_environment(assets=_NoAssets())  # type: ignore[arg-type]
     pages = Pages(large.settings, environment)
@@ -132,7 +125,7 @@ def test_warming_up_leaves_nothing_to_compile(large: Coordinator) -> None:
     assert len(environment.cache) == len(environment.list_templates())
 
 
-def test_warming_up_needs_no_run(make_coordinator: Callable[..., Coordinator]) -> None:
+def test_warming_up_needs_no_run(make_coordinator: Callable[..., Coordinator], run_apart: RunApart) -> None:
     own = make_coordinator()
     run_apart(warm_up(create_app(own), own, Pages(own.settings, make_environment(_NoAssets()))))  # type: ignore[arg-type]
 

@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import insert, select, text
+from pretend import MACHINES
+from sqlalchemy import insert, select, text, update
 from starlette.testclient import TestClient
 
+from bithaul import __version__
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, logbook
 from bithaul.coordinator.database.tables import leases, logs, workers
@@ -55,6 +57,22 @@ def test_workers_are_filtered_and_exported_as_shown(site: TestClient) -> None:
     found = site.get("/admin/workers.json?q=xeon").json()
     assert [(m["name"], m["state"]) for m in found] == [("lab-xeon", "gone")]
     assert site.get("/admin/workers.xml").status_code == 404
+
+
+def test_the_fleet_tells_which_version_runs_where(own: Coordinator, visit) -> None:
+    """Catches: one machine that was not brought up to date and that nobody can tell from the others."""
+    site = visit(own)
+    page = site.get("/admin/workers").text
+    assert page.count(f'title="version of bithaul">{__version__}<') == len(MACHINES)
+    assert "this coordinator has bithaul" not in page
+    with own.database.write() as connection:
+        row = connection.execute(select(workers.c.capabilities).where(workers.c.id == "attic-nuc"))
+        old = row.scalar_one() | {"software": "0.0.1"}
+        connection.execute(update(workers).where(workers.c.id == "attic-nuc").values(capabilities=old))
+    page = site.get("/admin/workers?q=0.0.1").text
+    assert f'title="this coordinator has bithaul {__version__}"' in page
+    assert '<span class="badge warn">0.0.1</span>' in page
+    assert page.count("<tr") == 2, "the head and the one"
 
 
 def test_a_workers_page_says_why(c: Coordinator, site: TestClient) -> None:

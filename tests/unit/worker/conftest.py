@@ -107,6 +107,7 @@ class FakeCoordinator:
         self.theta = initial_vector(CONFIG, seed=0)
         self.version = 1
         self.versions: dict[int, bytes] = {}
+        self.deltas: dict[int, bytes] = {}
         self.announce()
         self.calls: Counter[str] = Counter()
         self.faults: dict[str, list[Fault]] = {}
@@ -182,6 +183,8 @@ class FakeCoordinator:
                 return httpx2.Response(204)
             case ["weights", version] if int(version) in self.versions:
                 return blob(request, self.versions[int(version)])
+            case ["weights", version, "delta"] if int(version) in self.deltas:
+                return blob(request, self.deltas[int(version)])
             case ["corpus", "train-00000"]:
                 return blob(request, (self.folder / "train-00000.bin").read_bytes())
             case ["corpus", "train-00000", "index"]:

@@ -21,7 +21,7 @@ from bithaul.coordinator.api import ranges
 from bithaul.coordinator.api.guard import WorkerRoute
 from bithaul.coordinator.blobs.store import BlobRef
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.queries.blobs import corpus_blob, current_version, weights_blob
+from bithaul.coordinator.queries.blobs import corpus_blob, current_version, delta_blob, weights_blob
 from bithaul.errors import NotFound, Unavailable
 from bithaul.exchange.messages import Name, Sha256
 
@@ -67,7 +67,7 @@ def etag(ref: BlobRef) -> str:
 
 
 def blob_routes(c: Coordinator) -> APIRouter:
-    """GET and HEAD /weights/{version}, /corpus/{shard}, /corpus/{shard}/index; GET /weights/current."""
+    """GET and HEAD /weights/{version} and /delta, /corpus/{shard} and /index; GET /weights/current."""
     router = APIRouter(route_class=WorkerRoute, tags=["blobs"])
 
     @router.get("/weights/current")
@@ -81,6 +81,12 @@ def blob_routes(c: Coordinator) -> APIRouter:
     async def weights(request: Request, version: Version) -> Response:
         """The weights of one version."""
         return await answer_blob(request, lambda: weights_blob(c, int(version)))
+
+    @router.head("/weights/{version}/delta", include_in_schema=False)
+    @router.get("/weights/{version}/delta", response_class=Response, responses=_RESPONSES)
+    async def weights_delta(request: Request, version: Version) -> Response:
+        """The way to one version from the one before."""
+        return await answer_blob(request, lambda: delta_blob(c, int(version)))
 
     @router.head("/corpus/{shard}", include_in_schema=False)
     @router.get("/corpus/{shard}", response_class=Response, responses=_RESPONSES)

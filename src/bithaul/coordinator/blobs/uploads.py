@@ -38,6 +38,10 @@ class UploadInfo(BaseModel):
     sha256: str | None = None  # of the whole, if the worker said it
     created: float
 
+    @property
+    def lease(self) -> tuple[str, int, str]:
+        return self.worker, self.task, self.fence
+
 
 @dataclass
 class _State:
@@ -68,6 +72,7 @@ class Uploads:
         self._folder = folder
         self._lock = threading.Lock()
         self._states: dict[str, _State] = {}
+        self._of_lease: dict[tuple[str, int, str], list[str]] = {}  # names, the oldest first
         with disk_errors():
             folder.mkdir(parents=True, exist_ok=True)
         for path in folder.glob("*.json"):
@@ -76,7 +81,7 @@ class Uploads:
             except (ValidationError, OSError):
                 continue  # half written; its bytes go with the next `sweep`
             if _NAME.fullmatch(path.stem) and self._data(path.stem).is_file():
-                self._states[path.stem] = _State(info)
+                self._add(path.stem, info)
 
     def create(self, name: str, info: UploadInfo) -> Upload:
         """A new upload under a fresh 128-bit `name` (hex). Raises `OutOfDisk`.
@@ -94,7 +99,7 @@ class Uploads:
             self._remove(name)
             raise
         with self._lock:
-            self._states[name] = _State(info)
+            self._add(name, info)
         return Upload(name, info, 0)
 
     def make_place(self, worker: str) -> None:
@@ -119,12 +124,9 @@ class Uploads:
     def of_lease(self, worker: str, *, task: int, fence: str) -> Upload | None:
         """The running upload for a lease."""
         with self._lock:
-            found = [
-                (name, state)
-                for name, state in self._states.items()
-                if (state.info.worker, state.info.task, state.info.fence) == (worker, task, fence)
-            ]
-        return self._upload(*found[0]) if found else None
+            name = next(iter(self._of_lease.get((worker, task, fence), ())), None)
+            state = None if name is None else self._states[name]
+        return None if name is None or state is None else self._upload(name, state)
 
     def written_at(self, worker: str, *, task: int, fence: str) -> float | None:
         """When the running upload for a lease last got a byte, by the file system's clock."""
@@ -193,16 +195,14 @@ class Uploads:
             state.taken = False
             if not self._data(name).is_file():  # used, or given up by who used it
                 with self._lock:
-                    self._states.pop(name, None)
+                    self._drop(name)
                 self._remove(name)
 
     def delete(self, name: str, *, worker: str) -> None:
         """Raises `NotFound`."""
         self.get(name, worker=worker)
         with self._lock:
-            state = self._states.pop(name, None)
-        if state is not None:
-            state.writer = None
+            self._drop(name)
         self._remove(name)
 
     def sweep(self, *, older_than: float) -> int:
@@ -212,12 +212,26 @@ class Uploads:
             files = [p for p in self._folder.iterdir() if p.stat().st_mtime < older_than]
             old = {p.stem for p in files if p.suffix == ".upload" or p.stem not in known}
             for name in old:
-                state = self._states.pop(name, None)
-                if state is not None:
-                    state.writer = None
+                self._drop(name)
         for name in old:
             self._remove(name)
         return len(old)
+
+    def _add(self, name: str, info: UploadInfo) -> None:
+        """With the lock held, or before anybody else has this object."""
+        self._states[name] = _State(info)
+        self._of_lease.setdefault(info.lease, []).append(name)
+
+    def _drop(self, name: str) -> None:
+        """With the lock held. Whoever still writes to it stops."""
+        state = self._states.pop(name, None)
+        if state is None:
+            return
+        state.writer = None
+        names = self._of_lease[state.info.lease]
+        names.remove(name)
+        if not names:
+            del self._of_lease[state.info.lease]
 
     def _upload(self, name: str, state: _State) -> Upload:
         return Upload(name, state.info, self._size(name), state.taken)

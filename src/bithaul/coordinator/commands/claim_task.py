@@ -20,7 +20,8 @@ from bithaul.coordinator.database.runs import RunRow, ShardRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow, TaskRow
 from bithaul.exchange.codecs import codec_named
-from bithaul.exchange.messages import Range, RunState, TaskMessage
+from bithaul.exchange.deltas import delta_size, longest_chain
+from bithaul.exchange.messages import DeltaRef, Range, RunState, TaskMessage
 from bithaul.rounds import positions
 from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, refuse_claim
 from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retry_seconds, task_size
@@ -256,6 +257,23 @@ def _probe(connection: Connection, here: Outline) -> ShardRow | None:
     return shards[0]
 
 
+def _deltas(connection: Connection, run: RunRow, base: VersionRow) -> list[DeltaRef]:
+    """The last deltas that lead to `base`, as many as are fewer bytes than all of it."""
+    if run.weight_format.delta is None:
+        return []
+    size, found = delta_size(run.layout, run.weight_format), list[DeltaRef]()
+    while base.delta_sha256 and len(found) < longest_chain(run.layout, run.weight_format):
+        before = versions.find_version(connection, run.id, base.version - 1)
+        if before is None:
+            break
+        found.insert(
+            0,
+            DeltaRef(version=base.version, base_sha256=before.sha256, sha256=base.delta_sha256, size=size),
+        )
+        base = before
+    return found
+
+
 def _message(connection: Connection, run: RunRow, held: Held, *, now: float) -> TaskMessage:
     lease, task, base = held.lease, held.task, held.base
     shards = runs.list_shards(connection, run.id, "train")
@@ -269,6 +287,7 @@ def _message(connection: Connection, run: RunRow, held: Held, *, now: float) -> 
         base_version=lease.base_version,
         weights_sha256=base.sha256,
         weights_size=base.size,
+        weights_deltas=_deltas(connection, run, base),
         ranges=[Range(shard=shards[p.shard].id, first=p.first, count=p.count) for p in found],
         examples=task.examples,
         progress_start=lease.progress_start,

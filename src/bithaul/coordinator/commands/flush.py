@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from bithaul.coordinator.blobs.store import BlobRef, Incoming
+from bithaul.coordinator.commands.publish import Published, publish_step
 from bithaul.coordinator.context import Coordinator
 from bithaul.errors import CorruptFile, InvalidInput
 from bithaul.exchange.frame import read_header
@@ -44,6 +45,8 @@ class Merged:
     theta: BlobRef
     momentum: BlobRef | None
     step_norm: float
+    delta: BlobRef | None = None  # from what was published before to `weights`
+    products: Wide | None = None  # inner products of momentum and updates, where they were computed
 
 
 def flush(
@@ -58,19 +61,23 @@ def flush(
     updates: Sequence[BlobRef],
     plan: Callable[[Wide | None], Plan],
     weights: WeightFormat = FP32,
+    before: BlobRef | None = None,
+    products_wanted: bool = False,
     chunk_values: int = CHUNK_VALUES,
 ) -> Merged:
     """Write theta, momentum and published weights of `version` from those of its base.
 
-    `base` is the base's theta. Raises `CorruptFile` for a damaged input, `OutOfDisk`.
+    `base` is the base's theta, `before` what was published of it (for deltas). Raises `CorruptFile` for a
+    damaged input, `OutOfDisk`.
 
-    `plan` gets the inner products of the updates if the rule needs them, which takes a pass of its own.
+    `plan` gets the inner products of the updates if the rule needs them or they are wanted, which takes a
+    pass of its own.
     `chunk_values` bounds memory and does not change a bit of the result.
     """
     for update in updates:
         c.blobs.verify(update.sha256)
     products = None
-    if rule.needs_products(len(updates)):
+    if products_wanted or rule.needs_products(len(updates)):
         products = _products(momentum, updates, codec, layout)
     numbers = plan(products)
     square = 0.0
@@ -81,7 +88,7 @@ def flush(
         out = stack.enter_context(c.blobs.receive(c.ids.nonce()))
         out.write(weights_head(version, layout.size))
         out_weights: Incoming | None = None
-        if weights is not FP32:
+        if weights is not FP32 and weights.delta is None:
             out_weights = stack.enter_context(c.blobs.receive(c.ids.nonce()))
             out_weights.write(weights_head(version, layout.size, weights))
         out_momentum: Incoming | None = None
@@ -113,11 +120,19 @@ def flush(
         if momenta is not None:
             next(momenta, None)
         theta_kept = c.blobs.keep(out)
-        published = theta_kept if out_weights is None else c.blobs.keep(out_weights)
+        published = Published(theta_kept if out_weights is None else c.blobs.keep(out_weights), theta_kept)
+        if weights.delta is not None:
+            assert before is not None, "a delta starts from what was published before"
+            try:
+                published = publish_step(
+                    c, theta_kept, before=before, version=version, layout=layout, form=weights
+                )
+            except InvalidInput as error:
+                raise _not_finite() from error
         c.crash_points.hit("flush.blob_written")
         kept = c.blobs.keep(out_momentum) if out_momentum is not None else None
         c.crash_points.hit("flush.snapshot_written")
-    return Merged(numbers, published, theta_kept, kept, math.sqrt(square))
+    return Merged(numbers, published.weights, theta_kept, kept, math.sqrt(square), published.delta, products)
 
 
 def _not_finite() -> CorruptFile:

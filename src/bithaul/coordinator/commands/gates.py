@@ -2,26 +2,33 @@
 
 Reads the whole frame once for its SHA-256 and once to decode it, in pieces; writes nothing. Form, hash,
 finite values and the run's ceiling always hold; the gates `norm` and `copy` where the run switched them on. A
-copy is a payload that is another's to the byte: the overlap of largest indices, by which Templar finds near
-copies among sparse updates, honest dense ones may have too.
+copy is a payload that is another's to the byte, or a sparse update whose largest values stand where those of
+another's do (as Templar finds near copies; honest dense updates may look so too). The later one is refused.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.work import LeaseRow
+from bithaul.coordinator.lookalikes import Places
 from bithaul.errors import CorruptFile, InvalidInput
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import read_header, verify_payload
 from bithaul.exchange.messages import ReportHeader
-from bithaul.rounds.gates import Gate, Seen, norm_gate
+from bithaul.exchange.pieces import Codec, FloatVector
+from bithaul.exchange.sparse import SparsePiece
+from bithaul.model.layout import Layout
+from bithaul.rounds.gates import LARGEST, Gate, Seen, is_copy, largest_of, norm_gate
 
 CHUNK_VALUES = 262_144
+FEWEST_PLACES = 2 * LARGEST  # with fewer, most of two honest updates would be compared
 NON_FINITE = {"payload_not_finite", "payload_scale"}
 NON_FINITE_CODE = "non_finite"
 
@@ -51,10 +58,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Before:
-    """What the gates compare with: `past` updates, the newest last; whether a payload was another's."""
+    """What the gates compare with: `past` updates, the newest last; whether a payload was another's; where
+    the largest values of the last updates of others stand."""
 
     past: Sequence[Seen] = ()
     is_anothers: Callable[[str], bool] = lambda _: False
+    others: Callable[[], Iterable[Places]] = tuple
 
 
 def judge(
@@ -72,9 +81,11 @@ def judge(
             if Gate.COPY in run.gates and before.is_anothers(header.payload_sha256):
                 return Refused("copy", "Another worker has delivered this very update.", header)
             square = 0.0
-            codec = codec_named(run.codec)
-            for piece in codec.pieces(file, run.layout, chunk_values=CHUNK_VALUES):
+            sparse = _Largest()
+            for piece in codec_named(run.codec).pieces(file, run.layout, chunk_values=CHUNK_VALUES):
                 square += piece.square()
+                if Gate.COPY in run.gates and isinstance(piece, SparsePiece):
+                    sparse.add(piece)
     except (CorruptFile, InvalidInput) as error:
         code = NON_FINITE_CODE if error.error_code in NON_FINITE else error.error_code
         return Refused(code, error.message, header)
@@ -87,12 +98,47 @@ def judge(
             f"The update's norm {norm:.4g} is above the run's ceiling {run.max_update_norm:.4g}.",
             header,
         )
-    if Gate.NORM not in run.gates:
-        return Passed(header, norm)
-    verdict = norm_gate(Seen(lease.worker, norm, header.steps), before.past)
-    if verdict.refused:
-        return Refused("norm", verdict.reason, header)
-    return Passed(header, norm, verdict.clip)
+    clip = 1.0
+    if Gate.NORM in run.gates:
+        verdict = norm_gate(Seen(lease.worker, norm, header.steps), before.past)
+        if verdict.refused:
+            return Refused("norm", verdict.reason, header)
+        clip = verdict.clip
+    if sparse.count >= FEWEST_PLACES:
+        mine = sparse.places()
+        if any(is_copy(mine, theirs) for theirs in before.others()):
+            return Refused("copy", "Another worker has delivered nearly this update.", header)
+    return Passed(header, norm, clip)
+
+
+def largest_places(path: Path, *, codec: Codec, layout: Layout) -> Places:
+    """Where the largest values of a sparse update's frame stand. Raises `CorruptFile`."""
+    found = _Largest()
+    with path.open("rb") as file:
+        read_header(file)
+        for piece in codec.pieces(file, layout, chunk_values=CHUNK_VALUES):
+            if isinstance(piece, SparsePiece):
+                found.add(piece)
+    return found.places()
+
+
+class _Largest:
+    """Gathers what sparse pieces name."""
+
+    def __init__(self) -> None:
+        self._where: list[Places] = []
+        self._kept: list[FloatVector] = []
+        self.count = 0
+
+    def add(self, piece: SparsePiece) -> None:
+        self._where.append(piece.places + piece.offset)
+        self._kept.append(piece.kept)
+        self.count += piece.places.size
+
+    def places(self) -> Places:
+        if not self._where:
+            return np.empty(0, np.int64)
+        return largest_of(np.concatenate(self._where), np.concatenate(self._kept))
 
 
 def judge_header(

@@ -26,6 +26,8 @@ from bithaul.errors import Conflict, CorruptFile
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunState
 from bithaul.rounds.facts import Contribution, Flush, Past
+from bithaul.rounds.gates import Gate, agreements
+from bithaul.rounds.merging import weights_of
 from bithaul.rounds.outer import SMOOTHED_FLUSHES
 
 LAST_REPORTS = 64  # whose size says what a full one is
@@ -84,6 +86,8 @@ def _make_version(
         updates=[c.blobs.get(_payload(r)) for r in reports],
         plan=lambda products: run.rule.plan(taken, past=past, products=products),
         weights=run.weight_format,
+        before=c.blobs.get(base.sha256) if run.weight_format.delta else None,
+        products_wanted=Gate.AGREEMENT in run.gates and len(reports) > 0,
     )
     with c.database.write() as connection:
         newest = versions.newest_version(connection, run.id)
@@ -148,6 +152,7 @@ def _announce(
         created_at=now,
         theta_sha256=merged.theta.sha256,
         momentum_sha256=merged.momentum.sha256 if merged.momentum else None,
+        delta_sha256=merged.delta.sha256 if merged.delta else None,
         reports=len(reports),
         contributors=len({r.worker for r in reports}),
         tokens=tokens,
@@ -162,6 +167,9 @@ def _announce(
     )
     versions.insert_version(connection, row)
     ledger.mark_merged(connection, [r.seq for r in reports], row.version)
+    if Gate.AGREEMENT in run.gates and merged.products is not None:
+        found = agreements(merged.products, weights_of(taken))
+        ledger.note_agreements(connection, dict(zip([t.seq for t in taken], found, strict=True)))
     work.settle_tasks(connection, [r.task_id for r in reports], now=now)
     return row
 

@@ -6,14 +6,24 @@ receipt. Nothing is acknowledged before it is durable; the merger is woken after
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from sqlalchemy import Connection
 
 from bithaul.coordinator.blobs.store import UploadedFile
 from bithaul.coordinator.commands.begin_upload import unknown_fence
-from bithaul.coordinator.commands.gates import NON_FINITE_CODE, Before, Refused, judge, judge_header
+from bithaul.coordinator.commands.gates import (
+    NON_FINITE_CODE,
+    Before,
+    Refused,
+    judge,
+    judge_header,
+    largest_places,
+)
 from bithaul.coordinator.commands.inspection import keep_for_inspection
 from bithaul.coordinator.commands.standing import delivered, failed
 from bithaul.coordinator.context import Coordinator
@@ -23,7 +33,9 @@ from bithaul.coordinator.database.ledger import ReportRow
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow, TaskRow
-from bithaul.errors import BithaulError, Conflict
+from bithaul.coordinator.lookalikes import Places
+from bithaul.errors import BithaulError, Conflict, CorruptFile, NotFound
+from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import read_header
 from bithaul.exchange.messages import Receipt, ReportHeader, Verdict
 from bithaul.rounds import positions
@@ -33,6 +45,7 @@ from bithaul.rounds.sizing import next_speed
 
 LIVE = (TaskState.PENDING, TaskState.LEASED)
 MERGEABLE = (Verdict.ACCEPTED, Verdict.COMPARED)  # they passed every gate
+COMPARED_WITH = 64  # last accepted updates of others, of which a sparse one must be no near copy
 LOOKED_BACK = 1024  # accepted reports among which the norm gate finds its 64
 StillAllowed = Callable[[Connection], object]
 
@@ -166,6 +179,14 @@ def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen])
         with c.database.read() as connection:
             return ledger.has_payload_of_another(connection, run.id, lease.worker, sha256)
 
+    def others() -> Iterator[Places]:
+        with c.database.read() as connection:
+            blobs = ledger.last_payloads_of_others(connection, run.id, lease.worker, count=COMPARED_WITH)
+        for sha256 in blobs:
+            with suppress(NotFound, CorruptFile):  # retired meanwhile; damage is the merger's to find
+                path = c.blobs.get(sha256).path
+                yield c.lookalikes.of(sha256, partial(_largest, run, path))
+
     closed = _closed(asked)
     if closed is not None:
         return _unmerged(*closed, asked, upload)
@@ -181,7 +202,7 @@ def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen])
         upload.path,
         lineage=asked.lineage,
         slice_examples=asked.task.examples,
-        before=Before(past, is_anothers),
+        before=Before(past, is_anothers, others),
     )
     if isinstance(verdict, Refused):
         if verdict.header is not None and verdict.header.base_version > asked.newest.version:
@@ -202,6 +223,10 @@ def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen])
         blob_sha256=upload.sha256,
     )
     return _weighed(passed, asked.worker, now=c.clock.now())
+
+
+def _largest(run: RunRow, path: Path) -> Places:
+    return largest_places(path, codec=codec_named(run.codec), layout=run.layout)
 
 
 def _closed(asked: Asked) -> tuple[Verdict, str, str] | None:

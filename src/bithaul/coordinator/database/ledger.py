@@ -5,7 +5,7 @@ A receipt is read from its row and never changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -114,6 +114,18 @@ _COPIES = Prepared(
     )
 )
 
+_PAYLOADS = Prepared(
+    select(reports.c.blob_sha256)
+    .where(
+        reports.c.run_id == bindparam("run"),
+        reports.c.verdict == Verdict.ACCEPTED,
+        reports.c.worker != bindparam("worker"),
+        reports.c.blob_sha256.is_not(None),
+    )
+    .order_by(reports.c.seq.desc())
+    .limit(bindparam("count"))
+)
+
 
 def _report(row: Values) -> ReportRow:
     values = list(row)
@@ -178,6 +190,12 @@ def has_payload_of_another(connection: Connection, run_id: int, worker: str, sha
     return bool(row and row[0])
 
 
+def last_payloads_of_others(connection: Connection, run_id: int, worker: str, *, count: int) -> list[str]:
+    """Files of the `count` last accepted updates of other workers, as far as they are kept, newest first."""
+    found = _PAYLOADS.all(connection, run=run_id, worker=worker, count=count)
+    return [str(sha256) for (sha256,) in found]
+
+
 def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> None:
     """Name the one version of these reports. ValueError if one was merged before or is not accepted."""
     changed = 0
@@ -194,6 +212,12 @@ def mark_merged(connection: Connection, seqs: Sequence[int], version: int) -> No
         ).rowcount
     if changed != len(seqs):
         raise ValueError("an update would have been merged twice")
+
+
+def note_agreements(connection: Connection, found: Mapping[int, float | None]) -> None:
+    """How far each report, by seq, points where the others of its version do."""
+    for seq, value in found.items():
+        connection.execute(update(reports).where(reports.c.seq == seq).values(agreement=value))
 
 
 def merged_after(connection: Connection, run_id: int, *, version: int) -> list[MergedReport]:

@@ -108,6 +108,7 @@ versions = Table(
     Column("restores", BigInteger),  # the version whose weights a rollback put in force again
     Column("automatic", Boolean, nullable=False, server_default=false()),  # that rollback
     Column("active_seconds", Double),  # of the run when it was made
+    Column("delta_sha256", String(64)),  # the way from the version before; None: there is none, or retired
 )
 
 returned = Table(  # positions below the cursor that nobody has; disjoint, joined
@@ -245,6 +246,7 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
     Column("payload_sha256", String(64)),  # without the frame's head: what a copy shares
     Column("blob_sha256", String(64)),  # the whole frame; None when it was not kept or was retired
     Column("merged_in", BigInteger),
+    Column("agreement", Double),  # cosine to momentum or to the others of its version; None: not looked at
     Column("discarded_in", BigInteger),  # the version of the rollback that gave it up
     CheckConstraint(
         "verdict IN ('accepted', 'compared', 'too_late', 'stale', 'rejected')", name="verdict_known"
@@ -252,6 +254,14 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
     Index("ix_reports_run_merged", "run_id", "verdict", "merged_in"),
     Index("ix_reports_run_seq", "run_id", "verdict", "seq"),
     Index("ix_reports_worker", "worker"),
+    Index("ix_reports_task", "task_id"),
+    Index(  # the few that did not count, newest first
+        "ix_reports_refused",
+        "run_id",
+        "seq",
+        sqlite_where=text("verdict <> 'accepted'"),
+        postgresql_where=text("verdict <> 'accepted'"),
+    ),
     Index("ix_reports_fence", "fence"),
     Index("ix_reports_payload_run", "payload_sha256", "run_id", "verdict"),
     Index(

@@ -45,6 +45,7 @@ class VersionRow:
     restores: int | None = None  # a rollback made it: the version whose weights it has again
     automatic: bool = False  # that rollback
     active_seconds: float | None = None  # of the run when it was made
+    delta_sha256: str | None = None  # the way from the version before; None: there is none, or retired
 
     @property
     def snapshot(self) -> list[str]:

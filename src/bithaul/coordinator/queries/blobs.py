@@ -1,4 +1,4 @@
-"""Which file answers GET /weights/{version} and GET /corpus/{shard}.
+"""Which file answers GET /weights/{version}, its /delta and GET /corpus/{shard}.
 
 Ids are looked up in the database, never joined to paths.
 """
@@ -39,6 +39,17 @@ def weights_blob(c: Coordinator, version: int) -> BlobRef:
             f"The weights of version {version} were retired; use a newer one.", code="version_retired"
         )
     return c.blobs.get(row.sha256)
+
+
+def delta_blob(c: Coordinator, version: int) -> BlobRef:
+    """Raises `NotFound` for a version that does not exist or to which no delta leads (any more)."""
+    with c.database.read() as connection:
+        row = versions.find_version(connection, runs.get_run(connection).id, version)
+    if row is None:
+        raise NotFound(f"There is no weight version {version}.", code="unknown_version")
+    if row.delta_sha256 is None:
+        raise NotFound(f"No delta leads to version {version}; fetch the whole version.", code="no_delta")
+    return c.blobs.get(row.delta_sha256)
 
 
 def corpus_blob(c: Coordinator, shard: str, *, kind: Literal["data", "index"]) -> BlobRef:

@@ -1,7 +1,8 @@
 """Which weight versions, snapshots and payloads stay on disk, and deleting the rest.
 
 Kept: the newest K versions, each Nth if wanted, pinned ones, any base with an open lease, and for the gate
-`rollback` what it may go back to. What a step starts from (theta and momentum) is kept with the newest only.
+`rollback` what it may go back to. What a step starts from (theta and momentum) is kept with the newest only,
+and so are deltas: a worker that lacks more of them than pay fetches a whole version.
 Rows stay; only blobs go, and only after their row says so. Blobs that no row names (left by a crash) go too
 once they are old enough not to be in the making.
 """
@@ -17,6 +18,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import ledger, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
+from bithaul.exchange.deltas import longest_chain
 from bithaul.rounds.gates import Gate
 
 SNAPSHOTS = 2  # newest versions whose theta and momentum are kept
@@ -52,6 +54,7 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
     newest = rows[-1].version
     bases = {lease.base_version for lease in work.open_leases(connection, run.id)}
     bases |= _ways_back(run, rows)
+    ways = 1 + longest_chain(run.layout, run.weight_format) if run.weight_format.delta else 0
     now = c.clock.now()
     dropped: set[str] = set()
     count = 0
@@ -60,6 +63,9 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
             versions.update_version(connection, run.id, row.version, retired_at=now)
             dropped.add(row.sha256)
             count += 1
+        if row.delta_sha256 and row.version <= newest - ways and row.version not in bases:
+            versions.update_version(connection, run.id, row.version, delta_sha256=None)
+            dropped.add(row.delta_sha256)
         if row.snapshot and row.version <= newest - SNAPSHOTS:
             versions.update_version(connection, run.id, row.version, theta_sha256=None, momentum_sha256=None)
             dropped.update(row.snapshot)
@@ -96,6 +102,8 @@ def blobs_wanted(connection: Connection) -> set[str]:
             if row.retired_at is None:
                 wanted.add(row.sha256)
             wanted.update(row.snapshot)
+            if row.delta_sha256:
+                wanted.add(row.delta_sha256)
         for kind in ("train", "heldout", "probe"):
             for shard in runs.list_shards(connection, run.id, kind):
                 wanted |= {shard.sha256, shard.index_sha256}

@@ -14,6 +14,8 @@ from bithaul.coordinator.site.export import export
 from bithaul.coordinator.site.frame import Frame
 
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
+From = Annotated[str, Query(alias="from", max_length=40)]
+Until = Annotated[str, Query(max_length=40)]
 
 
 def log_pages(router: APIRouter, frame: Frame) -> None:
@@ -26,14 +28,31 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
         level: str = "",
         q: str = "",
         period: str = "",
+        since: From = "",
+        until: Until = "",
         before: Key = None,
         after: Key = None,
     ) -> Response:
         def build() -> dict[str, object]:
-            wanted = make_filter(c, worker=worker, level=level, text=q, period=period)
+            wanted = make_filter(
+                c, worker=worker, level=level, text=q, period=period, since=since, until=until
+            )
             view = log_page(c, wanted, before=before, after=after)
-            asked = {"worker": worker, "level": level, "q": q, "period": period}
-            return {"view": view, "asked": asked, "paged": before is not None or after is not None}
+            asked = {
+                "worker": worker,
+                "level": level,
+                "q": q,
+                "period": period,
+                "from": since,
+                "until": until,
+            }
+            return {
+                "view": view,
+                "asked": asked,
+                "since": wanted.since if since else None,
+                "until": wanted.until,
+                "paged": before is not None or after is not None or bool(until),
+            }
 
         return await frame.show(request, "logs.html", build)
 
@@ -57,10 +76,14 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
         level: str = "",
         q: str = "",
         period: str = "",
+        since: From = "",
+        until: Until = "",
         before: Key = None,
     ) -> Response:
         def build() -> Response:
-            wanted = make_filter(c, worker=worker, level=level, text=q, period=period)
+            wanted = make_filter(
+                c, worker=worker, level=level, text=q, period=period, since=since, until=until
+            )
             return export(
                 log_page(c, wanted, before=before, count=MOST, bounded=False).lines, name="logs", kind=kind
             )

@@ -87,9 +87,9 @@ class NextVersion:
             words = advance(self._base[offset : offset + q.size], step)
             body = q.reshape(-1)
             if codec.halves:
-                whole = np.concatenate([half, body])
-                cut = whole.size - whole.size % 2
-                half, body = whole[cut:], pack_halves(whole[:cut])
+                body = np.concatenate([half, body])
+                cut = body.size - body.size % 2
+                half, body = body[cut:], pack_halves(body[:cut]).view(np.int8)
             yield body.tobytes(), words.astype("<u2", copy=False).tobytes()
         if half.size:
             yield pack_halves(half).tobytes(), b""

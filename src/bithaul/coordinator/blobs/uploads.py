@@ -109,7 +109,7 @@ class Uploads:
             own.sort(key=lambda name: self._states[name].info.created)
             old = own[: max(0, len(own) - PER_WORKER + 1)]
             for name in old:
-                self._states.pop(name).writer = None
+                self._drop(name)
         for name in old:
             self._remove(name)
 

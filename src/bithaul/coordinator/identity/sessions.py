@@ -186,7 +186,7 @@ class Sessions:
 
     def end_others(self, names: Collection[str]) -> int:
         """End the sessions of everybody but these people; how many."""
-        kept = select(people.c.id).where(people.c.name.in_(names))
+        kept = select(people.c.id).where(people.c.name.in_(list(names)))
         with self._c.database.write() as connection:
             ended = connection.execute(delete(sessions).where(sessions.c.person_id.not_in(kept))).rowcount
             if ended:

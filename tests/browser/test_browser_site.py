@@ -285,6 +285,37 @@ def test_a_double_click_acts_once(open_tab, coordinator) -> None:
     assert len(sent) == 1
 
 
+def test_a_form_on_its_way_is_not_sent_again(open_tab, coordinator) -> None:
+    """Catches: a button that stays alive while the answer takes its time."""
+    create_client(coordinator.c, "sent-once", scope="bithaul.worker")
+    page, sent = open_tab().go("/admin/keys?q=sent-once"), []
+
+    def answer(route) -> None:
+        sent.append(route.request.url)
+        route.fulfill(status=204)  # a browser stays on the page for it, as it does until an answer comes
+
+    page.route("**/delete", answer)
+    page.get_by_role("button", name="Delete").first.click()
+    for _ in range(3):
+        page.evaluate("document.querySelector('#delete-sent-once form button:not([type=button])').click()")
+        page.wait_for_timeout(200)
+    assert len(sent) == 1
+
+
+def test_a_question_survives_refreshes_with_its_answers(open_tab, coordinator) -> None:
+    """Catches: the chosen hour of grace falls back to none, or the question closes, while one reads it."""
+    create_client(coordinator.c, "asked-about", scope="bithaul.worker")
+    page = open_tab().go("/admin/keys?q=asked-about")
+    page.get_by_role("button", name="Rotate").first.click()
+    box = page.locator("#rotate-asked-about")
+    box.locator("[name=grace]").select_option("3600")
+    box.get_by_role("button", name="Cancel").focus()  # the choice has no focus, which alone would keep it
+    for _ in range(2):
+        refresh(page)
+        assert box.is_visible()
+        assert box.locator("[name=grace]").input_value() == "3600"
+
+
 def test_on_a_phone_nothing_lies_on_a_badge_of_the_crew(open_tab) -> None:
     """Catches: when a machine was last seen, written over the word that says it is gone."""
     page = open_tab(width=360).go("/admin")

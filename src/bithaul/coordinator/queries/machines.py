@@ -277,7 +277,7 @@ def state_of(
     `moved_at`: when the task that it holds last got further.
     """
     if row.gone:
-        return "gone", "It was silent for too long; its task went to others."
+        return "gone", "It was silent for too long or was marked gone; its task went to others."
     if task is not None and now - moved_at > patience:
         quiet = int(now - moved_at)
         return "stalled", f"It holds task {task} but has not got further for {quiet} s."

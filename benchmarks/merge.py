@@ -57,7 +57,7 @@ def in_turn(
 
 
 def arithmetic(
-    layout: Layout, payloads: Sequence[bytearray], theta: np.ndarray, chunk: int, repeats: int
+    layout: Layout, payloads: Sequence[bytes], theta: np.ndarray, chunk: int, repeats: int
 ) -> dict[str, float]:
     codec = codec_named("int8-block-v1")
     given = [Contribution(i, f"w{i}", 1000, 0, 0.0) for i in range(len(payloads))]
@@ -83,7 +83,7 @@ def arithmetic(
 
 
 def whole(
-    c: Coordinator, layout: Layout, payloads: Sequence[bytearray], theta: np.ndarray, repeats: int
+    c: Coordinator, layout: Layout, payloads: Sequence[bytes], theta: np.ndarray, repeats: int
 ) -> dict[str, float]:
     base = c.blobs.put(weights_pieces(1, theta), name=c.ids.nonce())
     updates = [put_update(c, layout, payload, i) for i, payload in enumerate(payloads)]
@@ -121,7 +121,7 @@ def whole(
     return {"flush_seconds": merged, "file_copy_seconds": copied, "flush_ratio": merged / copied}
 
 
-def put_update(c: Coordinator, layout: Layout, payload: bytearray, number: int) -> BlobRef:
+def put_update(c: Coordinator, layout: Layout, payload: bytes, number: int) -> BlobRef:
     header = ReportHeader(
         codec="int8-block-v1",
         run="merge",
@@ -139,14 +139,14 @@ def put_update(c: Coordinator, layout: Layout, payload: bytearray, number: int) 
         payload_size=len(payload),
         payload_sha256=hashlib.sha256(payload).hexdigest(),
     )
-    return c.blobs.put(iter([frame_head(header), bytes(payload)]), name=c.ids.nonce())
+    return c.blobs.put(iter([frame_head(header), payload]), name=c.ids.nonce())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--preset", default="large")
     parser.add_argument("--updates", type=int, default=1)
-    parser.add_argument("--chunk-values", type=int, default=flushing.CHUNK_VALUES)
+    parser.add_argument("--chunk-values", type=int, help="of a slice (as a coordinator does)")
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     layout = layout_of(load_config(args.preset, vocab_size=VOCABULARY))
@@ -154,10 +154,11 @@ def main() -> None:
     theta = random.standard_normal(layout.size, np.float32)
     codec = codec_named("int8-block-v1")
     payloads = [
-        codec.encode(1e-3 * random.standard_normal(layout.size, np.float32), layout)
+        bytes(codec.encode(1e-3 * random.standard_normal(layout.size, np.float32), layout))
         for _ in range(args.updates)
     ]
-    found: dict[str, float] = arithmetic(layout, payloads, theta, args.chunk_values, args.repeats)
+    usual = flushing.OF_ONE_UPDATE if args.updates == 1 else flushing.CHUNK_VALUES
+    found: dict[str, float] = arithmetic(layout, payloads, theta, args.chunk_values or usual, args.repeats)
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(open_coordinator(load_settings(Path(folder)))) as coordinator,

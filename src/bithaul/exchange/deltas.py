@@ -85,12 +85,12 @@ class NextVersion:
             q = codec.quantised(strip, scale)
             step = (q.astype(np.float32) * scale.astype(np.float32)[:, None]).reshape(-1)
             words = advance(self._base[offset : offset + q.size], step)
-            body = q.reshape(-1)
+            way = q.tobytes()
             if codec.halves:
-                whole = np.concatenate([half, body])
+                whole = np.concatenate([half, q.reshape(-1)])
                 cut = whole.size - whole.size % 2
-                half, body = whole[cut:], pack_halves(whole[:cut])
-            yield body.tobytes(), words.astype("<u2", copy=False).tobytes()
+                half, way = whole[cut:], pack_halves(whole[:cut]).tobytes()
+            yield way, words.astype("<u2", copy=False).tobytes()
         if half.size:
             yield pack_halves(half).tobytes(), b""
 

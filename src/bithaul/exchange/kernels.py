@@ -36,6 +36,36 @@ def _add_block(q, scale, factor, total):
         total[j] += factor * np.float64(np.float32(q[j]) * scale)
 
 
+@compiled(STRICT)
+def move_int8(q, scales, bounds, factor, rate, theta, new):
+    """`new = theta - rate * (factor * scale * q)`, to the bit what `add_int8` and a plain step give.
+
+    In one pass: nothing is written but the result. Returns |new - theta|^2.
+    """
+    square = np.float64(0.0)
+    for b in range(scales.shape[0]):
+        begin, end = bounds[b], bounds[b + 1]
+        _move_block(q[begin:end], scales[b], factor, rate, theta[begin:end], new[begin:end])
+        square += _square_distance(theta[begin:end], new[begin:end])
+    return square
+
+
+@compiled(STRICT)
+def _move_block(q, scale, factor, rate, theta, new):
+    for j in range(q.shape[0]):
+        combined = factor * np.float64(np.float32(q[j]) * scale)
+        new[j] = np.float32(np.float64(theta[j]) - rate * combined)
+
+
+@compiled({"nsz", "reassoc"})
+def _square_distance(theta, new):
+    total = np.float64(0.0)
+    for j in range(theta.shape[0]):
+        moved = np.float64(new[j]) - np.float64(theta[j])
+        total += moved * moved
+    return total
+
+
 @compiled(EXACT)
 def square_int8(q, scales, bounds):
     """Sum of squares of `scale * q`; those of a block's integers are exact."""

@@ -113,6 +113,12 @@ class ScaledBytes:
 
         kernels.add_int8(self.q, self.scales, self.bounds, factor, fresh, total)
 
+    def move(self, theta: FloatVector, factor: float, rate: float, new: FloatVector) -> float:
+        """`add_to` and a plain step in one: `new = theta - rate * (factor * values)`; |new - theta|^2."""
+        from bithaul.exchange import kernels
+
+        return float(kernels.move_int8(self.q, self.scales, self.bounds, factor, rate, theta, new))
+
     def square(self) -> float:
         from bithaul.exchange import kernels
 

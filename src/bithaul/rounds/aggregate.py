@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,15 @@ class Encoded(Protocol):
 
     def values(self) -> Values: ...
     def add_to(self, total: Wide, factor: float, *, fresh: bool) -> None: ...
+
+
+@runtime_checkable
+class Moving(Protocol):
+    """A slice that takes a plain step by itself, in one pass: what a merge of one update mostly is."""
+
+    def move(self, theta: FloatVector, factor: float, rate: float, new: FloatVector) -> float:
+        """`new = theta - rate * (factor * values)`, rounded once; returns |new - theta|^2."""
+        ...
 
 
 Update = Values | Encoded
@@ -93,7 +102,7 @@ class Aggregator(Protocol):
 
 
 @dataclass(frozen=True)
-class _Linear:
+class Linear:
     """D is a linear combination; one pass, one slice in memory."""
 
     fewest: int = 1
@@ -115,7 +124,7 @@ class _Linear:
 
 
 @dataclass(frozen=True)
-class Mean(_Linear):
+class Mean(Linear):
     """The weighted mean. Defends against nothing."""
 
     name: str = "mean"
@@ -130,7 +139,7 @@ class Mean(_Linear):
 
 
 @dataclass(frozen=True)
-class NormClippedMean(_Linear):
+class NormClippedMean(Linear):
     """The weighted mean of updates clipped to twice the round's median norm over sqrt(inner steps)."""
 
     name: str = "norm_clipped_mean"
@@ -219,7 +228,7 @@ class CoordinateMedian:
 
 
 @dataclass(frozen=True)
-class Krum(_Linear):
+class Krum(Linear):
     """The `keep` updates nearest to their neighbours, plain mean (Blanchard et al. 2017); 0: n - f.
 
     f, the number of bad updates it stands, is the largest with n >= 2 f + 3.
@@ -247,7 +256,7 @@ class Krum(_Linear):
 
 
 @dataclass(frozen=True)
-class CenteredClip(_Linear):
+class CenteredClip(Linear):
     """From a centre, move by the mean of differences clipped to `radius`, a few times (Karimireddy 2021).
 
     The centre is the momentum, scaled back to one step by (1 - mu); without momentum it is zero. The radius

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from bithaul.rounds import outer
-from bithaul.rounds.aggregate import FloatVector, Mix, Update, Wide, aggregator_named
+from bithaul.rounds.aggregate import FloatVector, Linear, Mix, Moving, Update, Wide, aggregator_named
 from bithaul.rounds.facts import Contribution, Flush, Glance, Past, RoundFacts
 from bithaul.rounds.outer import Moved, OuterStep
 
@@ -53,9 +53,20 @@ def step(
     """
     room, size = room or Room(theta.size), theta.size
     aggregator = aggregator_named(plan.mix.aggregator)
-    combined = aggregator.combine(plan.mix, updates, momentum, total=room.total[:size])
     into = (room.theta[:size], room.momentum[:size])
+    if isinstance(aggregator, Linear) and one_plain_step(plan):
+        (update,) = updates
+        if isinstance(update, Moving):
+            rate = plan.outer.direct * plan.outer.eta
+            return Moved(into[0], None, update.move(theta, plan.mix.factors[0], rate, into[0]))
+        updates = (update,)
+    combined = aggregator.combine(plan.mix, updates, momentum, total=room.total[:size])
     return outer.apply(plan.outer, theta, momentum, combined, into=into)
+
+
+def one_plain_step(plan: Plan) -> bool:
+    """Whether theta moves by one update and nothing else, so that no sum needs memory of its own."""
+    return len(plan.mix.factors) == 1 and not plan.mix.centre and not plan.outer.carries
 
 
 class MergeRule(Protocol):

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bithaul.coordinator.blobs.store import BlobStore
+from bithaul.errors import CorruptFile
 from bithaul.exchange.bf16 import to_bf16
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.deltas import NextVersion, apply_delta
@@ -147,14 +148,11 @@ class Replay:
         with TemporaryDirectory() as folder:
             base = Path(folder) / "base"
             base.write_bytes(b"".join(weights_pieces(self._version, self._shown, self._form)))
-            found = apply_delta(
-                base,
-                blobs.verify(delta).path,
-                io.BytesIO(),
-                base_sha256=self._sha256,
-                layout=layout,
-                form=self._form,
-            )
+            path, form, start = blobs.verify(delta).path, self._form, self._sha256
+            try:
+                found = apply_delta(base, path, io.BytesIO(), base_sha256=start, layout=layout, form=form)
+            except CorruptFile:
+                return False
         return found == sha256
 
     def _publish(self, version: int, layout: Layout, *, stepped: bool) -> tuple[str, str | None]:

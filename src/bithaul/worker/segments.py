@@ -21,7 +21,7 @@ from bithaul.worker.link import Link, Stopped
 from bithaul.worker.stop import Stop
 
 CONNECTIONS = 4
-SEGMENT = 1 << 20
+SEGMENT = 1 << 19  # bytes: a delta of 3 MB has enough of them for all connections
 WORTH = 4 * SEGMENT  # bytes left
 SLOW_SECONDS, PATIENCE_SECONDS = 10.0, 2.0
 

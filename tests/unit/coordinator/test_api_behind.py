@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import anyio
 import pytest
 from anyio import CapacityLimiter
 from starlette.requests import ClientDisconnect
@@ -132,6 +133,25 @@ def test_whoever_is_cancelled_waits_for_its_write(run_apart: RunApart) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert ended.is_set()
+
+    run_apart(run())
+
+
+def test_whoever_runs_out_of_time_waits_for_its_write(run_apart: RunApart) -> None:
+    """A limit of anyio cancels again at every wait, also while the block is left."""
+    ended = threading.Event()
+
+    def slow(piece: bytearray) -> None:
+        time.sleep(0.1)
+        ended.set()
+
+    async def run() -> None:
+        with anyio.move_on_after(0.02) as limit:
+            async with Behind(CapacityLimiter(1)) as it:
+                await it.do(slow, bytearray(b"x"))
+                await it.do(slow, bytearray(b"y"))
+        assert limit.cancelled_caught
         assert ended.is_set()
 
     run_apart(run())

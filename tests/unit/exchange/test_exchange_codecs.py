@@ -382,3 +382,22 @@ def test_encoding_is_fast_and_lean() -> None:
         payload = codec.encode(vector, layout)
         whole(codec, payload, layout)
         assert time.process_time() - began < 2.0, codec.name  # really about 0.1 s
+
+
+@pytest.mark.parametrize("name", ["int8-block-v1", "int4-block-v1"])
+@pytest.mark.parametrize("chunk", [1000, 70_000])
+def test_moving_in_one_pass_is_adding_and_stepping(name: str, chunk: int) -> None:
+    """To the bit, and the distance too: catches a product that is rounded elsewhere, and a block's border."""
+    layout, random = tensors(5000, 66_001, 3), np.random.default_rng(5)
+    codec, vector = codec_named(name), random.standard_normal(layout.size, np.float32)
+    theta = random.standard_normal(layout.size, np.float32)
+    payload = codec.encode(vector, layout)
+    for factor, rate in ((1.0, 1.0), (0.3, 0.7), (1 / 3, 0.1)):
+        for piece in codec.pieces(io.BytesIO(payload), layout, chunk_values=chunk):
+            part = theta[piece.offset : piece.offset + piece.size]
+            total, new = np.empty(piece.size), np.empty_like(part)
+            piece.add_to(total, factor, fresh=True)
+            square = piece.move(part, factor, rate, new)
+            wanted = (part.astype(np.float64) - rate * total).astype(np.float32)
+            assert np.array_equal(new, wanted)
+            assert square == pytest.approx(float(((wanted.astype(np.float64) - part) ** 2).sum()))

@@ -285,13 +285,14 @@ def test_the_last_pictures_are_kept_and_a_failure_is_not() -> None:
     with pytest.raises(OSError, match="gone"):
         pictures.of(99)
     assert pictures.of(99) == 99
-    for version in range(Pictures.MOST):
+    for version in range(Pictures.MOST + 3):
         pictures.of(version)
         pictures.of(0)  # looked at all the time
+    assert read.count(0) == 1
     read.clear()
     assert pictures.of(0) == 0
-    assert pictures.of(99) == 99
-    assert read == [99], "the one that nobody looked at for longest was given up"
+    assert pictures.of(1) == 1
+    assert read == [1], "those that nobody looked at for longest were given up"
 
 
 # Times
@@ -320,15 +321,16 @@ def test_entries_are_found_between_two_times(
     times = hours(own)
     wanted = make_filter(own, since=iso(times[10]), until=iso(times[20]), text=text, worker=worker)
     found: list[str] = []
-    view = log_page(own, wanted, count=3)
+    view, pages = log_page(own, wanted, count=3), 1
     assert view.newer is None
     while True:
         found += [line.event for line in view.lines]
         if view.older is None:
             break
-        view = log_page(own, wanted, count=3, before=view.older)
+        view, pages = log_page(own, wanted, count=3, before=view.older), pages + 1
     assert found == [f"hour {i}" for i in range(19, 9, -1)]
     assert view.searched_to is None, "older ones are not wanted"
+    assert pages == 4, "neither newer nor older entries were looked at"
     if not text:
         assert view.counts["info"] == 10
     assert view.newer is not None

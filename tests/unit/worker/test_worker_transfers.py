@@ -224,3 +224,18 @@ def test_a_file_that_changes_meanwhile_is_fetched_anew(bench: Any, slow: Transfe
     first = [piecemeal, *[lambda request: httpx2.Response(200, content=iter([DATA]))] * 8]
     bench.fake.faults["weights"] = [*first, *[piecemeal] * 100]
     assert slow.weights(7, sha256=SHA, size=len(DATA)).read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("left", "got", "seconds", "worth"),
+    [
+        (2_730_000, 340_000, 2.0, True),  # a delta of 3 MB at a sixth of 10 Mbit/s: 16 s over one connection
+        (2_730_000, 340_000, 1.9, False),  # too early to tell
+        (2_730_000, 2_400_000, 2.0, False),  # over soon
+        (900_000, 100_000, 2.0, False),  # fewer than a piece for each connection
+        (450_000_000, 250_000_000, 2.0, False),  # a fast line gains nothing
+    ],
+)
+def test_more_connections_where_they_are_worth_it(left: int, got: int, seconds: float, worth: bool) -> None:
+    """Catches small deltas that crawl over one connection, and a crowd of connections for nothing."""
+    assert segments.worth_it(left=left, got=got, seconds=seconds) == worth

@@ -27,10 +27,11 @@ from bithaul.exchange.pieces import Codec, Piece
 from bithaul.exchange.weights import FP32, FloatVector, WeightFormat, weights_head, weights_size
 from bithaul.model.layout import Layout
 from bithaul.rounds.aggregate import PRODUCT_VALUES, Products, Wide
-from bithaul.rounds.merging import MergeRule, Plan, Room, step
+from bithaul.rounds.merging import MergeRule, Plan, Room, one_plain_step, step
 
 MOST_OPEN = 100  # files of updates; with more, each is opened for each read
 CHUNK_VALUES = 65_536  # the vectors of a slice stay in the second-level cache
+OF_ONE_UPDATE = 524_288  # which needs no vector for its sum: fewer slices cost less
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def flush(
     weights: WeightFormat = FP32,
     before: BlobRef | None = None,
     products_wanted: bool = False,
-    chunk_values: int = CHUNK_VALUES,
+    chunk_values: int | None = None,
 ) -> Merged:
     """Write theta, momentum and published weights of `version` from those of its base.
 
@@ -72,7 +73,7 @@ def flush(
 
     `plan` gets the inner products of the updates if the rule needs them or they are wanted, which takes a
     pass of its own.
-    `chunk_values` bounds memory and does not change a bit of the result.
+    `chunk_values` (None: what is fast) bounds memory and does not change a bit of the result.
     """
     for update in updates:
         c.blobs.verify(update.sha256)
@@ -80,6 +81,8 @@ def flush(
     if products_wanted or rule.needs_products(len(updates)):
         products = _products(momentum, updates, codec, layout)
     numbers = plan(products)
+    if chunk_values is None:
+        chunk_values = OF_ONE_UPDATE if one_plain_step(numbers) else CHUNK_VALUES
     square = 0.0
     with ExitStack() as stack:
         thetas = _vector(stack, base, layout.size, chunk_values)

@@ -15,7 +15,6 @@ from bithaul.coordinator.database.logbook import LEVELS, MOST_COUNTED, LogFilter
 from bithaul.errors import InvalidInput
 
 PAGE = 200
-MOST = 5000  # rows of one export
 PERIODS: Mapping[str, float | None] = {"": None, "15m": 900.0, "1h": 3600.0, "1d": 86_400.0}
 
 
@@ -92,6 +91,12 @@ def _moment(text: str) -> float | None:
         ) from None
 
 
+def log_rows(c: Coordinator, wanted: LogFilter, *, before: int | None = None, count: int) -> list[LogLine]:
+    """The newest entries, or those older than `before`; text is looked for in all there are."""
+    with c.database.read() as connection:
+        return [line_of(row) for row in logbook.page(connection, wanted, count=count, before=before)]
+
+
 def log_page(
     c: Coordinator,
     wanted: LogFilter,
@@ -99,17 +104,13 @@ def log_page(
     before: int | None = None,
     after: int | None = None,
     count: int = PAGE,
-    bounded: bool = True,
 ) -> LogView:
-    """One page by key. Without `before` and `after`: the newest entries.
-
-    Not `bounded`: text is looked for in all entries, which takes seconds for each million.
-    """
+    """One page by key. Without `before` and `after`: the newest entries."""
     with c.database.read() as connection:
         newest = logbook.newest_id(connection)
         span = logbook.span_of(connection, wanted)
         last = newest if span.end is None else min(newest, span.end - 1)
-        within = _stretch(wanted, last, before=before, after=after) if bounded else None
+        within = _stretch(wanted, last, before=before, after=after)
         rows = logbook.page(connection, wanted, count=count, before=before, after=after, within=within)
         counts = logbook.level_counts(connection, wanted, within=within)
         more = [level for level, number in counts.items() if within is None and number > MOST_COUNTED]

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bithaul.coordinator.queries.logbook import MOST, log_page, log_tail, make_filter
+from bithaul.coordinator.queries.logbook import log_page, log_rows, log_tail, make_filter
 from bithaul.coordinator.site.admin import ADMIN_HOME
-from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.export import NEWEST, PAGE, Rows, export, in_pages
 from bithaul.coordinator.site.frame import Frame
 
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
@@ -78,14 +78,16 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
         period: str = "",
         since: From = "",
         until: Until = "",
-        before: Key = None,
     ) -> Response:
         def build() -> Response:
             wanted = make_filter(
                 c, worker=worker, level=level, text=q, period=period, since=since, until=until
             )
-            return export(
-                log_page(c, wanted, before=before, count=MOST, bounded=False).lines, name="logs", kind=kind
-            )
+
+            def read(before: int) -> tuple[Rows, int | None]:
+                rows = log_rows(c, wanted, before=before, count=PAGE)
+                return rows, rows[-1].id if len(rows) == PAGE else None
+
+            return export(in_pages(read, NEWEST), name="logs", kind=kind)
 
         return await frame.data(request, build)

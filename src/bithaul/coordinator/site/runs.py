@@ -23,14 +23,13 @@ from bithaul.coordinator.queries.blobs import weights_blob
 from bithaul.coordinator.queries.runpage import RunPageView, run_page, version_page
 from bithaul.coordinator.queries.ternary import TernaryView, ternary
 from bithaul.coordinator.site.admin import ADMIN_HOME
-from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.export import NEWEST, PAGE, Rows, export, in_pages
 from bithaul.coordinator.site.frame import Frame
 from bithaul.errors import BithaulError
 
 Number = Annotated[int, Path(ge=1, le=10**15)]
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
 RUNS = f"{ADMIN_HOME}/runs"
-MOST = 5000  # rows of one export
 PART = "bithaul-part"  # an answer with this header is a part of the page, and its script shows it there
 SCRIPTED = "hx-request"  # the header by which the pages' script says that it asks for a part
 
@@ -49,12 +48,12 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
         return await frame.show(request, "runs.html", build)
 
     @router.get(f"{RUNS}.{{kind}}")
-    async def versions_file(request: Request, kind: str, before: Key = None, kept: str = "") -> Response:
-        def build() -> Response:
-            rows = run_page(c, before=before, kept=bool(kept), count=MOST).rows
-            return export(rows, name="versions", kind=kind)
+    async def versions_file(request: Request, kind: str, kept: str = "") -> Response:
+        def read(before: int) -> tuple[Rows, int | None]:
+            view = run_page(c, before=before, kept=bool(kept), count=PAGE)
+            return view.rows, view.older
 
-        return await frame.data(request, build)
+        return await frame.data(request, lambda: export(in_pages(read, NEWEST), name="versions", kind=kind))
 
     @router.post(f"{RUNS}/try")
     async def ask(request: Request) -> Response:
@@ -97,7 +96,7 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
     async def version_workers(request: Request, version: Number, kind: str) -> Response:
         def build() -> Response:
             rows = version_page(c, version).contributions
-            return export(rows, name=f"version-{version}-workers", kind=kind)
+            return export([rows], name=f"version-{version}-workers", kind=kind)
 
         return await frame.data(request, build)
 

@@ -12,9 +12,9 @@ from starlette.responses import Response
 
 from bithaul.coordinator.commands.kick import kick_stuck, kick_task
 from bithaul.coordinator.commands.steer import requeue_task
-from bithaul.coordinator.queries.taskbrowser import MOST, task_browser, task_page
+from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
 from bithaul.coordinator.site.admin import ADMIN_HOME
-from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.export import NEWEST, PAGE, Rows, export, in_pages
 from bithaul.coordinator.site.frame import Frame
 
 Number = Annotated[int, Path(ge=1, le=10**15)]
@@ -33,14 +33,12 @@ def task_pages(router: APIRouter, frame: Frame) -> None:
         return await frame.show(request, "tasks.html", build)
 
     @router.get(f"{ADMIN_HOME}/tasks.{{kind}}")
-    async def tasks_file(
-        request: Request, kind: str, state: str = "", worker: str = "", before: Key = None
-    ) -> Response:
-        def build() -> Response:
-            view = task_browser(c, state=state, worker=worker, before=before, count=MOST)
-            return export(view.rows, name="tasks", kind=kind)
+    async def tasks_file(request: Request, kind: str, state: str = "", worker: str = "") -> Response:
+        def read(before: int) -> tuple[Rows, int | None]:
+            view = task_browser(c, state=state, worker=worker, before=before, count=PAGE)
+            return view.rows, view.older
 
-        return await frame.data(request, build)
+        return await frame.data(request, lambda: export(in_pages(read, NEWEST), name="tasks", kind=kind))
 
     @router.get(f"{ADMIN_HOME}/tasks/{{task}}/{{table}}.{{kind}}")
     async def task_table(
@@ -49,7 +47,7 @@ def task_pages(router: APIRouter, frame: Frame) -> None:
         def build() -> Response:
             view = task_page(c, task)
             rows: Sequence[BaseModel] = view.attempts if table == "attempts" else view.reports
-            return export(rows, name=f"task-{task}-{table}", kind=kind)
+            return export([rows], name=f"task-{task}-{table}", kind=kind)
 
         return await frame.data(request, build)
 

@@ -16,11 +16,10 @@ from bithaul.coordinator.database.history import Accounts
 from bithaul.coordinator.queries.machines import fleet_page
 from bithaul.coordinator.queries.workerpage import worker_page
 from bithaul.coordinator.site.admin import ADMIN_HOME
-from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.export import PAGE, Rows, export, in_pages
 from bithaul.coordinator.site.frame import Frame
 from bithaul.exchange.messages import Name
 
-MOST = 10_000  # rows of one export
 WorkerName = Annotated[Name, Path()]
 Command = Callable[..., object]  # (coordinator, worker, actor=...)
 
@@ -39,16 +38,16 @@ def worker_pages(router: APIRouter, frame: Frame) -> None:
 
     @router.get(f"{ADMIN_HOME}/workers.{{kind}}")
     async def workers_file(request: Request, kind: str, q: str = "", state: str = "") -> Response:
-        def build() -> Response:
-            rows = fleet_page(c, search=q, state=state, count=MOST, accounts=accounts).rows
-            return export(rows, name="workers", kind=kind)
+        def read(after: str) -> tuple[Rows, str | None]:
+            view = fleet_page(c, search=q, state=state, after=after, count=PAGE, accounts=accounts)
+            return view.rows, view.next_after
 
-        return await frame.data(request, build)
+        return await frame.data(request, lambda: export(in_pages(read, ""), name="workers", kind=kind))
 
     @router.get(f"{ADMIN_HOME}/workers/{{worker}}/reports.{{kind}}")
     async def worker_reports(request: Request, worker: WorkerName, kind: str) -> Response:
         def build() -> Response:
-            return export(worker_page(c, worker).reports, name=f"{worker}-reports", kind=kind)
+            return export([worker_page(c, worker).reports], name=f"{worker}-reports", kind=kind)
 
         return await frame.data(request, build)
 

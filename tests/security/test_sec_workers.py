@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from sqlalchemy import select
 
@@ -69,6 +71,26 @@ def test_sec_47_a_cannot_read_the_lease_of_b(two):
     assert own.status_code == 200
     assert own.json()["task"] != task["task"]
     assert task["fence"] not in own.text
+
+
+def test_sec_47_a_cannot_touch_an_upload_of_b(two):
+    """Wrong result: an upload's address is enough to read how far it is, to write into it or to end it."""
+    site, a, b, task = two
+    told = {"task": str(task["task"]), "fence": task["fence"]}
+    about = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in told.items())
+    tus = {"Tus-Resumable": "1.0.0"}
+    length = int(site.http.options("/gradient", headers={**a, **tus}).headers["tus-max-size"])
+    new = {**tus, "Upload-Length": str(length), "Upload-Metadata": about}
+    assert site.http.post("/gradient", headers={**a, **new}).status_code in (404, 409)
+    place = site.http.post("/gradient", headers={**b, **new}).headers["location"]
+    bytes_of_a = {**tus, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    for method in ("HEAD", "PATCH", "DELETE"):
+        direct = site.http.request(method, place, headers={**a, **bytes_of_a}, content=b"x" * 10)
+        by_post = {**a, **bytes_of_a, "X-HTTP-Method-Override": method}
+        hidden = site.http.post(place, headers=by_post, content=b"x" * 10)
+        assert (direct.status_code, hidden.status_code) == (404, 404), method
+    asked = site.http.head(place, headers={**b, **tus})
+    assert (asked.status_code, asked.headers["upload-offset"]) == (200, "0")
 
 
 def test_sec_47_identity_comes_from_the_token_only(two):

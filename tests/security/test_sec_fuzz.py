@@ -56,4 +56,5 @@ def test_sec_61_nothing_undocumented_and_no_5xx(make_site, tmp_path: Path, who: 
 @pytest.mark.parametrize("who", WHO)
 def test_sec_61_for_longer(make_site, tmp_path: Path, who: str) -> None:
     tried = fuzz(make_site(WIDE, with_run=True), tmp_path, who, examples=300)
+    print(f"{tried} requests as {who}")  # shown by -rP
     assert tried > 3000

@@ -88,6 +88,7 @@ def test_momentum_is_kept_for_two_versions(make_house: Callable[..., House]) -> 
 
 def test_prune_really_deletes(house: House) -> None:
     """Catches windows that are documented and never applied."""
+    house.clock.time += 1.0  # of a worker one point a second is kept
     heartbeat(house.c, "ann", HeartbeatRequest(tokens=5, loss=1.0))
     entry = LogEntry(time=1.0, level="info", event="x" * 200, fields={"n": 1})
     assert ingest_logs(house.c, "ann", LogBatch(entries=[entry] * 400, dropped=3)) == 401

@@ -154,7 +154,8 @@ def browser(agent: str) -> str:
 def badge(state: str, text: str = "") -> Markup:
     """A state by shape, word and colour."""
     kind = KINDS.get(state, "quiet")
-    return Markup('<span class="badge {}">{}</span>').format(kind, text or state.replace("_", " "))
+    shown = visible(text or state.replace("_", " "))  # a worker may have chosen it
+    return Markup('<span class="badge {}">{}</span>').format(kind, shown)
 
 
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28

@@ -9,10 +9,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 # Installing brings the admin site's scripts from npm, so a change of their lock file installs anew.
 SITE_FILES := hatch_build.py $(wildcard frontend/*)
 
-.PHONY: help demo demo-fresh test test-slow lint format security-matrix fuzz audit bench docs clean
+.PHONY: help demo demo-fresh test test-slow test-security-postgres lint format security-matrix fuzz audit bench docs clean
 
 help: ## Show the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -51,17 +51,20 @@ format: $(VENV)/.test-ready ## Format the code
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
+test-security-postgres: $(VENV)/.test-ready ## Run the security tests with PostgreSQL instead of SQLite
+	BITHAUL_TEST_DATABASE=postgresql $(BIN)/python -m pytest tests/security -m "not slow" $(PYTEST_ARGS)
+
 security-matrix: $(VENV)/.run-ready ## Write docs/security-matrix.md and docs/openid-plan.md from the tests
 	$(BIN)/python tests/security/matrix.py
 	$(BIN)/python tests/security/plan.py
 
 fuzz: $(VENV)/.test-ready ## Fuzz with atheris (Linux): make fuzz SECONDS=300
 	$(PIP) install -q atheris
-	for target in codecs headers importer jwt; do \
+	for target in codecs headers importer jwt signed; do \
 		$(BIN)/python tests/security/fuzz.py $$target $(or $(SECONDS),60) || exit 1; done
 
-audit: $(VENV)/.test-ready ## Audit constraints.txt: make audit ADVISORIES=all.zip (osv.dev's export for PyPI)
-	$(BIN)/python tests/security/audit.py $(ADVISORIES)
+audit: $(VENV)/.test-ready ## Audit constraints.txt against osv.dev's newest list, or ADVISORIES=all.zip
+	$(BIN)/python tests/security/audit.py $(or $(ADVISORIES),--fetch)
 
 bench: $(VENV)/.run-ready ## Run every benchmark; writes benchmarks/results/*.json and docs/benchmarks.md
 	$(PIP) install -q -c constraints.txt -e '.[bench]'

@@ -60,7 +60,7 @@ def main() -> None:
         with closing(c):
             began = time.perf_counter()
             with c.database.write() as connection:
-                connection.execute(FILL, {"entries": asked.rows, "now": c.clock.now()})
+                connection.execute(FILL, {"rows": asked.rows, "now": c.clock.now()})
             insert = time.perf_counter() - began
             absent = LogFilter(text="not anywhere")
             whole, pages = whole_search(c, absent)

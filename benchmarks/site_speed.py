@@ -5,8 +5,10 @@ asked over HTTP. Milliseconds are of `--repeats` requests, the median and the 95
 `delta` are the dashboard refreshing. `first_fragment_ms` is the very first request of a process, asked as
 soon as it listens, and `settled_first_ms` the first one, two seconds later; each the median of `--starts`
 starts. The CPU shares are of one core over `--watch` seconds, with nobody and with five viewers who refresh
-the dashboard every five seconds. What a browser sees is measured with the system's Chromium where Playwright
-is installed: medians of `--visits` visits with an empty cache. The last line is JSON. Example:
+the dashboard every five seconds. `long_` is of another run, with `--long` versions: the first whole curve
+that a process is asked for, two seconds after its start, and later ones. What a browser sees is measured
+with the system's Chromium where Playwright is installed: medians of `--visits` visits with an empty cache.
+The last line is JSON. Example:
 
     python benchmarks/site_speed.py --workers 1000 --versions 400
 """
@@ -33,7 +35,7 @@ from sqlalchemy import func, select
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import logs, telemetry
-from bithaul.coordinator.settings import load_settings
+from bithaul.coordinator.settings import Settings, load_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
 from crowd import crowd
@@ -124,6 +126,52 @@ def in_browser(url: str, cookie: tuple[str, str], visits: int) -> dict[str, Any]
     }
 
 
+def prepared(folder: Path, versions: int, *, workers: int, rows: int, points: int) -> tuple[Settings, str]:
+    """A pretended run in `folder`, its settings, and the cookie of somebody signed in."""
+    (folder / "bithaul.toml").write_text("worker_gone_seconds = 86400\ndisk_reserve_bytes = 0\n")
+    settings = load_settings(folder, port=free_port())
+    with closing(open_coordinator(settings)) as c:
+        pretend_run(c, count=versions, weights=True)
+        if workers > len(MACHINES):
+            crowd(c, machines=workers - len(MACHINES), entries=rows, points=points)
+        return settings, enter(c).cookie
+
+
+def client_of(settings: Settings, cookie: str) -> httpx2.Client:
+    url = f"http://127.0.0.1:{settings.port}"
+    name = Cookies(settings).session
+    return httpx2.Client(base_url=url, headers={"cookie": f"{name}={cookie}"}, timeout=60)
+
+
+def long_history(versions: int, starts: int) -> dict[str, Any]:
+    """The curve of a run that has gone on for long, with twelve workers."""
+    with tempfile.TemporaryDirectory(prefix="bithaul-long-") as scratch:
+        settings, cookie = prepared(Path(scratch), versions, workers=0, rows=0, points=0)
+        served = Process(Path(scratch), url=f"http://127.0.0.1:{settings.port}")
+        first: list[float] = []
+        with client_of(settings, cookie) as client:
+            for _ in range(starts):
+                served.start()
+                time.sleep(2.0)
+                first += milliseconds(client, "/admin/curve.json", 1, FRAGMENT)
+                served.stop()
+            served.start()
+            try:
+                time.sleep(2.0)
+                size = len(client.get("/admin/curve.json").content)
+                delta = f"/admin/curve.json?after={versions}"
+                return {
+                    "long_versions": versions,
+                    "long_curve_first_ms": round(statistics.median(first), 1),
+                    **told("long_curve", milliseconds(client, "/admin/curve.json", 20, FRAGMENT)),
+                    **told("long_delta", milliseconds(client, delta, 20, FRAGMENT)),
+                    **told("long_fragment", milliseconds(client, "/admin", 20, FRAGMENT)),
+                    "long_curve_bytes": size,
+                }
+            finally:
+                served.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--versions", type=int, default=400)
@@ -134,24 +182,21 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=5)
     parser.add_argument("--visits", type=int, default=7)
     parser.add_argument("--watch", type=float, default=60.0)
+    parser.add_argument("--long", type=int, default=6000)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bithaul-site-") as scratch:
-        folder, port = Path(scratch), free_port()
-        url = f"http://127.0.0.1:{port}"
-        (folder / "bithaul.toml").write_text("worker_gone_seconds = 86400\ndisk_reserve_bytes = 0\n")
-        settings = load_settings(folder, port=port)
-        with closing(open_coordinator(settings)) as c:
-            pretend_run(c, count=asked.versions, weights=True)
-            if asked.workers > len(MACHINES):
-                crowd(c, machines=asked.workers - len(MACHINES), entries=asked.rows, points=asked.points)
-            with c.database.read() as connection:
-                sizes = {
-                    name: connection.execute(select(func.count()).select_from(table)).scalar_one()
-                    for name, table in (("log_rows", logs), ("metric_points", telemetry))
-                }
-            cookie = (Cookies(settings).session, enter(c).cookie)
+        folder = Path(scratch)
+        settings, cookie = prepared(
+            folder, asked.versions, workers=asked.workers, rows=asked.rows, points=asked.points
+        )
+        with closing(open_coordinator(settings)) as c, c.database.read() as connection:
+            sizes = {
+                name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+                for name, table in (("log_rows", logs), ("metric_points", telemetry))
+            }
+        url = f"http://127.0.0.1:{settings.port}"
         served = Process(folder, url=url)
-        client = httpx2.Client(base_url=url, headers={"cookie": f"{cookie[0]}={cookie[1]}"}, timeout=60)
+        client = client_of(settings, cookie)
         delta = f"/admin/curve.json?after={asked.versions}"
         result: dict[str, Any] = {
             "workers": asked.workers,
@@ -183,9 +228,11 @@ def main() -> None:
                 result["cpu_nobody"] = round(cpu_share(process, client, 0, asked.watch, asked.versions), 4)
                 share = cpu_share(process, client, VIEWERS, asked.watch, asked.versions)
                 result[f"cpu_{VIEWERS}_viewers"] = round(share, 4)
-                result |= in_browser(url, cookie, asked.visits)
+                result |= in_browser(url, (Cookies(settings).session, cookie), asked.visits)
             finally:
                 served.stop()
+    if asked.long:
+        result |= long_history(asked.long, asked.starts)
     result["load_average"] = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     print(json.dumps(result))
 

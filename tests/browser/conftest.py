@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 sys.path.insert(0, str(Path(__file__).parent))
-from served import NAME, PASSWORD, Process, chromium_path, prepare
+from served import Process, chromium_path, prepare
+from steps import sign_in
 
 WATCH = """
 window.__violations = [];
@@ -63,11 +64,7 @@ def signed_in(chromium: Browser, coordinator: Process) -> dict[str, Any]:
     """The cookies of a person who has signed in through the pages."""
     context = chromium.new_context()
     page = context.new_page()
-    page.goto(coordinator.url + "/admin")
-    page.get_by_label("Name").fill(NAME)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/admin")
+    sign_in(page, coordinator.url)
     state = context.storage_state()
     context.close()
     return dict(state)

@@ -96,6 +96,7 @@ TASK_SECONDS = 600.0
 HEARTBEAT = 9.6  # seconds between metric points
 KEPT_SECONDS = 400 * STEP  # of metric points and log entries
 STALLED_SECONDS = 240.0  # how long kitchen-laptop has not got further
+TRIED_BEFORE = "mom-desktop"  # it holds a task that two others could not finish
 SPIKE = 0.618  # where in the run one update is an outlier
 
 
@@ -222,7 +223,12 @@ def pretend_run(c: Coordinator, *, count: int = 400, seed: int = 7, weights: boo
                 task += 1
                 current = task
                 expected = machine.speed * TASK_SECONDS
-                connection.execute(insert(tasks), [_task(task, now, "leased", int(expected))])
+                row = _task(task, now, "leased", int(expected))
+                if name == TRIED_BEFORE:
+                    row |= {"created_at": now - 5200, "attempts": 2, "failed_by": ["lab-xeon", "study-m720"]}
+                connection.execute(insert(tasks), [row])
+                if name == TRIED_BEFORE:
+                    connection.execute(insert(leases), _earlier(task, now, count, expected))
                 row = _lease(task, name, now, count, int(expected * machine.share), "open")
                 granted = now - TASK_SECONDS * machine.share - quiet
                 row |= {"granted_at": granted, "expected_tokens": expected}
@@ -369,6 +375,23 @@ def _lease(task: int, name: str, at: float, base: int, tokens: int, state: str) 
         "seed": task,
         "probe": False,
     }
+
+
+def _earlier(task: int, now: float, count: int, expected: float) -> list[dict[str, object]]:
+    """Leases of a task whose workers did not get to its end: one went away, one has too little memory."""
+    tries = (("lab-xeon", 5000.0, 2900.0, "expired", 0.42, "expired"),)
+    tries += (("study-m720", 2100.0, 1980.0, "released", 0.07, "out_of_memory"),)
+    return [
+        _lease(task, name, now - begun, count - 14, int(share * expected), state)
+        | {
+            "fence": f"f{number}{task:030x}",
+            "granted_at": now - begun,
+            "ended_at": now - ended,
+            "expected_tokens": expected,
+            "reason": reason,
+        }
+        for number, (name, begun, ended, state, share, reason) in enumerate(tries, 1)
+    ]
 
 
 def _report(

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from served import NAME, PASSWORD, Process, chromium_path
+from served import Process, chromium_path
 from sqlalchemy import select, update
+from steps import sign_in
 
 from bithaul.coordinator.database.tables import leases, reports, tasks, workers
 from bithaul.coordinator.identity.clients import list_clients
@@ -82,11 +83,7 @@ def with_history(chromium: Any, coordinator: Process) -> Iterator[Any]:
         ignore_default_args=["--disable-back-forward-cache"],
     )
     page = browser.new_page()
-    page.goto(coordinator.url + "/admin")
-    page.get_by_label("Name").fill(NAME)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/admin")
+    sign_in(page, coordinator.url)
     yield page
     browser.close()
 

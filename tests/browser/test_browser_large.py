@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crowd import NEEDLE, crowd
+from crowd import crowd
 from served import Process, prepare
 
 from bithaul.coordinator.context import open_coordinator
@@ -30,43 +29,6 @@ def coordinator() -> Iterator[Process]:
     running.c.close()
     running.stop()
     shutil.rmtree(folder)
-
-
-def test_an_error_is_found_in_a_million_log_rows(open_tab) -> None:
-    """Catches: a search that gives up, one that freezes the page, a filter that hides what it should show."""
-    tab = open_tab()
-    page = tab.go("/admin/logs")
-    page.get_by_role("link", name="Errors only").click()
-    page.wait_for_url("**/admin/logs?level=error")
-    assert set(page.locator("#lines .badge").all_inner_texts()) == {"error"}
-    page.locator("[name=q]").fill(NEEDLE)
-    began = time.monotonic()
-    page.locator("[name=q]").press("Enter")
-    page.wait_for_selector(f"#lines tr:has-text('{NEEDLE}')", timeout=60_000)
-    assert time.monotonic() - began < 30, "ten stretches of 100,000 entries"
-    assert page.locator("#lines tr").count() == 1
-    assert "level=error" in page.url
-    tab.assert_quiet()
-
-
-def test_a_search_stops_when_it_is_told_to(open_tab) -> None:
-    """Catches: a page that goes away from under who has begun to type another word."""
-    page = open_tab().go("/admin/logs?q=nowhere+to+be+found")
-    page.wait_for_selector("[data-going-on]:not([hidden])")
-    page.keyboard.press("/")
-    page.wait_for_selector("[data-go-on]:not([hidden])")
-    here = page.url
-    page.wait_for_timeout(1500)
-    assert page.url == here
-    assert page.evaluate("document.activeElement.name") == "q"
-
-
-def test_the_hundredth_page_opens_like_the_first(open_tab) -> None:
-    page = open_tab().go("/admin/logs?before=20000")
-    assert page.locator("#lines tr").count() == 200
-    page.get_by_role("link", name="Older").click()
-    page.wait_for_url("**/admin/logs?before=*")
-    assert page.locator("#lines tr").count() == 200
 
 
 def test_the_dashboard_is_there_within_a_second(open_tab) -> None:

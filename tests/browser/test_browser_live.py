@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import httpx2
 import pytest
 from served import Process, train_tiny, welcome
 from sqlalchemy import select, text, update
+from steps import SCALE, zoom
 
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import leases, runs, versions
@@ -24,8 +26,6 @@ from bithaul.coordinator.identity.clients import create_client
 from bithaul.coordinator.settings import load_settings
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
-
-SCALE = "(() => { const { min, max } = window.bithaul.plots.loss.scales.x; return [min, max]; })()"
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,7 @@ def test_the_curve_grows_by_itself_while_zoomed(open_tab, coordinator) -> None:
         tab = open_tab()
         page = tab.go("/admin")
         page.locator("[data-interval]").select_option("2")
-        page.wait_for_selector("[data-chart=loss][data-newest]")
-        over = page.locator("[data-chart=loss] .u-over").bounding_box()
-        page.mouse.move(over["x"] + over["width"] * 0.3, over["y"] + 80)
-        page.mouse.down()
-        page.mouse.move(over["x"] + over["width"] * 0.6, over["y"] + 90, steps=6)
-        page.mouse.up()
-        page.wait_for_selector("[data-chart=loss][data-zoomed=yes]")
-        zoomed = page.evaluate(SCALE)
+        zoomed = zoom(page, 0.3, 0.6)
         drawn = int(page.locator("[data-chart=loss]").get_attribute("data-newest"))
         page.wait_for_function(
             "(drawn) => Number(document.querySelector('[data-chart=loss]').dataset.newest) >= drawn + 2",
@@ -187,18 +180,39 @@ def test_a_version_is_rolled_back_and_training_goes_on(open_tab, coordinator) ->
         tab.assert_quiet()
 
 
-@pytest.mark.slow
+def packages_without_bithaul(folder: Path) -> Path:
+    """What bithaul needs, as on a machine where PyTorch was installed before; bithaul itself is not there."""
+    there = folder / "packages"
+    there.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        name = entry.name.lower()
+        if "bithaul" not in name and name.partition("-")[0] != "pip" and entry.suffix != ".pth":
+            (there / entry.name).symlink_to(entry)
+    return there
+
+
+@pytest.mark.parametrize(
+    "found", ["here", pytest.param("by pip", marks=[pytest.mark.slow, pytest.mark.timeout(1200)])]
+)
 def test_the_shown_bash_line_installs_a_worker_and_the_page_turns_green(
-    open_tab, coordinator, tmp_path: Path
+    open_tab, coordinator, tmp_path: Path, found: str
 ) -> None:
-    """In a clean shell: nothing of this environment but where pip finds packages. Takes minutes."""
+    """In a clean shell: nothing of this environment but where pip finds packages.
+
+    `here`: they are on the machine, and pip installs bithaul alone, from the coordinator. `by pip`: it
+    brings them all, which takes minutes.
+    """
+    name = "fresh-box" if found == "here" else "bare-box"
     tab = open_tab()
     page = tab.go("/admin/install")
-    page.get_by_label("Name of the machine").fill("fresh-box")
+    page.get_by_label("Name of the machine").fill(name)
     page.get_by_role("button", name="Make its key").click()
     line = page.locator("#line-bash").inner_text()
-    kept = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    kept = {key: value for key, value in os.environ.items() if key.startswith("PIP_")}
     clean = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "BITHAUL_CALIBRATION_SECONDS": "0.5", **kept}
+    if found == "here":
+        clean |= {"PYTHONPATH": str(packages_without_bithaul(tmp_path)), "PIP_NO_INDEX": "1"}
+        clean["PATH"] = f"{Path(sys.base_prefix) / 'bin'}:{clean['PATH']}"  # the Python of those packages
     log = (tmp_path / "shell.log").open("wb")
     shell = subprocess.Popen(
         ["bash", "-c", line], env=clean, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
@@ -208,10 +222,14 @@ def test_the_shown_bash_line_installs_a_worker_and_the_page_turns_green(
             lambda: page.locator("#arrived .note.good").count() > 0 or shell.poll() is not None, seconds=900
         )
         assert shell.poll() is None, (tmp_path / "shell.log").read_text()
-        assert "fresh-box has arrived" in page.locator("#arrived").inner_text()
-        wait_until(lambda: holds(coordinator, "fresh-box"))
+        assert f"{name} has arrived" in page.locator("#arrived").inner_text()
+        wait_until(lambda: holds(coordinator, name))
+        installed = list(
+            (tmp_path / ".bithaul" / "env").glob("lib/python*/site-packages/bithaul/cli/main.py")
+        )
+        assert len(installed) == 1, "it runs from what the coordinator gave it"
         page.get_by_role("link", name="See what it does").click()
-        page.wait_for_url("**/admin/workers/fresh-box")
+        page.wait_for_url(f"**/admin/workers/{name}")
         tab.assert_quiet()
     finally:
         os.killpg(shell.pid, signal.SIGTERM)

@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 from sqlalchemy import func, select
-from test_browser_site import refresh
+from steps import refresh
 
 from bithaul.coordinator.commands.seed_tasks import seed_tasks, withdraw_seeding
 from bithaul.coordinator.database.tables import leases, tasks

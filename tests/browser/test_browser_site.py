@@ -10,32 +10,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import select
+from steps import PAGES, SCALE, refresh, write_logs, zoom
 
 from bithaul.coordinator.database import fleet
 from bithaul.coordinator.database.runs import get_run
-from bithaul.coordinator.database.tables import logs, workers
+from bithaul.coordinator.database.tables import workers
 from bithaul.coordinator.database.versions import insert_version, newest_version
 from bithaul.coordinator.identity.clients import create_client
 from bithaul.exchange.weights import weights_pieces
 
 pytestmark = pytest.mark.browser
-
-PAGES = [
-    "/admin",
-    "/admin/workers",
-    "/admin/workers/kitchen-laptop",
-    "/admin/tasks",
-    "/admin/tasks/1",
-    "/admin/tasks/seed?tasks=20&examples=640",
-    "/admin/runs",
-    "/admin/runs/300",
-    "/admin/logs",
-    "/admin/keys",
-    "/admin/install",
-    "/account",
-]
-SCALE = "(() => { const { min, max } = window.bithaul.plots.loss.scales.x; return [min, max]; })()"
 
 
 def add_version(coordinator) -> int:
@@ -57,23 +42,6 @@ def add_version(coordinator) -> int:
         )
         insert_version(connection, row)
     return row.version
-
-
-def write_logs(coordinator, *events: str) -> None:
-    now = coordinator.c.clock.now()
-    rows = [
-        {"received_at": now, "time": now, "worker": "attic-nuc", "level": "info", "event": e, "fields": "{}"}
-        for e in events
-    ]
-    with coordinator.c.database.write() as connection:
-        connection.execute(insert(logs), rows)
-
-
-def refresh(page) -> None:
-    """One refresh, whole: the strip is swapped and the curve has its delta."""
-    with page.expect_response(lambda r: r.request.headers.get("hx-request") == "true"):
-        page.evaluate("window.bithaul.refresh()")
-    page.wait_for_timeout(300)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -112,13 +80,7 @@ def test_zoom_stays_and_the_curve_grows(open_tab, coordinator) -> None:
     page = tab.go("/admin")
     page.wait_for_selector("[data-chart=loss][data-newest]")
     whole = page.evaluate(SCALE)
-    over = page.locator("[data-chart=loss] .u-over").bounding_box()
-    page.mouse.move(over["x"] + over["width"] * 0.4, over["y"] + 80)
-    page.mouse.down()
-    page.mouse.move(over["x"] + over["width"] * 0.7, over["y"] + 90, steps=6)
-    page.mouse.up()
-    page.wait_for_selector("[data-chart=loss][data-zoomed=yes]")
-    zoomed = page.evaluate(SCALE)
+    zoomed = zoom(page, 0.4, 0.7)
     assert zoomed[0] > whole[0] + 50
     assert zoomed[1] < whole[1] - 50
     canvas = page.locator("[data-chart=loss] canvas").element_handle()
@@ -131,6 +93,37 @@ def test_zoom_stays_and_the_curve_grows(open_tab, coordinator) -> None:
     page.get_by_role("button", name="Show all").click()
     assert page.evaluate(SCALE)[1] == made
     tab.assert_quiet()
+
+
+def test_the_smoothed_line_runs_through_the_raw_one(open_tab) -> None:
+    """Catches: a mean of the past, which lies above a curve that falls, and one that smooths nothing."""
+    page = open_tab().go("/admin")
+    page.wait_for_selector("[data-chart=loss][data-newest]")
+    data = page.evaluate("window.bithaul.plots.loss.data.map((column) => [...column])")
+    known = [(raw, line) for raw, line in zip(data[3], data[4], strict=True) if raw is not None]
+    assert len(known) > 250
+    for first, last in ((0, 40), (40, 120), (120, 298)):
+        off = [line - raw for raw, line in known[first:last]]
+        assert abs(np.mean(off)) < 0.02, (first, last, np.mean(off))
+    raw, line = (np.array(column[100:]) for column in zip(*known, strict=True))
+    assert np.abs(np.diff(line, 2)).mean() < 0.1 * np.abs(np.diff(raw, 2)).mean()
+    speed = page.evaluate("window.bithaul.plots.speed.data.map((column) => [...column])")
+    raw, line = (np.array(column[1:], dtype=float) for column in speed[1:3])
+    assert abs(np.nanmean(line) / np.nanmean(raw) - 1) < 0.02
+    assert np.nanstd(np.diff(line)) < 0.1 * np.nanstd(np.diff(raw))
+
+
+def test_a_speed_says_what_it_is_the_speed_of(open_tab, coordinator) -> None:
+    """Catches: two speeds of "now", of one version and of several, that disagree."""
+    page = open_tab().go("/admin")
+    page.wait_for_selector("[data-chart=loss][data-newest]")
+    newest = page.locator("#totals dd").nth(6).inner_text()
+    assert page.locator("[data-value=at]").all_inner_texts() == [f"version {newest}"] * 2
+    assert "now" not in page.locator(".curves header").all_inner_texts()
+    assert "newest few versions" in page.get_by_text("Speed", exact=True).get_attribute("title")
+    over = page.locator("[data-chart=loss] .u-over").bounding_box()
+    page.mouse.move(over["x"] + over["width"] / 2, over["y"] + 60)
+    page.wait_for_function("document.querySelector('[data-value=at]').textContent === 'version 150'")
 
 
 def test_a_curve_that_does_not_come_says_so_and_comes_later(open_tab) -> None:
@@ -350,34 +343,6 @@ def test_an_action_asks_once_and_shows_its_result(open_tab, coordinator) -> None
     with coordinator.c.database.read() as connection:
         query = select(workers.c.drained).where(workers.c.id == "desk-ryzen")
         assert connection.execute(query).scalar_one()
-    tab.assert_quiet()
-
-
-def test_the_tail_moves_only_when_it_may(open_tab, coordinator) -> None:
-    tab = open_tab()
-    page = tab.go("/admin/logs")
-    write_logs(coordinator, "brand_new <b>event</b>")
-    page.wait_for_selector("#lines tr.new")
-    assert "brand_new <b>event</b>" in page.locator("#lines tr").first.inner_text()
-    page.get_by_role("button", name="Pause").click()
-    write_logs(coordinator, "while_paused", "while_paused")
-    page.wait_for_selector("[data-fresh]:not([hidden])")
-    assert page.locator("[data-fresh]").inner_text() == "2 new"
-    assert "while_paused" not in page.locator("#lines").inner_text()
-    page.locator("[data-fresh]").click()
-    assert "while_paused" in page.locator("#lines tr").nth(1).inner_text()
-    tab.assert_quiet()
-
-
-def test_an_empty_log_is_live_too(open_tab, coordinator) -> None:
-    """Catches: somebody who waits for an error before a page that never asks again."""
-    tab = open_tab()
-    page = tab.go("/admin/logs?q=breakfast")
-    assert "No entry matches" in page.locator("main").inner_text()
-    write_logs(coordinator, "breakfast is ready")
-    page.wait_for_selector("#lines tr.new")
-    assert page.locator("#lines tr").count() == 1
-    assert page.locator("[data-empty]").count() == 0
     tab.assert_quiet()
 
 

@@ -11,13 +11,14 @@ import time
 from typing import Any
 
 import pytest
+from served import PASSWORD
 from sqlalchemy import delete, select, update
+from steps import sign_in
 
 from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import leases, telemetry
 from bithaul.coordinator.settings import load_settings
-from conftest import NAME, PASSWORD
 
 pytestmark = pytest.mark.browser
 
@@ -124,14 +125,6 @@ def get_stuck(coordinator: Any) -> None:
         connection.execute(delete(telemetry).where(telemetry.c.task_id == task))
         mine = (leases.c.task_id == task) & (leases.c.state == "open")
         connection.execute(update(leases).where(mine).values(granted_at=time.time() - 86_400))
-
-
-def sign_in(page: Any, url: str, password: str) -> None:
-    page.goto(url + "/admin/signin")
-    page.get_by_label("Name").fill(NAME)
-    page.get_by_label("Password").fill(password)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/admin")
 
 
 @pytest.mark.timeout(600)

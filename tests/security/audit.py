@@ -1,9 +1,9 @@
-"""Audits constraints.txt against advisories on the disk; asks no network.
+"""Audits constraints.txt against advisories.
 
-`make audit ADVISORIES=all.zip` reads a list in the format of osv.dev, such as its export for PyPI, and names
-every pinned version that one of its advisories covers. Fetching the list is the caller's business: what this
-finds is as new as the file. Without one it looks at `advisories.json` beside it: holes that were fixed in
-versions which our floors demand.
+`make audit` fetches osv.dev's export for PyPI and names every pinned version that one of its advisories
+covers. Where the network does not allow it, it says so and ends with 2, after it has looked at
+`advisories.json` beside it: holes that were fixed in versions which our floors demand.
+`make audit ADVISORIES=all.zip` reads a file.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 ROOT = Path(__file__).parents[2]
 LOCK = ROOT / "constraints.txt"
 KNOWN = Path(__file__).parent / "advisories.json"
+EXPORT = "https://osv-vulnerabilities.storage.googleapis.com/PyPI/all.zip"
+LARGEST = 2**30  # bytes of an export; today's have a tenth of it
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.!+]+)")
 
 
@@ -123,8 +127,39 @@ def _version(text: str) -> Version:
         return Version("0")
 
 
+def fetch(url: str, target: Path) -> None:
+    """Raises `httpx2.HTTPError` or `OSError` where the network does not allow it."""
+    size = 0
+    with (
+        httpx2.stream("GET", url, timeout=30, follow_redirects=True) as answer,
+        target.open("wb") as file,
+    ):
+        answer.raise_for_status()
+        for piece in answer.iter_bytes():
+            size += len(piece)
+            if size > LARGEST:
+                raise OSError(f"more than {LARGEST} bytes")
+            file.write(piece)
+    if not zipfile.is_zipfile(target):
+        raise OSError("no archive")
+
+
 def main(arguments: list[str]) -> int:
-    files = [Path(word) for word in arguments] or [KNOWN]
+    """0: nothing was found, 1: something was, 2: the newest list could not be fetched."""
+    if arguments[:1] != ["--fetch"]:
+        return look([Path(word) for word in arguments] or [KNOWN])
+    url = arguments[1] if len(arguments) > 1 else EXPORT
+    with tempfile.TemporaryDirectory() as folder:
+        export = Path(folder) / "all.zip"
+        try:
+            fetch(url, export)
+        except (httpx2.HTTPError, OSError) as error:
+            sys.stdout.write(f"{url} cannot be fetched ({error}); only the known holes are looked for\n")
+            return look([KNOWN]) or 2
+        return look([export])
+
+
+def look(files: list[Path]) -> int:
     records = [record for file in files for record in read_advisories(file)]
     pins = read_lock()
     findings = audit(pins, records)

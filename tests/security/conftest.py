@@ -1,4 +1,8 @@
-"""A real coordinator for the security tests: real SQLite, uvicorn in a thread, real HTTP."""
+"""A real coordinator for the security tests: a real database, uvicorn in a thread, real HTTP.
+
+The database is SQLite; the tests of ON_BOTH run on PostgreSQL too, where a server's programs are installed.
+`BITHAUL_TEST_DATABASE=postgresql pytest tests/security` runs all of them on PostgreSQL instead.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import contextlib
 import html
 import json
 import logging
+import os
 import re
 import shutil
 import sqlite3
@@ -36,7 +41,30 @@ from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 from bithaul.model.config import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
-from postgresql_server import postgres, postgres_server  # noqa: F401 - fixtures
+from postgresql_server import PostgresServer, postgres, postgres_server  # noqa: F401 - fixtures
+
+DATABASE = os.environ.get("BITHAUL_TEST_DATABASE", "sqlite")
+ON_BOTH = {  # what is decided by rows that processes share
+    "test_sec_02_no_secret_and_no_token_rests_in_the_run_folder",
+    "test_sec_03_rotation_ends_old_tokens_on_every_route_also_after_a_restart",
+    "test_sec_03_a_client_deleted_and_made_again_shares_no_version",
+    "test_sec_04_rotation_during_an_upload",
+    "test_sec_04_rotation_while_the_update_is_judged",
+    "test_sec_05_old_secret_fails_at_once_and_a_grace_ends",
+    "test_sec_10_sign_in_is_throttled_and_others_get_in",
+    "test_sec_15_claims",
+    "test_sec_15_a_denied_token_is_refused",
+    "test_sec_16_signed_tokens_with_odd_names_are_a_401",
+    "test_sec_17_key_rotation",
+    "test_sec_21_fifty_at_once_and_one_wins",
+    "test_sec_21_only_one_update_wins",
+    "test_sec_21_a_replay_ends_what_the_code_gave",
+    "test_sec_22_a_code_is_bound_and_short_lived",
+    "test_sec_30_end_one_end_all",
+    "test_sec_30_sessions_survive_a_restart_and_their_end_does_too",
+    "test_sec_47_a_cannot_finish_a_task_of_b",
+    "test_sec_53_who_did_what",
+}
 
 START = 1_800_000_000.0
 FENCE = "0" * 32
@@ -145,13 +173,9 @@ class Issued:
                 names = ("access_token", "id_token", "secret", "client_secret")
                 self.secrets.update(str(found[name]) for name in names if found.get(name))
 
-    def at_rest(self, folder: Path) -> list[str]:
-        """Where one of them lies: a file of the folder (database, WAL, logs), a dump, what was logged."""
+    def found_in(self, texts: dict[str, bytes]) -> list[str]:
+        """The names of those that hold one of them."""
         needles = [secret.encode() for secret in self.secrets if len(secret) >= 20]
-        texts = {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        texts["the log"] = "\n".join(self.log).encode()
-        with contextlib.closing(sqlite3.connect(folder / "coordinator.db")) as database:
-            texts["a dump"] = "\n".join(database.iterdump()).encode()
         return sorted(name for name, text in texts.items() if any(needle in text for needle in needles))
 
 
@@ -175,6 +199,7 @@ class Site:
     secrets: dict[str, str] = field(default_factory=dict)
     options: dict[str, object] = field(default_factory=dict)
     issued: Issued = field(default_factory=lambda: Issued())
+    postgres: PostgresServer | None = None
 
     def start(self) -> None:
         listener = bind("127.0.0.1", self.port)
@@ -208,6 +233,21 @@ class Site:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def rests(self) -> dict[str, bytes]:
+        """What lies about: the files of the folder (database, WAL, logs), a dump, what was logged."""
+        texts = {path.name: path.read_bytes() for path in self.directory.rglob("*") if path.is_file()}
+        texts["the log"] = "\n".join(self.issued.log).encode()
+        if self.postgres is None:
+            with contextlib.closing(sqlite3.connect(self.directory / "coordinator.db")) as database:
+                texts["a dump"] = "\n".join(database.iterdump()).encode()
+            return texts
+        database_name = str(self.c.settings.database_url).rpartition("/")[2]
+        texts["a dump"] = self.postgres.dump(database_name)
+        texts["the server's log"] = (self.postgres.folder / "log").read_bytes()
+        for path in (self.postgres.folder / "data" / "pg_wal").glob("0*"):
+            texts[f"the server's WAL {path.name}"] = path.read_bytes()
+        return texts
 
     def client(self, client_id: str, *, scope: str = WORKER_SCOPE) -> str:
         """The secret of a (new) client."""
@@ -280,39 +320,86 @@ class Site:
         )
 
 
+@dataclass
+class Templates:
+    """Run folders to copy, without and with a run: making keys and runs takes most of a short test.
+
+    On PostgreSQL each has a database that is copied with it.
+    """
+
+    make_folder: Callable[[str], Path]
+    folders: dict[tuple[bool, bool], Path] = field(default_factory=dict)
+
+    def copy(self, folder: Path, *, with_run: bool, server: PostgresServer | None) -> str:
+        """The URL of the copied database; empty on SQLite."""
+        kept, name = (with_run, server is not None), f"site_{with_run}".lower()
+        if kept not in self.folders:
+            options = {} if server is None else {"database_url": server.make(name)}
+            template = Site(self.make_folder("template"), ManualClock(), Limits(), options=options)
+            template.start()
+            if with_run:
+                template.make_run()
+            template.stop()
+            self.folders[kept] = template.directory
+        shutil.copytree(self.folders[kept], folder)
+        return "" if server is None else server.fresh(template=name)
+
+
 @pytest.fixture(scope="session")
-def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """Two run folders to copy, without and with a run: making keys and runs takes most of a short test."""
-    folders = {}
-    for with_run in (False, True):
-        folders[with_run] = tmp_path_factory.mktemp("template")
-        template = Site(folders[with_run], ManualClock(), Limits())
-        template.start()
-        if with_run:
-            template.make_run()
-        template.stop()
-    return folders
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    return Templates(tmp_path_factory.mktemp)
 
 
 MakeSite = Callable[..., Site]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    both = metafunc.function.__name__ in ON_BOTH and DATABASE == "sqlite"
+    if both and "engine" in metafunc.fixturenames:
+        engines = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+        metafunc.parametrize("engine", engines, indirect=True)
+
+
 @pytest.fixture
-def make_site(tmp_path: Path, templates: dict[bool, Path]) -> Iterator[MakeSite]:
+def engine(request: pytest.FixtureRequest) -> str:
+    """Which database the coordinator of this test has."""
+    return getattr(request, "param", DATABASE)
+
+
+@pytest.fixture
+def sqlite_only(engine: str) -> None:
+    if engine != "sqlite":
+        pytest.skip("this is about SQLite's file")
+
+
+@pytest.fixture
+def make_site(
+    tmp_path: Path,
+    templates: Templates,
+    engine: str,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[MakeSite]:
     sites: list[Site] = []
+    server = request.getfixturevalue("postgres") if engine == "postgresql" else None
 
     def make(limits: Limits, *, with_run: bool = False, **options: object) -> Site:
         folder = tmp_path / "run"
-        shutil.copytree(templates[with_run], folder)
-        site = Site(folder, ManualClock(), limits, options=options)
+        url = templates.copy(folder, with_run=with_run, server=server)
+        if url:
+            monkeypatch.setenv("BITHAUL_DATABASE_URL", url)  # for commands on this folder
+            options.setdefault("database_url", url)
+        site = Site(folder, ManualClock(), limits, options=options, postgres=server)
         site.start()
         sites.append(site)
         return site
 
     yield make
     for site in sites:
-        resting = site.issued.at_rest(site.directory)  # while the WAL is there: SEC-02, after every test
-        site.stop()
+        try:
+            resting = site.issued.found_in(site.rests())  # while the WAL is there: SEC-02, after every test
+        finally:
+            site.stop()
         assert resting == [], f"a secret that was given out rests in {resting}"
 
 

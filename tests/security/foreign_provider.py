@@ -2,25 +2,33 @@
 
 It listens on loopback, keeps one account, and is strict where the specifications are: one use of a code, PKCE
 S256, the redirect address byte for byte, the client's secret by Basic. Tokens are signed with `cryptography`
-alone. `lie` changes claims, headers, keys or documents of the next sign-ins.
+alone. `lie` changes claims, headers, keys or documents of the next sign-ins. With an `Authority` it speaks
+https on the name `localhost`.
 """
 
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
+import html
 import json
 import secrets
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 CLIENT, SECRET = "bithaul at home", "a secret: of 100 %"
 
@@ -31,6 +39,43 @@ def b64(data: bytes) -> str:
 
 def number(value: int) -> str:
     return b64(value.to_bytes((value.bit_length() + 7) // 8, "big"))
+
+
+class Authority:
+    """A throw-away certificate authority, as a company has one: its `file`, and certificates for names."""
+
+    def __init__(self, folder: Path, name: str = "Throw-away CA") -> None:
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        made = self._builder(self._name, self._key, days=1)
+        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        usage = x509.KeyUsage(True, False, False, False, False, True, True, False, False)
+        self._made = made.add_extension(usage, critical=True).sign(self._key, hashes.SHA256())
+        self.file = folder / f"{name}.pem"
+        self.file.write_bytes(self._made.public_bytes(Encoding.PEM))
+
+    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int) -> Any:
+        now = datetime.datetime.now(datetime.UTC)
+        end = now + datetime.timedelta(days=days)
+        made = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name)
+        made = made.public_key(key.public_key()).serial_number(x509.random_serial_number())
+        made = made.not_valid_before(now - datetime.timedelta(days=3)).not_valid_after(end)
+        return made.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+
+    def context(self, *, name: str = "localhost", days: int = 1) -> ssl.SSLContext:
+        """What a server of that name needs; with negative `days` its certificate is over."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        made = self._builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]), key, days=days)
+        made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        known = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        signed = made.add_extension(known, critical=False).sign(self._key, hashes.SHA256())
+        file = self._folder / f"{name}{days}.pem"
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        file.write_bytes(private + signed.public_bytes(Encoding.PEM))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+        return context
 
 
 @dataclass
@@ -59,8 +104,9 @@ class Provider:
     lie: dict[str, Any] = field(default_factory=dict)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    asks: bool = False  # the person, on a page with a link; else it says yes by itself
 
-    def start(self) -> None:
+    def start(self, tls: ssl.SSLContext | None = None) -> None:
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -74,7 +120,13 @@ class Provider:
                 provider.answer(self, self.rfile.read(int(self.headers["content-length"])).decode())
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *_: None  # a client that does not trust us hangs up
         self.url = f"http://127.0.0.1:{self.server.server_port}"
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
+            self.url = f"https://localhost:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
@@ -90,6 +142,8 @@ class Provider:
                 self.send(request, 200, self.document())
             case "/jwks":
                 self.send(request, 200, {"keys": [key.public() for key in self.keys]})
+            case "/authorize" if self.asks and "yes" not in fields:
+                self.ask(request)
             case "/authorize":
                 request.send_response(302)
                 request.send_header("Location", self.authorize(fields))
@@ -104,6 +158,15 @@ class Provider:
         body = json.dumps(value).encode()
         request.send_response(status)
         request.send_header("Content-Type", "application/json")
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    def ask(self, request: BaseHTTPRequestHandler) -> None:
+        link = html.escape(f"{request.path}&yes=1")
+        body = f'<!doctype html><title>Provider</title><a href="{link}">Yes, I am {self.email}</a>'.encode()
+        request.send_response(200)
+        request.send_header("Content-Type", "text/html; charset=utf-8")
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
         request.wfile.write(body)

@@ -2,7 +2,8 @@
 
 Needs atheris (Linux; `pip install atheris`), which is not a dependency. Each target knows the errors that an
 input may cause; anything else, or an allocation beyond the cap, is a finding: atheris prints it and keeps the
-input. The last line is JSON with the number of inputs tried. `make fuzz` runs all targets.
+input. The last line is JSON with the number of inputs tried. `make fuzz` runs all targets. What `signed` does
+stands in `fuzz_signed.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from typing import Any
 
 import atheris
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 with atheris.instrument_imports(include=["bithaul", "joserfc"]):
+    from fuzz_signed import Signed
     from starlette.requests import Request
 
     from bithaul.coordinator.api import tus
@@ -133,6 +137,7 @@ def importer(data: bytes) -> None:
 TARGETS: dict[str, Callable[[], Callable[[bytes], None]]] = {
     "codecs": lambda: codecs,
     "jwt": jwts,
+    "signed": lambda: Signed(FOLDER / "run"),
     "headers": lambda: headers,
     "importer": lambda: importer,
 }
@@ -154,6 +159,7 @@ def main() -> None:
                 "target": name,
                 "inputs": tried,
                 "seconds": round(time.monotonic() - began),
+                **getattr(target, "counts", {}),
             }
             sys.stdout.write(json.dumps(told) + "\n")
             sys.stdout.flush()

@@ -6,8 +6,11 @@ import importlib.metadata
 import importlib.util
 import json
 import sys
+import threading
 import tomllib
 import zipfile
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -22,7 +25,7 @@ sys.modules["lock_audit"] = audit
 spec.loader.exec_module(audit)
 
 PROJECT = tomllib.loads((audit.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-WITH_PYTHON = {"pip", "setuptools"}  # the environment brings them; the lock leaves them to it
+WITH_PYTHON = {"pip"}  # it installs the rest
 WITH_TORCH = ("nvidia-", "cuda-", "triton")  # a GPU build of PyTorch pins these itself
 
 
@@ -138,6 +141,38 @@ def test_sec_56_the_audit_reads_an_export_and_says_what_to_do(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == f"{name} {version}: X-1, fixed in {version.major + 1}.0"
     assert said[1].endswith("against 2 advisories: 1 findings")
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A server of `tmp_path`, as its address."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_sec_56_the_audit_fetches_the_newest_list(tmp_path, served, capsys, monkeypatch):
+    """Wrong results: an audit of an old list, or of none, that says nothing was found."""
+    name, version = next(iter(audit.read_lock().items()))
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        archive.writestr("X-1.json", json.dumps(record(name, FROM_0)))
+    assert audit.main(["--fetch", f"{served}/all.zip"]) == 1
+    assert capsys.readouterr().out.startswith(f"{name} {version}: X-1")
+    (tmp_path / "page.zip").write_text("<html>sign in to the hotel's network</html>")
+    for away in ("page.zip", "gone.zip"):
+        assert audit.main(["--fetch", f"{served}/{away}"]) == 2
+        said = capsys.readouterr().out.splitlines()
+        assert "cannot be fetched" in said[0]
+        assert said[-1].endswith(": 0 findings")
+    monkeypatch.setattr(audit, "LARGEST", 10)
+    assert audit.main(["--fetch", f"{served}/all.zip"]) == 2
 
 
 @pytest.mark.parametrize(

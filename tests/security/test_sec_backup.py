@@ -15,6 +15,8 @@ from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.clients import rotate_client
 from bithaul.coordinator.identity.people import create_person
 
+pytestmark = pytest.mark.usefixtures("sqlite_only")  # PostgreSQL is backed up by its own tools
+
 PASSWORD = "correct horse battery staple"
 WAYS_IN = ("sessions", "sign_ins", "authorization_codes", "denied_tokens", "failed_attempts", "signing_keys")
 AUTHORIZE = (
@@ -59,7 +61,7 @@ def lived_in(site):
     return browser, [needle.encode() for needle in needles] + files
 
 
-def dumped(folder, file):
+def dumped(folder, file, *, clients=4):
     """Every member and, of the database, every value of every row, as bytes."""
     with tarfile.open(file) as archive:
         for member in archive:
@@ -72,7 +74,7 @@ def dumped(folder, file):
         assert set(WAYS_IN) <= set(tables)
         for table in WAYS_IN:
             assert rows.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,), table
-        assert rows.execute("SELECT count(*) FROM clients").fetchone()[0] >= 4
+        assert rows.execute("SELECT count(*) FROM clients").fetchone()[0] >= clients
         yield "\n".join(rows.iterdump()).encode()
 
 
@@ -112,6 +114,39 @@ def test_sec_60_a_backup_is_for_its_owner_only(backed_up, bithaul, tmp_path):
     for path in (new / "coordinator.db", new / "secrets" / "pepper"):
         assert path.stat().st_mode & 0o077 == 0, path
     assert (new / "secrets").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ('oidc_client_secret = "SECRET"  # of the provider', "log_days"),
+        ('# oidc_client_secret = "SECRET"', "log_days"),
+        ("'oidc_client_secret'='SECRET'", "log_days"),
+        ('oidc_client_secret = """\nSECRET"""', None),
+        ('"oidc\\u005fclient_secret" = "SECRET"', None),
+    ],
+)
+def test_sec_02_the_providers_secret_is_in_no_backup(run_site, bithaul, tmp_path, capfd, written, kept):
+    """Wrong result: the settings file is copied as it is; or a secret that cannot be found goes along."""
+    secret, out = "of-the-provider-0123456789", tmp_path / "run.bithaul"
+    settings = run_site.directory / "bithaul.toml"
+    settings.write_text(f"log_days = 2.5\n{written.replace('SECRET', secret)}\n")
+    if kept is None:
+        with pytest.raises(SystemExit) as ended:
+            run(["backup", "create", "--dir", str(run_site.directory), "--out", str(out)])
+        told = capfd.readouterr().err
+        assert ended.value.code == 2
+        assert "BITHAUL_OIDC_CLIENT_SECRET" in told
+        assert secret not in told
+        assert not out.exists()
+        return
+    bithaul("create", "--dir", run_site.directory, "--out", out)
+    assert secret.encode() not in b"".join([out.read_bytes(), *dumped(tmp_path, out, clients=0)])
+    done = bithaul("restore", out, "--dir", tmp_path / "new")
+    assert done["settings_to_give"] == ["oidc_client_secret"]
+    again = (tmp_path / "new" / "bithaul.toml").read_text()
+    assert "log_days = 2.5" in again
+    assert secret in settings.read_text(), "the run's own file is left as it is"
 
 
 def go_on_in(site, folder):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import shutil
 import socket
 import time
 import tracemalloc
 
+import numpy as np
 import pytest
 from sqlalchemy import func, select
 
@@ -17,10 +19,14 @@ from bithaul.coordinator.api import ranges
 from bithaul.coordinator.api.guard import MAX_JSON_BYTES, depth
 from bithaul.coordinator.api.problems import RangeNotSatisfiable
 from bithaul.coordinator.blobs.store import BlobRef
+from bithaul.coordinator.context import CrashPoints
+from bithaul.coordinator.database import runs
 from bithaul.coordinator.database.tables import reports
 from bithaul.coordinator.identity.clients import rotate_client
 from bithaul.errors import OutOfDisk
-from bithaul.exchange.messages import WORKER_SCOPE, Receipt, Verdict
+from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.frame import write_frame
+from bithaul.exchange.messages import WORKER_SCOPE, Receipt, ReportHeader, Verdict
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -163,7 +169,7 @@ def test_sec_39_memory_does_not_grow_with_the_transfer(run_site, monkeypatch):
         file.truncate(size)
     received = []
 
-    def submit(c, worker, *, task, fence, upload):
+    def submit(c, worker, *, task, fence, upload, still_allowed):
         received.append(upload.path.stat().st_size)
         upload.path.unlink()
         return Receipt(task=task, fence=fence, verdict=Verdict.ACCEPTED)
@@ -211,6 +217,117 @@ def test_sec_04_rotation_during_an_upload(run_site):
         connection.sendall(b"x" * 2000)
         assert connection.recv(1000).startswith(b"HTTP/1.1 401")
     assert nothing_kept(run_site)
+
+
+def update_of(site, task):
+    """A good update of this task."""
+    with site.c.database.read() as connection:
+        run = runs.get_run(connection)
+    payload = bytes(codec_named(run.codec).encode(np.full(run.layout.size, 1e-3, np.float32), run.layout))
+    header = ReportHeader(
+        codec=run.codec,
+        run=run.name,
+        layout_hash=run.layout_hash,
+        base_version=task["base_version"],
+        task=task["task"],
+        fence=task["fence"],
+        examples=task["examples"],
+        tokens=task["examples"],
+        steps=1,
+        seconds=1.0,
+        loss_first=3.0,
+        loss_last=2.0,
+        loss_mean=2.5,
+        payload_size=len(payload),
+        payload_sha256=hashlib.sha256(payload).hexdigest(),
+    )
+    stream = io.BytesIO()
+    write_frame(stream, header, payload)
+    return stream.getvalue()
+
+
+def begin(site, headers, task, length):
+    """A resumable upload."""
+    pairs = {"task": str(task["task"]), "fence": task["fence"]}
+    told = ",".join(f"{name} {base64.b64encode(value.encode()).decode()}" for name, value in pairs.items())
+    sent = {"Tus-Resumable": "1.0.0", "Upload-Metadata": told, "Upload-Length": str(length)}
+    return site.http.post("/gradient", headers={**headers, **sent})
+
+
+@pytest.mark.parametrize("way", ["whole", "resumable"])
+def test_sec_04_rotation_while_the_update_is_judged(run_site, way):
+    """Wrong result: the credential is asked before an update is judged, which takes a while, only."""
+    site = run_site
+    headers, task = register(site)
+    update = update_of(site, task)
+    at_gate = []
+
+    def hit(name):
+        if name == "submit.gated" and not at_gate:
+            at_gate.append(name)
+            site.secrets["w1"] = rotate_client(site.c, "w1")
+
+    object.__setattr__(site.c, "crash_points", CrashPoints(hit))
+    if way == "whole":
+        answer = site.http.post(path_of(task), content=update, headers={**headers, **OCTETS})
+        assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token")
+    else:
+        place = begin(site, headers, task, len(update)).headers["location"]
+        sent = {**headers, "Tus-Resumable": "1.0.0", "Upload-Offset": "0"}
+        sent["Content-Type"] = "application/offset+octet-stream"
+        site.http.patch(place, content=update, headers=sent)
+    assert at_gate
+    assert nothing_kept(site)
+    fresh = site.worker("w1")
+    again = site.http.post(path_of(task), content=update, headers={**fresh, **OCTETS})
+    assert (again.status_code, again.json()["verdict"]) == (200, "accepted"), (
+        "the rotation was the only reason"
+    )
+
+
+def test_sec_45_one_worker_does_not_take_the_room_of_all(run_site, monkeypatch):
+    """Wrong result: uploads begun for a hundred leases, and given nothing, keep the disk from all others."""
+    site = run_site
+    headers, task = register(site)
+    others, other_task = register(site, "w2")
+    length = len(update_of(site, task))
+    room = 6 * length + site.c.settings.disk_reserve_bytes
+    monkeypatch.setattr(type(site.c.blobs), "free_bytes", lambda _: room)
+    for _ in range(10):
+        assert begin(site, headers, task, length).status_code in (201, 507)
+        gone = {"task": task["task"], "fence": task["fence"], "outcome": "released"}
+        assert site.http.post("/heartbeat", json=gone, headers=headers).status_code == 200
+        task = site.http.get("/work", headers=headers).json()
+    assert begin(site, others, other_task, length).status_code == 201
+    kept = list(site.c.settings.uploads_folder.glob("*.upload"))
+    assert len(kept) == 5
+
+
+def test_sec_45_a_worker_sends_few_updates_at_once(run_site):
+    """Wrong result: a thousand connections of one worker, each with a file that grows."""
+    site = run_site
+    headers, task = register(site)
+    update = update_of(site, task)
+    head = (
+        f"POST {path_of(task)} HTTP/1.1\nHost: 127.0.0.1\nAuthorization: {headers['Authorization']}\n"
+        f"Content-Type: application/octet-stream\nContent-Length: {len(update)}\n\n"
+    )
+    sent = head.replace("\n", "\r\n").encode() + update[:1000]
+    with contextlib.ExitStack() as stack:
+        lines = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", site.port), timeout=10))
+            for _ in range(4)
+        ]
+        for line in lines:
+            line.sendall(sent)
+        eventually(lambda: len(list(site.c.settings.incoming_folder.glob("*.part"))) == 4)
+        answer = site.http.post(path_of(task), content=update, headers={**headers, **OCTETS})
+        assert (answer.status_code, answer.json()["code"]) == (503, "uploads_running")
+        assert "retry-after" in answer.headers
+        lines[0].sendall(update[1000:])
+        assert lines[0].recv(4096).startswith(b"HTTP/1.1 200")
+    eventually(lambda: not list(site.c.settings.incoming_folder.glob("*.part")))
+    assert site.http.post(path_of(task), content=update, headers={**headers, **OCTETS}).status_code == 200
 
 
 def test_sec_40_encoded_bodies_are_refused(run_site):

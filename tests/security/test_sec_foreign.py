@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from bithaul.cli.main import run
+from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.identity.audit import read_audit
 from bithaul.coordinator.identity.deploy import unsafe_settings
-from bithaul.coordinator.identity.people import create_person, disable_person
+from bithaul.coordinator.identity.emergency import close_passwords, open_passwords
+from bithaul.coordinator.identity.foreign import ForeignProvider
+from bithaul.coordinator.identity.passwords import is_password
+from bithaul.coordinator.identity.people import create_person, disable_person, find_by_name
+from bithaul.coordinator.identity.secretfiles import write_note
 from bithaul.coordinator.identity.sessions import Sessions
 from bithaul.coordinator.identity.throttle import Limits
 from bithaul.coordinator.identity.transport import is_safe_url
@@ -21,8 +29,9 @@ from bithaul.coordinator.settings import Settings
 from bithaul.errors import InvalidConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-from foreign_provider import CLIENT, SECRET, Key, Provider, b64
+from foreign_provider import CLIENT, SECRET, Authority, Key, Provider, b64
 
+PASSWORD = "correct horse battery staple"
 WIDE = Limits(per_client_and_address=100_000, per_address=100_000, in_all=100_000)
 ADMINS = {"olga": "sub:248289761001"}
 
@@ -199,6 +208,99 @@ def test_who_is_an_admin(make, provider):
     assert "pete" in browser.get("/account").text
 
 
+def test_a_generated_password_locks_nobody_out_of_the_provider_s_sign_in(make, provider):
+    """Wrong results: a person who must first replace a password that the provider made useless; that
+    password still opens the door when the provider is taken out of the settings.
+    """
+    site = make()
+    generated = create_person(site.c, "olga")
+    browser = site.browser()
+    sign_in(site, browser)
+    assert is_in(browser)
+    assert [row.subject for row in read_audit(site.c, limit=9, action="person.void-password")] == ["olga"]
+    with site.c.database.read() as connection:
+        person, stored = find_by_name(connection, "olga")
+    assert not person.must_change
+    assert not is_password(stored, generated)
+
+
+def test_sec_30_who_is_taken_out_of_the_settings_is_out_with_the_next_start(make, provider):
+    """Wrong result: a former operator goes on for a week, because only sign-ins ask the settings."""
+    site = make({"olga": "sub:248289761001", "pete": "sub:7"})
+    browsers = {}
+    for name, subject in (("olga", "248289761001"), ("pete", "7")):
+        provider.lie = {"claims": {"sub": subject}}
+        browsers[name] = site.browser()
+        sign_in(site, browsers[name])
+        assert is_in(browsers[name])
+    site.options["oidc_admins"] = {"olga": "sub:248289761001"}
+    site.restart()
+    assert (is_in(browsers["olga"]), is_in(browsers["pete"])) == (True, False)
+
+
+def test_sec_53_the_machine_s_owner_lets_passwords_in_for_a_while(make, provider):
+    """The way back in when a provider is gone. Wrong results: nobody gets in; the door stays open."""
+    site = make()
+    site.person("ann")
+    provider.stop()
+    site.clock.time += 301
+    browser = site.browser()
+    assert browser.get("/admin/signin").status_code == 503
+    open_passwords(site.c, seconds=1800)
+    assert browser.enter().status_code == 200
+    assert is_in(browser)
+    rows = [(row.actor, row.detail) for row in read_audit(site.c, limit=9, action="passwords.open")]
+    assert rows == [("cli", "1800 s")]
+    site.restart()
+    assert is_in(browser), "while it is open a restart ends nobody's session"
+    site.clock.time += 1801
+    assert site.browser().get("/signin").headers["location"].startswith("/admin/signin")
+    late = site.browser()
+    answer = late.ask("POST", "/signin", data={"name": "ann", "password": PASSWORD})
+    assert answer.status_code == 403
+    provider.start()
+
+
+def test_both_ways_in_while_passwords_are_open(make, provider):
+    """Wrong result: an answer begun with the provider is taken for one of ours, or the other way round."""
+    site = make()
+    open_passwords(site.c, seconds=1800)
+    page = site.browser().follow("/admin")
+    assert f"Sign in through {provider.url}" in page.text
+    browser = site.browser()
+    done = sign_in(site, browser, "/admin/signin?by=provider&next=%2Fadmin%2Fkeys")
+    assert (done.status_code, done.headers["location"]) == (303, "/admin/keys")
+    assert is_in(browser)
+    for lie, status in (({"iss": site.c.settings.base_url}, 400), ({}, 303)):
+        provider.lie = {"sent": lie}
+        assert sign_in(site, site.browser(), "/admin/signin?by=provider").status_code == status
+    close_passwords(site.c)
+    assert "/authorize?" in site.browser().get("/admin/signin").headers["location"]
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1e300", "1800090000", "0", "x", "", "1799999999"])
+def test_an_odd_note_opens_nothing(make, text):
+    site = make()
+    write_note(site.directory / "secrets", "passwords-open-until", text)
+    assert site.browser().get("/signin").status_code == 303
+
+
+def test_the_command_that_lets_passwords_in(make, capsys):
+    site = make()
+
+    def command(*words):
+        with pytest.raises(SystemExit) as ended:
+            run(["admin", "allow-passwords", "--dir", str(site.directory), "--json", *words])
+        return ended.value.code, capsys.readouterr().out
+
+    code, told = command("--minutes", "5")
+    assert (code, abs(json.loads(told)["until"] - time.time() - 300) < 60) == (0, True)
+    assert command("--off") == (0, '{"until": null}\n')
+    assert command("--minutes", "1441")[0] == 2
+    actions = [row.action for row in read_audit(site.c, limit=9, action="passwords")]
+    assert actions == ["passwords.close", "passwords.open"]
+
+
 def test_passwords_are_off_and_a_disabled_person_stays_out(make, provider):
     site = make()
     site.person("ann")
@@ -278,6 +380,88 @@ def test_where_tokens_are_fetched():
     )
     assert all(map(is_safe_url, good))
     assert not any(map(is_safe_url, bad))
+
+
+@pytest.fixture
+def over_tls(make_site, tmp_path):
+    """A function that starts a provider with a certificate, and a coordinator that trusts an authority."""
+    started = []
+
+    def make(certificate, **options):
+        provider = Provider()
+        provider.start(tls=certificate)
+        started.append(provider)
+        settings = {"oidc_issuer": provider.url, "oidc_client_id": CLIENT, "oidc_client_secret": SECRET}
+        site = make_site(WIDE, **settings, oidc_admins=ADMINS, **options)
+        provider.now = site.clock.now
+        return site, provider
+
+    yield make
+    for provider in started:
+        provider.stop()
+
+
+def at(provider, location, authority):
+    """What the provider answers to the browser, which trusts the authority too."""
+    trusted = ssl.create_default_context(cafile=authority.file)
+    return httpx2.get(location, follow_redirects=False, trust_env=False, verify=trusted)
+
+
+def test_a_provider_over_https_with_an_authority_of_its_own(over_tls, tmp_path):
+    authority = Authority(tmp_path)
+    site, provider = over_tls(authority.context(), oidc_ca_file=str(authority.file))
+    assert provider.url.startswith("https://")
+    browser = site.browser()
+    came = at(provider, begin(browser), authority)
+    assert browser.get(came.headers["location"]).status_code == 303
+    assert is_in(browser)
+    for lie in ({"claims": {"iss": "https://evil.example"}}, {"claims": {"exp": 1_799_999_000}}):
+        provider.lie = lie
+        refused = site.browser()
+        came = at(provider, begin(refused), authority)
+        assert refused.get(came.headers["location"]).status_code == 401
+        assert not is_in(refused)
+
+
+def test_the_file_of_authorities_may_lie_in_the_run_s_folder(over_tls, tmp_path):
+    authority = Authority(tmp_path)
+    site, _ = over_tls(authority.context(), oidc_ca_file=f"../{authority.file.name}")
+    assert "/authorize?" in begin(site.browser())
+
+
+def test_a_provider_whose_certificate_is_not_good_gets_nothing(over_tls, tmp_path):
+    """Wrong result: anybody on the way may be the provider, and so any of its people."""
+    authority, other = Authority(tmp_path), Authority(tmp_path, "Another CA")
+    wrong = {
+        "nobody vouches": (authority.context(), {}),
+        "another authority": (authority.context(), {"oidc_ca_file": str(other.file)}),
+        "another name": (authority.context(name="id.example"), {"oidc_ca_file": str(authority.file)}),
+        "over": (authority.context(days=-1), {"oidc_ca_file": str(authority.file)}),
+    }
+    made = iter(wrong.items())
+    why, (certificate, options) = next(made)
+    site, provider = over_tls(certificate, **options)
+    while True:
+        answer = site.browser().get("/admin/signin")
+        assert (answer.status_code, provider.asked) == (503, []), why
+        if (case := next(made, None)) is None:
+            return
+        why, (certificate, options) = case
+        provider.stop()
+        provider.start(tls=certificate)
+        site.options = {**site.options, "oidc_ca_file": "", "oidc_issuer": provider.url, **options}
+        site.restart()
+
+
+@pytest.mark.parametrize("content", [None, "", "no certificate"])
+def test_authorities_that_cannot_be_read_do_not_start(tmp_path, content):
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+    whole = {"oidc_issuer": "https://id.example", "oidc_client_id": "x", "oidc_admins": ADMINS}
+    c = open_coordinator(Settings(directory=tmp_path, oidc_ca_file="ca.pem", **whole))
+    with closing(c), pytest.raises(InvalidConfig, match="oidc_ca_file"):
+        ForeignProvider(c)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own, of Authlib

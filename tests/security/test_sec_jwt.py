@@ -16,6 +16,8 @@ from joserfc import jws
 from joserfc.jwk import ECKey, OctKey, RSAKey
 from sqlalchemy import delete, insert
 
+from bithaul.cli.main import run
+from bithaul.coordinator.identity.audit import read_audit
 from bithaul.coordinator.identity.keys import SigningKeys
 from bithaul.coordinator.identity.tables import denied_tokens, signing_keys
 from bithaul.errors import Conflict
@@ -244,6 +246,20 @@ def test_sec_16_any_text(forge, text):
     assert forge.status(text) == 401
 
 
+ODD_NAMES = ["\ud800", "a\0b", "\N{LATIN SMALL LETTER E WITH ACUTE}", "a" * 65, "", ["w1"], {"a": 1}, 7, True]
+
+
+@pytest.mark.parametrize("odd", ODD_NAMES, ids=map(repr, range(len(ODD_NAMES))))
+def test_sec_16_signed_tokens_with_odd_names_are_a_401(forge, odd):
+    """Found by the fuzzer that signs. Wrong result: a 500 of a database that cannot look such a name up."""
+    for name in ("client_id", "sub", "jti", "sid"):
+        assert forge.status(forge.make(claims={name: odd})) == 401, name
+    assert forge.status(forge.make(claims={"client_id": odd, "sub": odd})) == 401
+    hint = forge.make(header={"typ": "JWT"}, claims={"aud": odd, "sid": "s"}, without=("scope",))
+    url = "/connect/endsession?post_logout_redirect_uri=https%3A%2F%2Fapp.example&id_token_hint="
+    assert forge.site.http.get(url + hint).status_code == 400
+
+
 def test_sec_16_a_second_spelling_of_the_same_signature(forge):
     """256 bytes leave four unused bits in the last character: 16 spellings, of which one is right."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
@@ -319,6 +335,23 @@ def test_sec_17_key_rotation(site):
     SigningKeys(site.c).rotate()
     assert kid_of(old) not in published()
     assert [state.state for state in SigningKeys(site.c).states()].count("active") == 1
+
+
+def test_sec_17_leaked_keys_are_replaced_at_once(forge, site):
+    """Wrong result: who has copied the keys mints tokens for another hour, as their rotation allows."""
+    old, old_id = forge.token, SigningKeys(site.c).jwks()["keys"]
+    with pytest.raises(SystemExit) as ended:
+        run(["keys", "rotate-signing", "--leaked", "--dir", str(site.directory)])
+    assert ended.value.code == 0
+    assert forge.status(old) == 401
+    assert forge.status(forge.make()) == 401, "minted with the copied key after it was replaced"
+    assert forge.status(site.token("w1")) == 404, "the coordinator signs with the new one, without a restart"
+    shown = site.http.get("/.well-known/jwks.json").json()["keys"]
+    assert len(shown) == 2
+    assert not {key["kid"] for key in shown} & {key["kid"] for key in old_id}
+    assert [row.action for row in read_audit(site.c, limit=9, action="signing-key")] == [
+        "signing-key.replace-all"
+    ]
 
 
 def test_sec_17_a_token_of_a_retired_key_dies_with_the_key(forge, site):

@@ -442,6 +442,20 @@ def test_sec_26_signing_out_goes_to_registered_addresses_only(app):
     assert app.userinfo(tokens["access_token"]).status_code == 401
 
 
+def test_sec_26_a_hint_of_another_session_asks_first(app):
+    """Wrong result: any good ID token, my own too, signs a victim out by a link."""
+    app.site.person("bob")
+    for name in ("ann", "bob"):  # the same person elsewhere, and another one
+        browser = app.site.browser()
+        assert browser.sign_in(name).status_code == 303
+        hint = app.redeem(app.answer(browser)["code"]).json()["id_token"]
+        fields = {"id_token_hint": hint, "post_logout_redirect_uri": AFTER}
+        page = app.browser.get("/connect/endsession?" + urlencode(fields))
+        assert (page.status_code, "Sign out?" in page.text) == (200, True), name
+        assert app.browser.get("/account").status_code == 200
+        assert browser.get("/account").status_code == 200
+
+
 def test_sec_26_who_is_asked_and_says_yes_is_signed_out(app):
     fields = {"client_id": "app", "post_logout_redirect_uri": AFTER}
     page = app.browser.get("/connect/endsession?" + urlencode(fields))

@@ -16,6 +16,7 @@ from bithaul.coordinator.identity.clients import (
     delete_client,
     disable_client,
     enable_client,
+    list_clients,
     rotate_client,
 )
 from bithaul.coordinator.identity.keys import SigningKeys
@@ -44,13 +45,47 @@ def test_sec_02_nothing_of_a_person_rests_in_clear(site):
     first = create_person(site.c, "new")
     needles = [RIGHT, first, secret, code, token, *browser.cookies.values()]
     assert len(needles) >= 6
-    files = [path for path in site.directory.rglob("*") if path.is_file()]
-    assert any(path.name.endswith("-wal") for path in files)
-    for path in files:
-        content = path.read_bytes()
-        assert not [needle for needle in needles if needle.encode() in content], path
+    texts = site.rests()
+    assert any("wal" in name.lower() for name in texts)
+    for name, content in texts.items():
+        assert not [needle for needle in needles if needle.encode() in content], name
     for path in site.directory.glob("coordinator.db*"):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_sec_10_all_addresses_of_one_ipv6_network_are_one_guesser(make_site):
+    """Wrong result: who has a home connection guesses from 2^64 addresses, each with a limit of its own."""
+    site = make_site(NARROW, trusted_proxies=("127.0.0.1",))
+    site.person()
+    site.client("w1")
+
+    def attempt(address):
+        browser = site.browser(**{"X-Forwarded-For": address})
+        return browser.submit(browser.get("/signin"), "/signin", name="ann", password="wrong").status_code
+
+    def secret(address):
+        sent = {"X-Forwarded-For": address}
+        fields = {"grant_type": "client_credentials"}
+        return site.ask(fields, auth=("w1", "wrong"), headers=sent).status_code
+
+    for guess in (attempt, secret):
+        assert [guess(f"2001:db8:1:2:{i}::{i}") for i in range(1, 5)] == [401, 401, 401, 429]
+        assert guess("2001:db8:1:3::1") == 401, "the neighbour's network is another one"
+        assert [guess(f"::ffff:9.9.9.{i}") for i in (7, 7, 7, 7, 8)] == [401, 401, 401, 429, 401]
+        assert guess("9.9.9.7") == 429, "the same IPv4 address, written in another way"
+
+
+def test_sec_10_naming_a_public_client_writes_nothing(site):
+    """Wrong results: a stranger makes the database sync with each request; a name counts as a use."""
+
+    def used():
+        return {client.id: client.last_used_at for client in list_clients(site.c)}["bithaul-admin"]
+
+    answer = site.http.post("/connect/revoke", data={"client_id": "bithaul-admin", "token": "x"})
+    assert (answer.status_code, used()) == (200, None)
+    site.person()
+    site.browser().enter()
+    assert used() == site.clock.time, "a code that was redeemed is a use"
 
 
 def test_sec_10_sign_in_is_throttled_and_others_get_in(make_site):

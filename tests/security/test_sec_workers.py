@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from sqlalchemy import select
 
-from bithaul.coordinator.database.tables import leases, logs
+from bithaul.coordinator.database.tables import leases, logs, telemetry
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
@@ -71,6 +73,26 @@ def test_sec_47_a_cannot_read_the_lease_of_b(two):
     assert task["fence"] not in own.text
 
 
+def test_sec_47_a_cannot_touch_an_upload_of_b(two):
+    """Wrong result: an upload's address is enough to read how far it is, to write into it or to end it."""
+    site, a, b, task = two
+    told = {"task": str(task["task"]), "fence": task["fence"]}
+    about = ",".join(f"{key} {base64.b64encode(value.encode()).decode()}" for key, value in told.items())
+    tus = {"Tus-Resumable": "1.0.0"}
+    length = int(site.http.options("/gradient", headers={**a, **tus}).headers["tus-max-size"])
+    new = {**tus, "Upload-Length": str(length), "Upload-Metadata": about}
+    assert site.http.post("/gradient", headers={**a, **new}).status_code in (404, 409)
+    place = site.http.post("/gradient", headers={**b, **new}).headers["location"]
+    bytes_of_a = {**tus, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    for method in ("HEAD", "PATCH", "DELETE"):
+        direct = site.http.request(method, place, headers={**a, **bytes_of_a}, content=b"x" * 10)
+        by_post = {**a, **bytes_of_a, "X-HTTP-Method-Override": method}
+        hidden = site.http.post(place, headers=by_post, content=b"x" * 10)
+        assert (direct.status_code, hidden.status_code) == (404, 404), method
+    asked = site.http.head(place, headers={**b, **tus})
+    assert (asked.status_code, asked.headers["upload-offset"]) == (200, "0")
+
+
 def test_sec_47_identity_comes_from_the_token_only(two):
     """Wrong result: a name in the body, the query or a header decides who speaks."""
     site, a, _, _ = two
@@ -93,6 +115,32 @@ def test_sec_47_an_unregistered_worker_is_told_so(run_site):
         run_site.http.post("/heartbeat", json={}, headers=headers),
     ):
         assert (response.status_code, response.json()["code"]) == (410, "not_registered")
+
+
+def test_sec_46_what_a_worker_tells_takes_a_bounded_place(two):
+    """Wrong result: one worker fills the disk of all, by logs of 25 MB a minute or a point for each beat."""
+    site, headers, _, _ = two
+    entry = {"time": 1.0, "level": "info", "event": "e" * 200, "fields": {"text": "x" * 8000}}
+
+    def kept(table, column):
+        with site.c.database.read() as connection:
+            texts = connection.execute(select(column).select_from(table)).scalars().all()
+        return len(texts), sum(len(str(text)) for text in texts)
+
+    for _ in range(5):
+        answer = site.http.post("/logs", json={"entries": [entry] * 100}, headers=headers)
+        assert answer.status_code == 204
+    assert 100 < kept(logs, logs.c.fields)[0] < 150
+    assert kept(logs, logs.c.fields)[1] < 2**20
+    site.clock.time += 61
+    site.http.post("/logs", json={"entries": [entry] * 10}, headers=headers)
+    assert kept(logs, logs.c.fields)[0] > 130, "a minute later it may go on"
+    before = kept(telemetry, telemetry.c.id)[0]
+    for tokens in range(1, 101):
+        beat = {"tokens": tokens, "loss": 1.0}
+        assert site.http.post("/heartbeat", json=beat, headers=headers).status_code == 200
+        site.clock.time += 0.1
+    assert 5 <= kept(telemetry, telemetry.c.id)[0] - before <= 11
 
 
 def test_sec_49_status_and_metrics_show_no_names(two):

@@ -135,16 +135,36 @@ class PostgresServer:
         with contextlib.closing(self.connect(database)) as connection:
             connection.execute(statement)
 
-    def fresh(self, *, migrated: bool = True) -> str:
-        """The URL of a new database; with the tables in it unless told otherwise."""
+    def make(self, name: str) -> str:
+        """The URL of a new, empty database that stays until the server stops."""
+        self.run(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def dump(self, database: str) -> bytes:
+        """Every row of every table, as text."""
+        with contextlib.closing(self.connect(database)) as connection:
+            query = "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'"
+            tables = [name for (name,) in connection.execute(query)]
+            rows = [
+                row for table in tables for (row,) in connection.execute(f"SELECT t::text FROM {table} t")
+            ]
+        return "\n".join(rows).encode()
+
+    def fresh(self, *, migrated: bool = True, template: str = "") -> str:
+        """The URL of a new database: a copy of `template`, else with the tables, unless told otherwise."""
+        if template:
+            return self._copy(template)
         if migrated and "template" not in self.databases:
             from bithaul.coordinator.database.engine import Database
 
             self.run("CREATE DATABASE template")
             Database.open(self.url("template"), lock_folder=self.folder).close()
             self.databases.append("template")
+        return self._copy("template" if migrated else "template1")
+
+    def _copy(self, template: str) -> str:
         name = f"t{len(self.databases)}_{secrets.token_hex(4)}"
-        self.run(f"CREATE DATABASE {name} TEMPLATE {'template' if migrated else 'template1'}")
+        self.run(f"CREATE DATABASE {name} TEMPLATE {template}")
         self.databases.append(name)
         return self.url(name)
 

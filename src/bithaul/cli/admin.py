@@ -95,6 +95,33 @@ def sessions(
         print(f"{session.sid}  {session.name:16} last seen {seen} from {session.address}")
 
 
+@app.command("allow-passwords")
+def allow_passwords(
+    directory: Directory,
+    minutes: Annotated[
+        float, typer.Option(min=1, max=1440, help="Passwords count again for so long.")
+    ] = 30.0,
+    off: Annotated[bool, typer.Option("--off", help="End it at once.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let people sign in by password for a while, when the foreign provider that is set is gone."""
+    from bithaul.coordinator.identity.emergency import close_passwords, open_passwords
+
+    with opened(directory) as c:
+        until = None if off else open_passwords(c, seconds=minutes * 60)
+        if off:
+            close_passwords(c)
+    if as_json:
+        print(json.dumps({"until": until}))
+    elif until is None:
+        print("Only the provider signs people in.")
+    else:
+        print(
+            f"Passwords count until {shown_time(until)}. Who has none gets one from: "
+            f"bithaul admin reset-password NAME --dir {directory}"
+        )
+
+
 @app.command()
 def audit(
     directory: Directory,

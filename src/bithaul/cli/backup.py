@@ -79,6 +79,8 @@ def restore(
             f"These need a new secret, by `bithaul keys rotate NAME --dir {directory}` (`bithaul up` does it "
             f"for its own): {', '.join(done.clients_to_rotate)}"
         )
+    if done.settings_to_give:
+        print(f"No backup holds this; write it into bithaul.toml again: {', '.join(done.settings_to_give)}")
 
 
 @contextmanager

@@ -135,13 +135,22 @@ def register(
 
 
 @app.command("rotate-signing")
-def rotate_signing(directory: Directory, as_json: Json = False) -> None:
+def rotate_signing(
+    directory: Directory,
+    leaked: Annotated[
+        bool, typer.Option("--leaked", help="Throw all keys away and make new ones: every token is void.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Sign with the next key; the old one stays valid until its last token has expired."""
     from bithaul.coordinator.identity.keys import SigningKeys
 
     with opened(directory) as c:
         keys = SigningKeys(c)
-        keys.rotate()
+        if leaked:
+            keys.replace_all()
+        else:
+            keys.rotate()
         states = keys.states()
     if as_json:
         print(json.dumps([asdict(state) for state in states]))

@@ -22,6 +22,11 @@ from pydantic_settings import (
 from bithaul.coordinator.identity.transport import is_safe_url
 from bithaul.errors import InvalidConfig
 
+SECRET = "oidc_client_secret"  # noqa: S105 - its name
+"""The one setting that is a secret. `database_url` can hold one too, but such a run has other backups."""
+
+_SECRET_LINE = re.compile(rf"""[\t ]*#?[\t ]*["']?{SECRET}["']?[\t ]*=""")
+_LEFT_OUT = f"# {SECRET} is not in a backup: give it again."
 _PERSON = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -44,6 +49,7 @@ class Settings(BaseSettings):
         default="", repr=False
     )  # empty: a public client, which proves its code by PKCE
     oidc_admins: dict[str, str] = {}  # name: "sub:..." or "email:..."
+    oidc_ca_file: str = ""  # PEM, from `directory` on; who vouches for the provider's https. Empty: the usual
     database_url: str = ""  # empty: SQLite in `directory`
 
     heartbeat_seconds: float = Field(default=10.0, gt=0)
@@ -157,3 +163,23 @@ def load_settings(directory: Path, *, config: Path | None = None, **overrides: o
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidConfig(f"The coordinator's settings are not valid: {problems}.") from error
+
+
+def without_secret(text: str) -> str:
+    """A settings file with a remark in place of its secret. Raises `InvalidConfig` when that cannot be."""
+    lines = [_LEFT_OUT if _SECRET_LINE.match(line) else line for line in text.split("\n")]
+    try:
+        wanted = {name: value for name, value in tomllib.loads(text).items() if name != SECRET}
+        if tomllib.loads("\n".join(lines)) == wanted:
+            return "\n".join(lines)
+    except tomllib.TOMLDecodeError:
+        pass
+    raise InvalidConfig(
+        f"{SECRET} cannot be left out of the backup: write it in one line of its own in bithaul.toml, or "
+        f"give it as BITHAUL_{SECRET.upper()} instead."
+    )
+
+
+def lacks_secret(text: str) -> bool:
+    """Whether a settings file comes from a backup that left its secret out, and has not got it again."""
+    return _LEFT_OUT in text.split("\n") and SECRET not in tomllib.loads(text)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bithaul.corpus.example import Example
 from bithaul.corpus.files import write_bytes
-from bithaul.corpus.spoken import NUMBER_WORDS, are_said, readings, shape
+from bithaul.corpus.spoken import NUMBER_WORDS, are_said, ends_whole, readings, runs, shape
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import CorruptFile, NotFound
 
@@ -44,11 +44,18 @@ class LabelSet(BaseModel):
     which 0 stands for any digit. A slot that is not listed may hold anything."""
     spoken: list[str] = []
     """Slots whose numbers are always numbers of the request, said in whatever way."""
+    whole: list[str] = []
+    """Slots whose values, when they end with a number, end where that of the request does."""
     evidence: dict[str, list[str]] = {}
     """Patterns that were seen often, a number of any length as one 0, with words of which every request with
     such a value holds one."""
     bare: list[str] = []
     """Slots with values that hold neither a letter nor a digit."""
+    in_order: bool = False
+    """Whether the said values of a label are known to stand in the order of the request, each behind the one
+    before it."""
+    gaps: list[str] | None = None
+    """Words that may stand inside a said value, None where others are to be expected."""
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example], tokenizer: Tokenizer) -> LabelSet:
@@ -57,12 +64,13 @@ class LabelSet(BaseModel):
         spellings: dict[str, Counter[str]] = {}
         folded: dict[str, str] = {}
         bare: set[str] = set()
-        unsaid = _Unsaid()
+        unsaid, order = _Unsaid(), _Order()
         for example in examples:
             text = tokenizer.fold(example.text)
             words = _words(text)
             unsaid.hear(words)
             names = slots.setdefault(example.intent, set())
+            label: list[list[str]] = []
             for name, value in example.slots:
                 names.add(name)
                 for part in (value,) if isinstance(value, str) else value:
@@ -73,6 +81,8 @@ class LabelSet(BaseModel):
                     if not any(map(str.isalnum, key)):
                         bare.add(name)
                     unsaid.add(name, key, text, words)
+                    label.append(_words(key))
+            order.add(label, words)
         best = {key: min(found, key=lambda s: (-found[s], s)) for key, found in spellings.items()}
         patterns = unsaid.patterns()
         return cls(
@@ -81,8 +91,11 @@ class LabelSet(BaseModel):
             canonical={key: best[key] for key in sorted(best) if best[key] != key},
             patterns=patterns,
             spoken=unsaid.spoken(),
+            whole=unsaid.whole(),
             evidence=unsaid.evidence({shape(pattern) for found in patterns.values() for pattern in found}),
             bare=sorted(bare),
+            in_order=order.holds(),
+            gaps=order.gaps(),
         )
 
     def spell(self, normalised: str) -> str:
@@ -109,6 +122,7 @@ class _Unsaid:
         self._values: Counter[str] = Counter()  # by slot, the said ones too
         self._patterns: dict[str, Counter[str]] = {}
         self._numbers: dict[str, Counter[bool]] = {}  # by slot, whether its numbers are the request's
+        self._wholes: dict[str, Counter[bool]] = {}  # by slot, whether the last of them is a whole one
         self._heard: Counter[str] = Counter()  # requests that hold a word
         self._requests: dict[str, list[frozenset[str]]] = {}  # the words of each request, by shape
 
@@ -118,12 +132,15 @@ class _Unsaid:
     def add(self, slot: str, value: str, text: str, words: Sequence[str]) -> None:
         self._values[slot] += 1
         patterns = self._patterns.setdefault(slot, Counter())
-        if is_said(_words(value), words):
+        if said_places(_words(value), words):
             return
         pattern = _DIGIT.sub("0", value)
         patterns[pattern] += 1
-        if pattern != value:
-            self._numbers.setdefault(slot, Counter())[are_said(value, readings(text))] += 1
+        if runs(value):
+            said = readings(text)
+            self._numbers.setdefault(slot, Counter())[are_said(value, said)] += 1
+            if value[-1].isdigit():
+                self._wholes.setdefault(slot, Counter())[ends_whole(value, said)] += 1
         if any(map(str.isalpha, pattern)):
             self._requests.setdefault(shape(value), []).append(frozenset(words))
 
@@ -138,6 +155,13 @@ class _Unsaid:
     def spoken(self) -> list[str]:
         return [
             name for name, said in sorted(self._numbers.items()) if said[False] <= _NEW_SHARE * said.total()
+        ]
+
+    def whole(self) -> list[str]:
+        return [
+            name
+            for name, whole in sorted(self._wholes.items())
+            if whole.total() >= _SEEN_OFTEN and whole[False] <= _NEW_SHARE * whole.total()
         ]
 
     def evidence(self, shapes: set[str]) -> dict[str, list[str]]:
@@ -169,13 +193,57 @@ def _may_tell(word: str) -> bool:
     return word.isalpha() and word not in NUMBER_WORDS
 
 
-def is_said(value: Sequence[str], request: Sequence[str]) -> bool:
-    """Whether the words of `value` stand in `request` in order, at most `LARGEST_GAP` others between two."""
-    at = {i for i, word in enumerate(request) if value and word == value[0]}
+class _Order:
+    """Where the said values of labels stand, and which words were left out inside them."""
+
+    def __init__(self) -> None:
+        self._labels: Counter[bool] = Counter()  # with several said values, by whether they are in order
+        self._gaps: Counter[str] = Counter()
+        self._said = 0
+
+    def add(self, label: Iterable[Sequence[str]], words: Sequence[str]) -> None:
+        """The values of one label, and its request, all as words."""
+        behind, count, kept = 0, 0, True
+        for value in label:
+            places = said_places(value, words)
+            if not places:
+                continue
+            count += 1
+            self._hear(min(places, key=lambda found: found[-1] - found[0]), words)
+            end = min((found[-1] + 1 for found in places if found[0] >= behind), default=None)
+            kept, behind = kept and end is not None, end or behind
+        if count > 1:
+            self._labels[kept] += 1
+
+    def _hear(self, places: Sequence[int], words: Sequence[str]) -> None:
+        self._said += 1
+        self._gaps.update(words[i] for i in range(places[0], places[-1]) if i not in places)
+
+    def holds(self) -> bool:
+        total = self._labels.total()
+        return total >= _SEEN_OFTEN and self._labels[False] <= _NEW_SHARE * total
+
+    def gaps(self) -> list[str] | None:
+        new = sum(count == 1 for count in self._gaps.values())
+        known = self._said >= _SEEN_OFTEN and new <= _NEW_SHARE * self._said
+        return sorted(self._gaps) if known else None
+
+
+def said_places(value: Sequence[str], request: Sequence[str]) -> list[tuple[int, ...]]:
+    """Where the words of `value` stand in `request`: in order, at most `LARGEST_GAP` others between two.
+
+    The places of its words, once for each first and last place.
+    """
+    found: dict[tuple[int, int], tuple[int, ...]]
+    found = {(i, i): (i,) for i, word in enumerate(request) if value and word == value[0]}
     for wanted in value[1:]:
-        reach = {j for i in at for j in range(i + 1, min(i + 2 + LARGEST_GAP, len(request)))}
-        at = {j for j in reach if request[j] == wanted}
-    return bool(at)
+        found = {
+            (first, j): (*places, j)
+            for (first, last), places in found.items()
+            for j in range(last + 1, min(last + 2 + LARGEST_GAP, len(request)))
+            if request[j] == wanted
+        }
+    return list(found.values())
 
 
 def _words(folded: str) -> list[str]:

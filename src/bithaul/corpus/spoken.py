@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 _ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TEENS = (
@@ -20,22 +21,31 @@ _SMALL |= {word: 20 + 10 * n for n, word in enumerate(_TENS)}
 _SIZES = {"hundred": 100, "thousand": 1000}
 NUMBER_WORDS = frozenset((*_SMALL, *_SIZES))
 _TOKEN = re.compile(r"\d{1,3}(?:,\d{3})+(?!\d)|\d+|[^\W\d]+|[^\w\s]")
-_DIGITS = re.compile(r"\d+")
+NUMBER = re.compile(r"\d+")
 LONGEST = 12  # digits of one number
 
 
 def runs(value: str) -> list[str]:
     """The digits of a value, one string for each number in it: "6:30 pm" has 6 and 30."""
-    return _DIGITS.findall(value)
+    return NUMBER.findall(value)
 
 
 def shape(value: str) -> str:
     """A value with 0 for each of its numbers: "6:30 pm" and "12:15 pm" are both "0:0 pm"."""
-    return _DIGITS.sub("0", value)
+    return NUMBER.sub("0", value)
 
 
-Readings = dict[str, list[tuple[int, int]]]
-"""Numbers as digits, each with the words it may be: the place of the first and that behind the last."""
+class Reading(NamedTuple):
+    """Words that may be one number: the place of the first, that behind the last, and whether no other number
+    word stands right before or behind them."""
+
+    start: int
+    end: int
+    whole: bool
+
+
+Readings = dict[str, list[Reading]]
+"""Numbers as digits, each with the words it may be."""
 
 
 def readings(text: str) -> Readings:
@@ -45,21 +55,43 @@ def readings(text: str) -> Readings:
     if any(word in NUMBER_WORDS or word[0].isdigit() for word in words):
         for start in range(len(words)):
             for digits, end in _from(words, start):
-                found.setdefault(digits, []).append((start, end))
+                whole = not _is_number(words, start - 1) and not _is_number(words, _behind_and(words, end))
+                found.setdefault(digits, []).append(Reading(start, end, whole))
     return found
 
 
 def end_of(number: str, said: Readings, start: int) -> int | None:
     """Where a number ends that begins at word `start` or later, None where no words mean it."""
-    return min((end for first, end in said.get(number, ()) if first >= start), default=None)
+    return min((found.end for found in said.get(number, ()) if found.start >= start), default=None)
+
+
+def is_whole(number: str, said: Readings, start: int) -> bool:
+    """Whether a number from word `start` on may be all that was said: 482 of "four eight two one" is not."""
+    return any(found.start >= start and found.whole for found in said.get(number, ()))
 
 
 def are_said(value: str, said: Readings) -> bool:
     """Whether the numbers of `value` are numbers of a request, in the order in which they are said."""
+    return _behind_numbers(runs(value), said) is not None
+
+
+def ends_whole(value: str, said: Readings) -> bool:
+    """Whether the last number of `value` may be all that is said of it, behind those before it."""
+    *before, last = runs(value)
+    at = _behind_numbers(before, said)
+    return at is not None and is_whole(last, said, at)
+
+
+def _behind_numbers(numbers: Sequence[str], said: Readings) -> int | None:
     at: int | None = 0
-    for number in runs(value):
+    for number in numbers:
         at = end_of(number, said, at) if at is not None else None
-    return at is not None
+    return at
+
+
+def _is_number(words: Sequence[str], at: int) -> bool:
+    """Whether a number word or a digit stands there."""
+    return 0 <= at < len(words) and (words[at] in NUMBER_WORDS or words[at].isdigit())
 
 
 def _from(words: Sequence[str], start: int) -> Iterator[tuple[str, int]]:

@@ -43,7 +43,10 @@ class LabelGrammar:
     marks: frozenset[int]  # ids of sentence marks, with which no said value begins
     patterns: dict[int, PatternTree]  # per restricted slot: what a value may be besides words of the request
     spoken: frozenset[int]  # slots whose numbers are the request's
+    whole: frozenset[int]  # slots whose values do not end inside a number of the request
     bare_slots: frozenset[int]  # slots with values that hold neither letter nor digit
+    gaps: frozenset[int] | None  # ids of what may stand inside a said value, None where anything may
+    in_order: bool  # said values stand in the order of the request
     spellings: tuple[str, ...]
 
     @classmethod
@@ -88,7 +91,13 @@ class LabelGrammar:
                 for name, patterns in labels.patterns.items()
             },
             spoken=frozenset(_id(structure.slots, name, tokenizer) for name in labels.spoken),
+            whole=frozenset(_id(structure.slots, name, tokenizer) for name in labels.whole),
             bare_slots=frozenset(_id(structure.slots, name, tokenizer) for name in labels.bare),
+            gaps=None
+            if labels.gaps is None
+            else frozenset(i for word in labels.gaps for i, _ in tokenizer.encode_words(word))
+            - {tokenizer.unk},
+            in_order=labels.in_order,
             spellings=tuple(spellings),
         )
 
@@ -137,8 +146,9 @@ class LabelState:
     """One label after its intent. `budget` counts the tokens it may still have, at least 1.
 
     `request` are the ids of the request's pieces: a value holds at most as many `[UNK]` as it has, and the
-    value of a restricted slot is made of its words in order or fits a pattern. A value is never punctuation
-    alone, unless the slot had such values in training.
+    value of a restricted slot is made of its words in order or fits a pattern. Where the labels are known to
+    keep the order of their requests, no words are said twice and none after later ones. A value is never
+    punctuation alone, unless the slot had such values in training.
     """
 
     grammar: LabelGrammar
@@ -154,18 +164,15 @@ class LabelState:
     _walks: list[PatternWalk] = field(default_factory=list, init=False)  # where in its patterns it stands
     _roots: dict[int, PatternWalk] = field(default_factory=dict, init=False)
     _said: bool = field(default=False, init=False)  # the value so far is words of the request
+    _end: int = field(default=0, init=False)  # the first place behind those words
+    _behind: int = field(default=0, init=False)  # no said value may begin before this place
 
     def __post_init__(self) -> None:
         words = self.grammar.words - self.grammar.inside - self.grammar.marks
         self._starts = [
             i for i, token in enumerate(self.request) if token in words and self._leads_to_words(i)
         ]
-        trees = self.grammar.patterns
-        self._free = [
-            slot
-            for slot in self.grammar.slot_ids[self.intent]
-            if self._starts or slot not in trees or self._root(slot).choices
-        ]
+        self._free = [slot for slot in self.grammar.slot_ids[self.intent] if self._may_begin(slot, 0)]
         if not self._free or self.budget < 1 + _SHORTEST_SLOT:
             self._phase = _Phase.DONE  # only `close_no_slots` is left to say
 
@@ -188,7 +195,7 @@ class LabelState:
             case _Phase.INTENT_GIVEN:
                 return Choices((marks.close_no_slots, marks.open_slots))
             case _Phase.SLOT:
-                return Choices(tuple(self._free))
+                return Choices(tuple(slot for slot in self._free if self._may_begin(slot, self._behind)))
             case _Phase.OPENER:
                 return Choices((marks.key_value, marks.list_open))
             case _Phase.VALUE:
@@ -197,12 +204,12 @@ class LabelState:
                 return Choices(())
 
     def _in_value(self) -> Choices:
-        slot, several, values = self._slots[-1]
+        slot, _, values = self._slots[-1]
         value = values[-1]
         more = not value or (self.budget >= _SHORTEST_VALUE and len(value) < self.max_value_tokens)
         tells = slot in self.grammar.bare_slots or not self.grammar.bare.issuperset(value)
         bare = tells or (len(value) < _MOST_BARE and self._room(value) > _SHORTEST_VALUE)
-        ends = self._after_value(value, several) if tells or not more else ()
+        ends = self._after_value() if tells or not more else ()
         if slot not in self.grammar.patterns:
             unknown = more and value.count(self.grammar.unknown) < self.request.count(self.grammar.unknown)
             return Choices(ends, words=more, unknown=unknown, bare=bare)
@@ -213,7 +220,7 @@ class LabelState:
             going_on = going_on - self.grammar.bare or going_on
         whole = self._said or any(walk.ends for walk in self._walks)
         if not going_on:
-            ends = self._after_value(value, several)
+            ends = self._after_value()
         return Choices((*(ends if whole or not going_on else ()), *sorted(going_on)))
 
     def _room(self, value: Sequence[int]) -> int:
@@ -225,17 +232,30 @@ class LabelState:
         reach = self.request[place : place + 2 + LARGEST_GAP]
         return self.request[place] not in self.grammar.bare or not self.grammar.bare.issuperset(reach)
 
-    def _after_value(self, value: Sequence[int], several: bool) -> tuple[int, ...]:
-        """What may close a value that has at least one token."""
-        if not value:
+    def _may_begin(self, slot: int, behind: int) -> bool:
+        """Whether any value of `slot` may begin, said ones from the place `behind` on."""
+        if slot not in self.grammar.patterns or (self._starts and self._starts[-1] >= behind):
+            return True
+        return bool(self._root(slot).choices)
+
+    def _after_value(self) -> tuple[int, ...]:
+        """What may close the current value, which has at least one token."""
+        slot, several, values = self._slots[-1]
+        if not values[-1]:
             return ()
         marks = self.grammar.structure
         after = [marks.list_close if several else marks.close]
-        if self._free and self.budget >= 1 + _SHORTEST_SLOT:
+        behind = self._behind_value()
+        if self.budget >= 1 + _SHORTEST_SLOT and any(self._may_begin(free, behind) for free in self._free):
             after.append(marks.list_close_next if several else marks.next_slot)
-        if several and self.budget >= 1 + _SHORTEST_VALUE:
+        if several and self.budget >= 1 + _SHORTEST_VALUE and self._may_begin(slot, behind):
             after.append(marks.list_next)
         return tuple(after)
+
+    def _behind_value(self) -> int:
+        """The place behind the current value, if that is surely words of the request."""
+        sure = self._said and not any(walk.ends for walk in self._walks)
+        return self._end if self.grammar.in_order and sure else self._behind
 
     def advance(self, token: int) -> None:
         """Take one of `choices()`."""
@@ -264,13 +284,19 @@ class LabelState:
         if token in (marks.close, marks.list_close):
             self._phase = _Phase.DONE
         elif token in (marks.next_slot, marks.list_close_next):
+            self._behind = self._behind_value()
             self._phase = _Phase.SLOT
         elif token == marks.list_next:
+            self._behind = self._behind_value()
             values.append([])
             self._begin_value()
         else:
             values[-1].append(token)
             self._go_on(token)
+
+    def _is_gap(self, first: int, end: int) -> bool:
+        """Whether people say what stands there in the middle of a value."""
+        return self.grammar.gaps is None or self.grammar.gaps.issuperset(self.request[first:end])
 
     def _cuts_word(self, place: int) -> bool:
         """Whether the next piece of the request goes on with the word or the number at `place`."""
@@ -292,27 +318,30 @@ class LabelState:
     def _root(self, slot: int) -> PatternWalk:
         """The beginning of all patterns of a restricted slot."""
         if slot not in self._roots:
-            tree, numbers = (
+            self._roots[slot] = PatternWalk(
                 self.grammar.patterns[slot],
+                frozenset(self.request),
                 self._numbers if slot in self.grammar.spoken else None,
+                self.grammar.spellings,
+                whole=slot in self.grammar.whole,
             )
-            self._roots[slot] = PatternWalk(tree, frozenset(self.request), numbers, self.grammar.spellings)
         return self._roots[slot]
 
     def _begin_value(self) -> None:
-        self._next, self._said = self._starts, False
+        self._next, self._said = [i for i in self._starts if i >= self._behind], False
         slot = self._slots[-1][0]
         self._walks = [self._root(slot)] if slot in self.grammar.patterns else []
 
     def _go_on(self, token: int) -> None:
         """Follow the value through the request, over small gaps to whole words, and down its patterns."""
         at = [i for i in self._next if self.request[i] == token]
-        self._said = any(not self._cuts_word(i) for i in at)
+        whole = [i for i in at if not self._cuts_word(i)]
+        self._said, self._end = bool(whole), 1 + min(whole, default=self._behind - 1)
         after = {i + 1 for i in at} | {
             j
-            for i in at
+            for i in whole
             for j in range(i + 2, min(i + 2 + LARGEST_GAP, len(self.request)))
-            if self.request[j] not in self.grammar.inside and not self._cuts_word(i)
+            if self.request[j] not in self.grammar.inside and self._is_gap(i + 1, j)
         }
         self._next = sorted(
             i for i in after if i < len(self.request) and self.request[i] in self.grammar.words

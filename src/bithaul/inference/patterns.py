@@ -11,19 +11,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from bithaul.corpus.pieces import SPACE
-from bithaul.corpus.spoken import end_of, readings, runs, shape
+from bithaul.corpus.spoken import NUMBER, end_of, is_whole, readings, shape
 from bithaul.corpus.tokenizer import Tokenizer
 
 Evidence = Mapping[str, Sequence[str]]
-_MANY_LENGTHS = 4  # a slot with numbers of so many lengths may have any
+_MANY_LENGTHS = 4  # where numbers of so many lengths were seen, one may have any
 
 
 @dataclass
 class PatternTree:
     """Values as a tree of tokens; a branch under the token of 0 stands for every digit of the same form.
 
-    Where numbers are checked against the request, those of ids may be of any length, and what is said may go
-    on with a pattern behind a joint: with "6 pm" and "monday at 6 pm" known, "friday at 6 pm" is known too.
+    Where numbers are checked against the request, ids may be of any length (cents have two digits), and what
+    is said may go on with a pattern behind a joint: with "6 pm" and "monday at 6 pm" known, "friday at 6 pm"
+    is known too.
     """
 
     digits: dict[int, int]  # id of a digit to the id of the 0 written like it
@@ -52,17 +53,20 @@ class PatternTree:
         known = {pattern: tuple(i for i, _ in tokenizer.encode_words(pattern)) for pattern in patterns}
         known = {pattern: ids for pattern, ids in known.items() if ids and tokenizer.unk not in ids}
         whole = set(known.values())
-        any_length = spoken and len({len(run) for pattern in known for run in runs(pattern)}) >= _MANY_LENGTHS
+        lengths = _lengths(known) if spoken else {}
         for pattern, ids in known.items():
             if spoken:
                 root.joints.update(ids[n - 1] for n in range(2, len(ids)) if ids[n:] in whole)
             words = (evidence or {}).get(shape(pattern))
             needs = None if words is None else frozenset(_first_ids(words, tokenizer))
-            node = root
+            node, before, any_length = root, "", False
             for token in ids:
                 if not (node.in_number and token in inside):
                     node = node.branches.setdefault(token, cls(digits, inside))
+                if token in digits and not (token in inside and before[-1:].isdigit()):
+                    any_length = len(lengths.get(_part(before), ())) >= _MANY_LENGTHS
                 node.in_number = any_length and token in digits
+                before += tokenizer.token(token).replace(SPACE, " ")
                 node.free = node.free or needs is None
                 node.needs |= needs or frozenset()
             node.ends = True
@@ -76,6 +80,20 @@ class PatternTree:
         found = {token: node for token, node in self.branches.items() if token not in zeros}
         found |= {i: self.branches[zero] for i, zero in self.digits.items() if zero in zeros}
         return found | (dict.fromkeys(self.inside, self) if self.in_number else {})
+
+
+def _lengths(patterns: Iterable[str]) -> dict[str, set[int]]:
+    """How long numbers are, those behind a mark like cents and minutes apart from all others."""
+    found: dict[str, set[int]] = {}
+    for pattern in patterns:
+        for number in NUMBER.finditer(pattern):
+            found.setdefault(_part(pattern[: number.start()]), set()).add(len(number.group()))
+    return found
+
+
+def _part(before: str) -> str:
+    """The mark that makes what follows it a part of the number before: "." in "18."."""
+    return before[-1] if len(before) > 1 and before[-2].isdigit() and not before[-1].isspace() else ""
 
 
 def _digit_forms(tokenizer: Tokenizer) -> dict[int, int]:
@@ -99,7 +117,7 @@ class Numbers:
         self.said = readings(text)
         self.begun: dict[str, int] = {}
         for number, places in self.said.items():
-            last = max(start for start, _ in places)
+            last = max(place.start for place in places)
             for n in range(1, len(number) + 1):
                 self.begun[number[:n]] = max(last, self.begun.get(number[:n], 0))
 
@@ -107,15 +125,23 @@ class Numbers:
         """Where what follows a number may begin, None where the request does not go on with that number."""
         return end_of(number, self.said, start) if number else start
 
+    def may_end(self, number: str, start: int, *, whole: bool) -> bool:
+        """Whether a value may end with this number, or `whole` only where the request's number ends."""
+        if whole and number:
+            return is_whole(number, self.said, start)
+        return self.behind(number, start) is not None
+
 
 @dataclass(frozen=True)
 class PatternWalk:
-    """A value on its way down a tree. `numbers` is None where a slot's numbers need not be the request's."""
+    """A value on its way down a tree. `numbers` is None where a slot's numbers need not be the request's;
+    `whole` where a value may not end inside one of them."""
 
     node: PatternTree
     said: frozenset[int]  # the ids of the request
     numbers: Numbers | None
     spellings: Sequence[str]
+    whole: bool = False
     run: str = ""  # the digits of the number that the value stands in
     start: int = 0  # the place in the request behind the number before
 
@@ -134,8 +160,9 @@ class PatternWalk:
         """Whether the value may end here."""
         needs = self.node.end_needs
         told = needs is None or not needs.isdisjoint(self.said)
-        whole = self.numbers is None or self.numbers.behind(self.run, self.start) is not None
-        return self.node.ends and told and whole
+        if not (self.node.ends and told) or self.numbers is None:
+            return self.node.ends and told
+        return self.numbers.may_end(self.run, self.start, whole=self.whole)
 
     def _step(self, token: int, node: PatternTree) -> PatternWalk | None:
         """The walk with one more token, None where no number of the request goes on like that."""

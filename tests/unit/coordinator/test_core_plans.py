@@ -12,9 +12,12 @@ import pytest
 from sqlalchemy import event, insert
 
 from bithaul.coordinator.commands.heartbeat import heartbeat
-from bithaul.coordinator.database import logbook
+from bithaul.coordinator.commands.steer import pause_run
+from bithaul.coordinator.database import history, logbook
 from bithaul.coordinator.database.logbook import LEVELS, LogFilter
 from bithaul.coordinator.database.tables import logs
+from bithaul.coordinator.queries.actions import newest_action
+from bithaul.coordinator.queries.curve import curve
 from bithaul.exchange.messages import HeartbeatRequest
 
 House = Any
@@ -142,6 +145,32 @@ def test_log_entries_are_read_in_the_order_of_an_index(
         plan for plan in counted if re.search(r"(SCAN|SEARCH) logs\b(?!.*ix_logs_\w*level \()", plan)
     ] == []
     assert len([plan for plan in counted if "ix_logs" in plan]) == len(LEVELS)
+
+
+def test_what_pages_ask_of_the_past_is_found_by_an_index(house: House, asked: list[str]) -> None:
+    """Catches: a ledger or audit log looked through for a flash, marks of the curve, or a task's reports."""
+    work(house)
+    pause_run(house.c, actor="ada")
+    with house.c.database.read() as connection:
+        asked.clear()
+        newest_action(house.c, "ada")
+        curve(house.c)
+        history.rejections(connection, 1, count=6)
+        history.reports_of(connection, 1, count=20, task=3)
+    found = [(plan, statement) for statement, plan in plans(house, asked)]
+    scans = [both for both in found if re.match(r"SCAN (audit|reports)\b", both[0])]
+    assert scans == []
+    wanted = {
+        "audit.actor =": "ix_audit_actor (actor=?",
+        "audit.action IN": "ix_audit_action (action=?",
+        "verdict != 'accepted'": "ix_reports_refused (run_id=?",
+        "reports.task_id =": "ix_reports_task (task_id=?",
+    }
+    for words, index in wanted.items():
+        mine = [plan for plan, statement in found if words in statement]
+        assert any(index in plan for plan in mine), (words, mine)
+        assert words != "verdict != 'accepted'" or not any("B-TREE" in plan for plan in mine), "no sorting"
+    assert "!= 'accepted'" in str(history._REFUSED), "a bound value would hide the partial index"
 
 
 def test_the_check_itself_sees_a_scan(

@@ -57,6 +57,17 @@ def test_the_older_of_two_is_found_until_it_is_over(tmp_path: Path) -> None:
     assert names(uploads, ("w1", 1)) == ["3"]
 
 
+def test_a_worker_s_oldest_makes_place_and_is_found_no_more(tmp_path: Path) -> None:
+    """Catches a lease that leads to an upload given up for a newer one, and one of another worker given up."""
+    uploads = Uploads(tmp_path)
+    begin(uploads, 9, worker="w2", task=9)
+    for number in range(1, 7):
+        begin(uploads, number, task=number)
+    leases = [("w1", number) for number in range(1, 7)]
+    assert names(uploads, ("w2", 9), *leases) == ["9", None, None, "3", "4", "5", "6"]
+    assert len(list(tmp_path.glob("*.upload"))) == 5
+
+
 @pytest.mark.parametrize("how", ["taken", "deleted", "swept"])
 def test_what_is_over_is_found_no_more_and_what_runs_is_after_a_restart(tmp_path: Path, how: str) -> None:
     """Catches a lease that leads to an upload whose file is gone, and one that a restart forgets."""

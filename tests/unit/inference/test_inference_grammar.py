@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bithaul.corpus.example import Example, TextLine
-from bithaul.corpus.labels import LabelSet, is_said
+from bithaul.corpus.labels import LabelSet, said_places
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import CorruptFile
 from bithaul.inference.grammar import LabelGrammar, LabelState
@@ -103,8 +103,82 @@ def test_a_said_value_is_words_of_the_request_in_order(
     for state in walks(grammar, request):
         for slot in state.slots():
             for value in slot.values:
-                assert is_said([str(i) for i in value], [str(i) for i in request])
+                assert said_places([str(i) for i in value], [str(i) for i in request])
                 assert value[0] != inside
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    request_words=st.lists(st.sampled_from(["load", "number", "42", "is", "late"]), max_size=9),
+    gaps=st.sampled_from([None, [], ["is"]]),
+    patterns=st.sampled_from(
+        [{"load_id": [], "reason": []}, {"load_id": ["00"], "reason": []}, {"reason": []}]
+    ),
+    seed=st.integers(0, 10**6),
+)
+def test_said_values_keep_the_order_of_the_request(
+    tokenizer: Tokenizer,
+    random_model: LoadedModel,
+    request_words: list[str],
+    gaps: list[str] | None,
+    patterns: dict[str, list[str]],
+    seed: int,
+) -> None:
+    """Wrong result: the same words are two stops, a later value goes back, a decoder without a choice."""
+    labels = random_model.labels.model_copy(update={"patterns": patterns, "in_order": True, "gaps": gaps})
+    grammar, walker = LabelGrammar.of(tokenizer, labels), random.Random(seed)
+    request = tuple(i for i, _ in tokenizer.encode_words(" ".join(request_words)))
+    state = LabelState(grammar, "load", budget=30, request=request)
+    while not state.done:
+        choices = state.choices()
+        options = [*choices.fixed, *(sorted(grammar.words - {grammar.unknown})[:3] if choices.words else [])]
+        assert options
+        state.advance(walker.choice(options))
+    behind = 0
+    for slot in state.slots():
+        if slot.name not in patterns:
+            continue
+        for value in slot.values:
+            places = said_places([str(i) for i in value], [str(i) for i in request])
+            unsaid = bool(patterns[slot.name]) and all(
+                grammar.spellings[i].strip("▁").isdigit() for i in value
+            )
+            if not unsaid:
+                behind = min(found[-1] for found in places if found[0] >= behind) + 1
+
+
+def test_without_a_known_order_words_may_be_said_twice(
+    tokenizer: Tokenizer, random_model: LoadedModel
+) -> None:
+    """The test above could not fail if no walk ever did so; data whose slots are sorted needs it."""
+    request = tuple(i for i, _ in tokenizer.encode_words("load is late"))
+    found = {}
+    for in_order in (False, True):
+        labels = restricted(random_model, load_id=[], reason=[]).model_copy(update={"in_order": in_order})
+        labelled = [
+            [value for slot in state.slots() for value in slot.values]
+            for state in walks(LabelGrammar.of(tokenizer, labels), request)
+        ]
+        found[in_order] = sum(len(values) > len(set(values)) for values in labelled)
+    assert found[False] > 20
+    assert found[True] == 0
+
+
+def test_a_value_goes_on_only_behind_words_that_people_put_inside(
+    tokenizer: Tokenizer, random_model: LoadedModel
+) -> None:
+    """Wrong result: "new norman city" of "new norman antonio city"."""
+    request = tuple(i for i, _ in tokenizer.encode_words("load number is late"))
+    load, number, _, late = request
+    for gaps, wanted in ((None, {(load, late), (number, late)}), (["is"], {(number, late)}), ([], set())):
+        labels = restricted(random_model, load_id=[], reason=[]).model_copy(update={"gaps": gaps})
+        values = {
+            value
+            for state in walks(LabelGrammar.of(tokenizer, labels), request)
+            for slot in state.slots()
+            for value in slot.values
+        }
+        assert values & {(load, late), (number, late)} == wanted
 
 
 def test_a_said_value_never_ends_inside_a_word(requests: list[Example], random_model: LoadedModel) -> None:

@@ -6,7 +6,8 @@ encoding, length, lease, free disk. A connection that breaks leaves nothing behi
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -28,6 +29,7 @@ from bithaul.errors import InvalidInput, Unavailable
 from bithaul.exchange.messages import Fence, Receipt, Verdict
 
 WRITERS = 4
+PER_WORKER = 4  # whole updates that one worker sends at the same time; one is usual
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     201: {"description": "A resumable upload runs at Location, as far as Upload-Offset"},
     202: {"description": "All bytes are here and being judged; ask again"},
@@ -46,6 +48,7 @@ def gradient_routes(c: Coordinator, identity: Identity, desk: Desk) -> APIRouter
     router = APIRouter(route_class=WorkerRoute, tags=["work"])
     writers = CapacityLimiter(WRITERS)  # apart from the default threads: a slow disk must not stop heartbeats
     resumable = Tus(c, identity, writers, desk)
+    running = Running()
     router.include_router(tus_routes(resumable))
 
     @router.post("/gradient", response_model=Receipt, responses=_RESPONSES, openapi_extra=_BODY)
@@ -64,7 +67,7 @@ def gradient_routes(c: Coordinator, identity: Identity, desk: Desk) -> APIRouter
             begin_upload, c, caller.client_id, task=task, fence=fence, content_length=length
         )
         if receipt is None:
-            with c.blobs.receive(c.ids.nonce()) as incoming:
+            with running.one(caller.client_id), c.blobs.receive(c.ids.nonce()) as incoming:
                 try:
                     last = await _receive(request, incoming, length=length, writers=writers)
                 except ClientDisconnect as error:
@@ -76,13 +79,40 @@ def gradient_routes(c: Coordinator, identity: Identity, desk: Desk) -> APIRouter
                     incoming.write(last)
                     identity.principal(bearer(request))  # the credential may have been rotated meanwhile
                     upload = incoming.finish()
-                    return submit_gradient(c, caller.client_id, task=task, fence=fence, upload=upload)
+                    return submit_gradient(
+                        c,
+                        caller.client_id,
+                        task=task,
+                        fence=fence,
+                        upload=upload,
+                        still_allowed=lambda rows: identity.principal(bearer(request), connection=rows),
+                    )
 
                 receipt = await anyio.to_thread.run_sync(submit, limiter=writers)
         response.status_code = 422 if receipt.verdict is Verdict.REJECTED else 200
         return receipt
 
     return router
+
+
+class Running:
+    """How many updates each worker sends at this moment. On the event loop only."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, int] = {}
+
+    @contextmanager
+    def one(self, worker: str) -> Iterator[None]:
+        """Raises `Unavailable`: every one that is open may take the disk that others need."""
+        if self._of.get(worker, 0) >= PER_WORKER:
+            raise Unavailable("Updates of this worker are being received already.", code="uploads_running")
+        self._of[worker] = self._of.get(worker, 0) + 1
+        try:
+            yield
+        finally:
+            self._of[worker] -= 1
+            if not self._of[worker]:
+                del self._of[worker]
 
 
 def _length(request: Request) -> int:

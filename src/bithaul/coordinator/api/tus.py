@@ -156,7 +156,14 @@ class Tus:
         def submit() -> Receipt:
             self._identity.principal(bearer(request))  # the credential may have been rotated meanwhile
             with c.uploads.taking(upload.id, worker=info.worker) as whole:
-                return submit_gradient(c, info.worker, task=info.task, fence=info.fence, upload=whole)
+                return submit_gradient(
+                    c,
+                    info.worker,
+                    task=info.task,
+                    fence=info.fence,
+                    upload=whole,
+                    still_allowed=lambda rows: self._identity.principal(bearer(request), connection=rows),
+                )
 
         receipt: Receipt = await self._in_thread(submit)
         return receipt

@@ -23,6 +23,7 @@ Number = Annotated[int, Path(ge=1, le=10**15)]
 From = Annotated[int, Query(ge=0, le=10**15)]
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
 Word = Annotated[str, Query(max_length=200)]
+Since = Annotated[str, Query(max_length=200, alias="from")]
 
 
 def view_routes(c: Coordinator) -> APIRouter:
@@ -79,11 +80,15 @@ def view_routes(c: Coordinator) -> APIRouter:
         level: Word = "",
         text: Word = "",
         period: Word = "",
+        since: Since = "",
+        until: Word = "",
         before: Key = None,
         after: Key = None,
     ) -> LogView:
-        """Log entries, newest first, by pages, with counts per level."""
-        wanted = make_filter(c, worker=worker, level=level, text=text, period=period)
+        """Log entries, newest first, by pages, with counts per level; times as in 2026-11-28T05:30Z."""
+        wanted = make_filter(
+            c, worker=worker, level=level, text=text, period=period, since=since, until=until
+        )
         return log_page(c, wanted, before=before, after=after)
 
     return router

@@ -22,6 +22,7 @@ from bithaul.coordinator.blobs.local import disk_errors, file_sha256
 from bithaul.coordinator.blobs.store import UploadedFile
 from bithaul.errors import Conflict, NotFound, OutOfDisk
 
+PER_WORKER = 4  # uploads that run; one is usual, an old one may wait for its end
 _NAME = re.compile(r"[0-9a-f]{32}")
 
 
@@ -83,9 +84,13 @@ class Uploads:
                 self._add(path.stem, info)
 
     def create(self, name: str, info: UploadInfo) -> Upload:
-        """A new upload under a fresh 128-bit `name` (hex). Raises `OutOfDisk`."""
+        """A new upload under a fresh 128-bit `name` (hex). Raises `OutOfDisk`.
+
+        A worker's oldest makes place for it: the room that is kept free for uploads is everybody's.
+        """
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name!r} is no upload's name")
+        self.make_place(info.worker)
         try:
             with disk_errors():
                 self._data(name).open("xb").close()
@@ -96,6 +101,17 @@ class Uploads:
         with self._lock:
             self._add(name, info)
         return Upload(name, info, 0)
+
+    def make_place(self, worker: str) -> None:
+        """Give up a worker's oldest uploads until it may begin another one."""
+        with self._lock:
+            own = [n for n, s in self._states.items() if s.info.worker == worker and not s.taken]
+            own.sort(key=lambda name: self._states[name].info.created)
+            old = own[: max(0, len(own) - PER_WORKER + 1)]
+            for name in old:
+                self._drop(name)
+        for name in old:
+            self._remove(name)
 
     def get(self, name: str, *, worker: str) -> Upload:
         """Raises `NotFound`, for another worker's upload too."""

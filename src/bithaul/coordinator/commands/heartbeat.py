@@ -18,6 +18,8 @@ from bithaul.exchange.messages import HeartbeatRequest, HeartbeatResponse, Lease
 from bithaul.rounds.leases import Ending, LeaseState, renewed_deadline
 from bithaul.rounds.sizing import LAST_FACTOR, RENEWAL_FACTOR
 
+TELEMETRY_SECONDS = 1.0  # of a worker one point in each is kept, however often it tells
+
 
 def heartbeat(c: Coordinator, worker: str, beat: HeartbeatRequest) -> HeartbeatResponse:
     """Raises `Gone` for a worker that is not registered."""
@@ -37,7 +39,8 @@ def heartbeat(c: Coordinator, worker: str, beat: HeartbeatRequest) -> HeartbeatR
                 is_open, woken = False, True
             else:
                 _renew(connection, run, lease, beat, now=now)
-        if beat.tokens or beat.loss is not None:
+        told = beat.tokens or beat.loss is not None
+        if told and now // TELEMETRY_SECONDS > row.last_seen // TELEMETRY_SECONDS:
             fleet.insert_telemetry(
                 connection,
                 time=now,

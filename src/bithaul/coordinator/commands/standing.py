@@ -51,9 +51,12 @@ def set_aside_worker(c: Coordinator, worker: str, *, reason: str = "", actor: st
     with c.database.write() as connection:
         row = _found(connection, worker)
         after = trust.set_aside(row.trust, reason or "by the operator")
-        fleet.update_worker(connection, worker, **fleet.trust_values(after))
         run = runs.find_run(connection)
-        for lease in work.open_leases(connection, run.id, worker=worker) if run else ():
+        held = work.open_leases(connection, run.id, worker=worker) if run else []
+        if after == row.trust and not held:
+            return row
+        fleet.update_worker(connection, worker, **fleet.trust_values(after))
+        for lease in held:
             work.end_lease(connection, lease, Ending.RELEASED, now=now, reason="its worker was set aside")
         record(connection, now, actor=actor, action="worker.set-aside", subject=worker, detail=reason)
         changed = fleet.get_worker(connection, worker)
@@ -83,6 +86,8 @@ def pin_worker(c: Coordinator, worker: str, *, expected: bool = False, actor: st
         if row is None and expected:
             row = fleet.insert_worker(connection, worker, now=now, gone=True)
         row = row or _found(connection, worker)
+        if row.trust == trust.pin():
+            return row
         fleet.update_worker(connection, worker, **fleet.trust_values(trust.pin()))
         record(connection, now, actor=actor, action="worker.pin", subject=worker)
         return fleet.get_worker(connection, worker)

@@ -1,6 +1,6 @@
 """What an operator can do: drain a worker or call it gone, pause the run, take a task back, pin a version.
 
-Each is one transaction that leaves an audit row, and doing it twice does no harm.
+Each is one transaction that leaves an audit row. Doing it twice does no harm, and leaves one row only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, runs, versions, work
+from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.identity.audit import record
 from bithaul.errors import Conflict, InvalidInput, NotFound
@@ -19,7 +20,8 @@ from bithaul.rounds.leases import Ending
 def drain_worker(c: Coordinator, worker: str, *, on: bool, actor: str = "cli") -> None:
     """With `on`: the worker finishes its step, reports, and gets no more work. Raises `NotFound`."""
     with c.database.write() as connection:
-        _require_worker(connection, worker)
+        if _require_worker(connection, worker).drained == on:
+            return
         fleet.update_worker(connection, worker, drained=on)
         action = "worker.drain" if on else "worker.resume"
         record(connection, c.clock.now(), actor=actor, action=action, subject=worker)
@@ -33,9 +35,12 @@ def call_gone(c: Coordinator, worker: str, *, actor: str = "cli") -> None:
     """
     now = c.clock.now()
     with c.database.write() as connection:
-        _require_worker(connection, worker)
+        row = _require_worker(connection, worker)
         run = runs.find_run(connection)
-        for lease in [] if run is None else work.open_leases(connection, run.id, worker=worker):
+        held = [] if run is None else work.open_leases(connection, run.id, worker=worker)
+        if row.gone and not held:
+            return
+        for lease in held:
             work.end_lease(connection, lease, Ending.EXPIRED, now=now, reason="called gone by an operator")
         fleet.update_worker(connection, worker, gone=True, activity="idle")
         record(connection, now, actor=actor, action="worker.gone", subject=worker)
@@ -68,6 +73,8 @@ def pin_version(c: Coordinator, version: int, *, on: bool, actor: str = "cli") -
             raise NotFound(f"There is no weight version {version}.", code="unknown_version")
         if on and row.retired_at is not None:
             raise Conflict(f"The weights of version {version} are gone already.", code="version_retired")
+        if row.pinned == on:
+            return
         versions.update_version(connection, run.id, version, pinned=on)
         action = "version.pin" if on else "version.unpin"
         record(connection, c.clock.now(), actor=actor, action=action, subject=str(version))
@@ -79,6 +86,8 @@ def pause_run(c: Coordinator, *, actor: str = "cli") -> RunRow:
         run = runs.get_run(connection)
         if run.state is RunState.FINISHED:
             raise Conflict("The run is finished; extend its budget to go on.")
+        if run.state is RunState.PAUSED and not run.paused_because:
+            return run
         runs.update_run(connection, run.id, state=RunState.PAUSED, paused_because="")
         record(connection, c.clock.now(), actor=actor, action="run.pause", subject=run.name)
         changed = runs.get_run(connection)
@@ -90,8 +99,9 @@ def resume_run(c: Coordinator, *, actor: str = "cli") -> RunRow:
     """Undo `pause_run`; harmless when the run is not paused."""
     with c.database.write() as connection:
         run = runs.get_run(connection)
-        if run.state is RunState.PAUSED:
-            runs.update_run(connection, run.id, state=RunState.RUNNING, paused_because="")
+        if run.state is not RunState.PAUSED:
+            return run
+        runs.update_run(connection, run.id, state=RunState.RUNNING, paused_because="")
         record(connection, c.clock.now(), actor=actor, action="run.resume", subject=run.name)
         changed = runs.get_run(connection)
     c.events.merge.set()
@@ -126,6 +136,8 @@ def set_budget(
     return changed
 
 
-def _require_worker(connection: Connection, worker: str) -> None:
-    if fleet.find_worker(connection, worker) is None:
+def _require_worker(connection: Connection, worker: str) -> WorkerRow:
+    row = fleet.find_worker(connection, worker)
+    if row is None:
         raise NotFound(f"There is no worker {worker!r}.")
+    return row

@@ -6,7 +6,7 @@ receipt. Nothing is acknowledged before it is durable; the merger is woken after
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +47,7 @@ LIVE = (TaskState.PENDING, TaskState.LEASED)
 MERGEABLE = (Verdict.ACCEPTED, Verdict.COMPARED)  # they passed every gate
 COMPARED_WITH = 64  # last accepted updates of others, of which a sparse one must be no near copy
 LOOKED_BACK = 1024  # accepted reports among which the norm gate finds its 64
+StillAllowed = Callable[[Connection], object]
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,38 @@ class Asked:
         return max(self.task.examples, leased)
 
 
-def submit_gradient(c: Coordinator, worker: str, *, task: int, fence: str, upload: UploadedFile) -> Receipt:
+def submit_gradient(
+    c: Coordinator,
+    worker: str,
+    *,
+    task: int,
+    fence: str,
+    upload: UploadedFile,
+    still_allowed: StillAllowed | None = None,
+) -> Receipt:
     """The receipt; its verdict `rejected` is a 422 at the door, all others a 200. The upload is consumed.
+
+    `still_allowed` is asked in the transaction that applies the update, and raises when the credential it
+    came with has been revoked while it was judged.
 
     Raises `Conflict` with code `unknown_fence` or `base_from_future`, `OutOfDisk`, `Gone`.
     """
     try:
         c.crash_points.hit("upload.complete")
-        return _submit(c, worker, task=task, fence=fence, upload=upload)
+        return _submit(c, worker, task=task, fence=fence, upload=upload, still_allowed=still_allowed)
     finally:
         upload.path.unlink(missing_ok=True)  # gone already when it became a blob
 
 
-def _submit(c: Coordinator, worker: str, *, task: int, fence: str, upload: UploadedFile) -> Receipt:
+def _submit(
+    c: Coordinator,
+    worker: str,
+    *,
+    task: int,
+    fence: str,
+    upload: UploadedFile,
+    still_allowed: StillAllowed | None,
+) -> Receipt:
     with c.database.read() as connection:
         known = _known(connection, worker, task=task, fence=fence)
         if known is not None:
@@ -114,6 +134,8 @@ def _submit(c: Coordinator, worker: str, *, task: int, fence: str, upload: Uploa
         c.blobs.adopt(upload)
         c.crash_points.hit("submit.adopted")
     with c.database.write() as connection:
+        if still_allowed is not None:
+            still_allowed(connection)
         receipt = _record(c, connection, judgement, worker=worker, task=task, fence=fence)
         c.crash_points.hit("submit.recorded")
     c.crash_points.hit("submit.committed")

@@ -211,11 +211,13 @@ def insert_logs(connection: Connection, worker: str, entries: Sequence[LogEntry]
         )
 
 
-def count_logs(connection: Connection, worker: str, *, since: float) -> int:
-    """How many entries of a worker came in after that moment."""
-    query = select(func.count()).select_from(logs)
+def count_logs(connection: Connection, worker: str, *, since: float) -> tuple[int, int]:
+    """How many entries of a worker came in after that moment, and how many letters they have."""
+    letters = func.coalesce(func.sum(func.length(logs.c.event) + func.length(logs.c.fields)), 0)
+    query = select(func.count(), letters).select_from(logs)
     query = query.where(logs.c.worker == worker, logs.c.received_at > since)
-    return int(connection.execute(query).scalar_one())
+    count, size = connection.execute(query).one()
+    return int(count), int(size)
 
 
 def prune_before(connection: Connection, *, telemetry_before: float, logs_before: float) -> tuple[int, int]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
-from sqlalchemy import Connection, Integer, cast, func, literal, select
+from sqlalchemy import Connection, Integer, bindparam, cast, func, literal, literal_column, select
 
 from bithaul.coordinator.database.tables import reports, telemetry, versions, workers
 
@@ -77,7 +78,7 @@ class Rejection:
     base_version: int
 
 
-NOT_ACCEPTED = ("compared", "too_late", "stale", "rejected")  # named, so that an index finds the few
+_REFUSED = reports.c.verdict != literal_column("'accepted'")  # in these letters, for the index of the few
 
 
 def rejections(
@@ -94,7 +95,7 @@ def rejections(
             reports.c.reason,
             reports.c.base_version,
         )
-        .where(reports.c.run_id == run_id, reports.c.verdict.in_(NOT_ACCEPTED))
+        .where(reports.c.run_id == run_id, _REFUSED)
         .order_by(reports.c.seq.desc())
         .limit(count)
     )
@@ -118,31 +119,64 @@ class Account:
 
 
 def accounts(connection: Connection, run_id: int) -> Mapping[str, Account]:
-    query = (
-        select(
-            reports.c.worker,
-            reports.c.verdict,
-            func.count(),
-            func.sum(reports.c.tokens),
-            func.sum(reports.c.seconds),
-            func.avg(reports.c.staleness),
-            func.count().filter(reports.c.clip < 1),
-        )
-        .where(reports.c.run_id == run_id)
-        .group_by(reports.c.worker, reports.c.verdict)
+    """By worker, from the whole ledger."""
+    return Accounts().of(connection, run_id)
+
+
+class Accounts:
+    """Accounts that go on from where the last look at the ledger ended, so that a page may ask often.
+
+    What they sum of a row never changes after its judgement, and rows come in the order of `seq`.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._run = 0
+        self._newest = 0  # the last row that is in the sums
+        self._sums: dict[tuple[str, str], Sequence[float]] = {}  # by worker and verdict
+
+    def of(self, connection: Connection, run_id: int) -> Mapping[str, Account]:
+        with self._lock:
+            newest = connection.execute(select(func.max(reports.c.seq))).scalar_one() or 0
+            if run_id != self._run or newest < self._newest:  # another ledger than the last time
+                self._run, self._newest, self._sums = run_id, 0, {}
+            for worker, verdict, *sums in connection.execute(
+                _SUMS, {"run": run_id, "after": self._newest, "newest": newest}
+            ):
+                before = self._sums.get((worker, verdict), [0.0] * len(sums))
+                self._sums[worker, verdict] = [a + float(b) for a, b in zip(before, sums, strict=True)]
+            self._newest = max(newest, self._newest)
+            found: dict[str, dict[str, Any]] = {}
+            for (worker, verdict), (count, tokens, seconds, staleness, clipped) in self._sums.items():
+                values = found.setdefault(worker, {})
+                values[verdict] = int(count)
+                if verdict == "accepted":
+                    values |= {
+                        "tokens": int(tokens),
+                        "seconds": seconds,
+                        "mean_staleness": staleness / count,
+                        "clipped": int(clipped),
+                    }
+            return {worker: Account(**values) for worker, values in found.items()}
+
+
+_SUMS = (
+    select(
+        reports.c.worker,
+        reports.c.verdict,
+        func.count(),
+        func.sum(reports.c.tokens),
+        func.sum(reports.c.seconds),
+        func.sum(reports.c.staleness),
+        func.count().filter(reports.c.clip < 1),
     )
-    found: dict[str, dict[str, Any]] = {}
-    for worker, verdict, count, tokens, seconds, staleness, clipped in connection.execute(query):
-        values = found.setdefault(worker, {})
-        values[verdict] = int(count)
-        if verdict == "accepted":
-            values |= {
-                "tokens": int(tokens or 0),
-                "seconds": float(seconds or 0.0),
-                "mean_staleness": float(staleness or 0.0),
-                "clipped": int(clipped),
-            }
-    return {worker: Account(**values) for worker, values in found.items()}
+    .where(
+        reports.c.run_id == bindparam("run"),
+        reports.c.seq > bindparam("after"),
+        reports.c.seq <= bindparam("newest"),
+    )
+    .group_by(reports.c.worker, reports.c.verdict)
+)
 
 
 def capabilities(connection: Connection) -> Mapping[str, Mapping[str, Any]]:

@@ -59,8 +59,32 @@ class LogRow:
     fields: str  # JSON object
 
 
-def _matching(wanted: LogFilter, level: str | None, first: int | None, within: Stretch | None) -> Select[Any]:
-    """Entries of one `level`, None for any, from id `first` on."""
+@dataclass(frozen=True)
+class Span:
+    """Ids that a filter's times leave: from `first` on and below `end`, None where they set no bound.
+
+    Ids grow with the time of receipt, so what lies outside is not looked at.
+    """
+
+    first: int | None
+    end: int | None
+
+
+def span_of(connection: Connection, wanted: LogFilter) -> Span:
+    return Span(_first_at(connection, wanted.since), _first_at(connection, wanted.until))
+
+
+def _first_at(connection: Connection, moment: float | None) -> int | None:
+    """The first id received at that time or later, one beyond the newest where there is none."""
+    if moment is None:
+        return None
+    query = select(logs.c.id).where(logs.c.received_at >= moment)
+    first = connection.execute(query.order_by(logs.c.received_at, logs.c.id).limit(1)).scalar_one_or_none()
+    return newest_id(connection) + 1 if first is None else int(first)
+
+
+def _matching(wanted: LogFilter, level: str | None, span: Span, within: Stretch | None) -> Select[Any]:
+    """Entries of one `level`, None for any, within a span."""
     query = select(
         logs.c.id,
         logs.c.received_at,
@@ -72,8 +96,10 @@ def _matching(wanted: LogFilter, level: str | None, first: int | None, within: S
     )
     if within is not None:
         query = query.where(logs.c.id >= within.first, logs.c.id < within.end)
-    if first is not None:
-        query = query.where(logs.c.id >= first)
+    if span.first is not None:
+        query = query.where(logs.c.id >= span.first)
+    if span.end is not None:
+        query = query.where(logs.c.id < span.end)
     if wanted.worker:
         query = query.where(logs.c.worker == wanted.worker)
     if level is not None:
@@ -103,13 +129,13 @@ def page(
 
     One level is read in the order of its index, so several are asked for one by one and laid together.
     """
-    first = _first_since(connection, wanted)
+    span = span_of(connection, wanted)
     levels: Sequence[str | None] = [None]
     if wanted.worker or wanted.level in LEVELS[1:]:
         levels = LEVELS[LEVELS.index(wanted.level) :]
     rows: list[LogRow] = []
     for level in levels:
-        query = _matching(wanted, level, first, within).limit(count)
+        query = _matching(wanted, level, span, within).limit(count)
         if after is not None:
             query = query.where(logs.c.id > after).order_by(logs.c.id)
         else:
@@ -125,28 +151,19 @@ def level_counts(
     connection: Connection, wanted: LogFilter, *, within: Stretch | None = None
 ) -> Mapping[str, int]:
     """How many rows match apart from the level, by level; without a stretch up to `MOST_COUNTED` + 1."""
-    first = _first_since(connection, wanted)
+    span = span_of(connection, wanted)
     if within is not None:
-        whole = _matching(wanted, None, first, within).order_by(logs.c.id.desc()).limit(MOST_SEARCHED)
+        whole = _matching(wanted, None, span, within).order_by(logs.c.id.desc()).limit(MOST_SEARCHED)
         rows = whole.subquery()
         query = select(rows.c.level, func.count()).group_by(rows.c.level)
         found = {str(level): int(count) for level, count in connection.execute(query)}
         return {level: found.get(level, 0) for level in LEVELS}
     counts = {}
     for level in LEVELS:
-        some = _matching(wanted, level, first, None).with_only_columns(logs.c.id).limit(MOST_COUNTED + 1)
+        some = _matching(wanted, level, span, None).with_only_columns(logs.c.id).limit(MOST_COUNTED + 1)
         query = select(func.count()).select_from(some.subquery())
         counts[level] = int(connection.execute(query).scalar_one())
     return counts
-
-
-def _first_since(connection: Connection, wanted: LogFilter) -> int | None:
-    """The first id received since the wanted time: ids grow with time, and older ones are not looked at."""
-    if wanted.since is None:
-        return None
-    query = select(logs.c.id).where(logs.c.received_at >= wanted.since)
-    first = connection.execute(query.order_by(logs.c.received_at, logs.c.id).limit(1)).scalar_one_or_none()
-    return newest_id(connection) + 1 if first is None else int(first)
 
 
 def newest_id(connection: Connection) -> int:

@@ -254,6 +254,14 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
     Index("ix_reports_run_merged", "run_id", "verdict", "merged_in"),
     Index("ix_reports_run_seq", "run_id", "verdict", "seq"),
     Index("ix_reports_worker", "worker"),
+    Index("ix_reports_task", "task_id"),
+    Index(  # the few that did not count, newest first
+        "ix_reports_refused",
+        "run_id",
+        "seq",
+        sqlite_where=text("verdict <> 'accepted'"),
+        postgresql_where=text("verdict <> 'accepted'"),
+    ),
     Index("ix_reports_fence", "fence"),
     Index("ix_reports_payload_run", "payload_sha256", "run_id", "verdict"),
     Index(

@@ -208,8 +208,13 @@ class ProviderServer(AuthorizationServer):  # type: ignore[misc]  # Authlib carr
             proven = secret is None
         if not proven or client is None:
             _refuse()
-        self._proven = client.id
+        if not client.row["public"]:  # a public one has only named itself so far
+            self.note_proven(client)
         return client
+
+    def note_proven(self, client: Client) -> None:
+        """This request is this client's, by a secret or by a code."""
+        self._proven = client.id
 
     def _access_token(
         self,

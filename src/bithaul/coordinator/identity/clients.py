@@ -155,7 +155,9 @@ def disable_client(c: Coordinator, client_id: str, *, actor: str = "cli") -> Non
     """Refuse a client's secret and all its tokens from the next request on. Doing it twice is no error."""
     now = c.clock.now()
     with c.database.write() as connection:
-        _require(connection, client_id)
+        row = _require(connection, client_id)
+        if row["disabled"] and row["previous_hash"] is None:
+            return
         connection.execute(
             update(clients)
             .where(clients.c.id == client_id)
@@ -168,7 +170,8 @@ def enable_client(c: Coordinator, client_id: str, *, actor: str = "cli") -> None
     """Accept a client's secret again; tokens from before it was disabled stay dead."""
     now = c.clock.now()
     with c.database.write() as connection:
-        _require(connection, client_id)
+        if not _require(connection, client_id)["disabled"]:
+            return
         connection.execute(update(clients).where(clients.c.id == client_id).values(disabled=False))
         record(connection, now, actor=actor, action="client.enable", subject=client_id)
 

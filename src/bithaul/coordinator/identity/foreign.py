@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import ssl
 import threading
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.keys import SKEW_SECONDS
 from bithaul.coordinator.identity.tokens import at_hash
 from bithaul.coordinator.identity.transport import is_safe_url
-from bithaul.errors import Forbidden, Unauthorized, Unavailable
+from bithaul.errors import Forbidden, InvalidConfig, Unauthorized, Unavailable
 
 ALGORITHMS: Final = ("RS256", "ES256", "PS256")
 LARGEST_ANSWER: Final = 256 * 1024
@@ -66,6 +67,7 @@ class ForeignProvider:
         self._settings = c.settings
         self._fetched: _Fetched | None = None
         self._turn = threading.Lock()
+        self._authorities = _authorities(c)
 
     @property
     def issuer(self) -> str:
@@ -198,7 +200,9 @@ class ForeignProvider:
         """A JSON object. No redirect is followed, and no answer larger than `LARGEST_ANSWER` is kept."""
         try:
             with (
-                httpx2.Client(timeout=10, follow_redirects=False, trust_env=False) as http,
+                httpx2.Client(
+                    timeout=10, follow_redirects=False, trust_env=False, verify=self._authorities
+                ) as http,
                 http.stream(method, url, headers={"Accept": "application/json"}, **options) as answer,
             ):
                 body = bytearray()
@@ -223,6 +227,17 @@ class ForeignProvider:
     def _away(self, what: str) -> Unavailable:
         message = f"The sign-in provider {self.issuer} {what}; who is signed in stays so. Try again later."
         return Unavailable(message, code="provider_away")
+
+
+def _authorities(c: Coordinator) -> ssl.SSLContext | bool:
+    """Whose certificates count: those of `oidc_ca_file` and no others, or the usual ones."""
+    if not c.settings.oidc_ca_file:
+        return True
+    file = c.settings.directory / c.settings.oidc_ca_file
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as error:  # not there, or no certificates
+        raise InvalidConfig(f"oidc_ca_file: {file} holds no certificates in PEM ({error}).") from error
 
 
 class _UnknownKey(Exception):  # a reason to fetch the keys again

@@ -158,6 +158,7 @@ class _Code(AuthorizationCodeGrant):  # type: ignore[misc]  # Authlib carries no
         jti = self.server.tokens.new_jti()
         if not codes.redeem(connection, code, jti=jti, now=self.server.now):
             return None
+        self.server.note_proven(self.request.client)
         return Redemption(Grant(session.person_id, session.sid, int(code.row["auth_time"])), jti)
 
     def create_token_response(self) -> tuple[int, dict[str, Any], list[tuple[str, str]]]:

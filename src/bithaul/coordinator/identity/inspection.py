@@ -25,7 +25,8 @@ def revocable(server: ProviderServer, form: TokenForm) -> tuple[TokenAnswer, Pri
     principal = _read(server.tokens, form.fields["token"])
     if principal is not None and principal.client_id != client.id:
         principal = None
-    return TokenAnswer(200, {}, dict(_NO_STORE), client.id), principal
+    proven = principal is not None or not client.row["public"]  # a public one only names itself
+    return TokenAnswer(200, {}, dict(_NO_STORE), client.id if proven else None), principal
 
 
 def introspect(server: ProviderServer, form: TokenForm, *, issuer: str) -> TokenAnswer:

@@ -122,19 +122,31 @@ class SigningKeys:
             self._insert(connection, fresh, state="next", now=now)
             record(connection, now, actor=actor, action="signing-key.rotate", subject=waiting["kid"])
 
+    def replace_all(self, *, actor: str = "cli") -> None:
+        """After a leak: new keys at once. Every token that any of the old ones has signed is void."""
+        pair = _new_pair()
+        now = self._c.clock.now()
+        with self._c.database.write() as connection:
+            connection.execute(delete(signing_keys))
+            self._insert_pair(connection, pair, now=now)
+            record(connection, now, actor=actor, action="signing-key.replace-all", subject="")
+
     def _ensure(self) -> None:
         """First start: one active key (nobody can have cached a JWKS yet) and the next one."""
         with self._c.database.read() as connection:
             if connection.execute(select(signing_keys.c.kid).limit(1)).first() is not None:
                 self._read(connection)
                 return
-        active, waiting = (RSAKey.generate_key(2048, private=True) for _ in range(2))
+        pair = _new_pair()
         now = self._c.clock.now()
         with self._c.database.write() as connection:
             if connection.execute(select(signing_keys.c.kid).limit(1)).first() is None:
-                self._insert(connection, active, state="active", now=now)
-                self._insert(connection, waiting, state="next", now=now)
+                self._insert_pair(connection, pair, now=now)
             self._read(connection)
+
+    def _insert_pair(self, connection: Connection, pair: tuple[RSAKey, RSAKey], *, now: float) -> None:
+        self._insert(connection, pair[0], state="active", now=now)
+        self._insert(connection, pair[1], state="next", now=now)
 
     def _insert(self, connection: Connection, key: RSAKey, *, state: str, now: float) -> None:
         connection.execute(
@@ -175,6 +187,10 @@ class SigningKeys:
             "n": public["n"],
             "e": public["e"],
         }
+
+
+def _new_pair() -> tuple[RSAKey, RSAKey]:
+    return RSAKey.generate_key(2048, private=True), RSAKey.generate_key(2048, private=True)
 
 
 def _published(row: Mapping[Any, Any], now: float) -> bool:

@@ -64,10 +64,19 @@ def create_person(c: Coordinator, name: str, *, actor: str = "cli") -> str:
 
 
 def known_by_provider(connection: Connection, name: str, hashed: str, *, now: float) -> Person:
-    """The person of this name; made, with a password that nobody knows, when a provider sends it first."""
+    """The person of this name; made, with a password that nobody knows, when a provider sends it first.
+
+    A generated password that was never replaced is void from then on: nobody could replace it any more.
+    """
     found = find_by_name(connection, name)
     if found is not None:
-        return found[0]
+        person = found[0]
+        if not person.must_change or person.disabled:
+            return person
+        values = {"password_hash": hashed, "must_change": False, "password_changed_at": now}
+        connection.execute(update(people).where(people.c.id == person.id).values(values))
+        record(connection, now, actor="oidc", action="person.void-password", subject=name)
+        return require(connection, name)
     row = {
         "id": secrets.token_hex(16),
         "name": name,

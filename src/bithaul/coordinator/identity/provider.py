@@ -23,6 +23,7 @@ from bithaul.coordinator.identity.adapter import (
 from bithaul.coordinator.identity.apps import ensure_admin_site
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import ADMIN_SITE, SecretHasher
+from bithaul.coordinator.identity.emergency import are_passwords_open
 from bithaul.coordinator.identity.foreign import ForeignProvider
 from bithaul.coordinator.identity.grants import GRANTS, provider_server
 from bithaul.coordinator.identity.keys import SigningKeys
@@ -60,6 +61,13 @@ class Identity:
         self._revoke_throttle = Throttle(c, "revoke", limits=limits)
         self._introspect_throttle = Throttle(c, "introspect", limits=limits)
         ensure_admin_site(c)
+        if not self.passwords_count:  # who was taken out of the settings is out with the start that does it
+            self.sessions.end_others(c.settings.oidc_admins)
+
+    @property
+    def passwords_count(self) -> bool:
+        """Whether people may sign in by password: no foreign provider, or the machine lets them."""
+        return self.foreign is None or are_passwords_open(self._c)
 
     def token(self, form: TokenForm, *, address: str) -> TokenAnswer:
         """Answer a token request, or raise `TooManyAttempts`, as `revoke` and `introspect` do.
@@ -91,9 +99,9 @@ class Identity:
             answer = inspection.introspect(server, form, issuer=self._c.settings.base_url)
         return self._counted(answer, form, self._introspect_throttle, address)
 
-    def principal(self, token: str) -> Principal:
-        """Who a bearer token speaks for, or InvalidToken."""
-        return self._tokens.verify(token)
+    def principal(self, token: str, *, connection: Connection | None = None) -> Principal:
+        """Who a bearer token speaks for, or InvalidToken. `connection`: as its transaction sees it."""
+        return self._tokens.verify(token, connection=connection)
 
     def userinfo(self, token: str) -> dict[str, object]:
         """The claims about the person of a token of the code flow. Raises InvalidToken."""
@@ -207,7 +215,7 @@ class Identity:
             if retry_after is not None:
                 raise TooManyAttempts(retry_after)
             return answer
-        if answer.status == 200:
+        if answer.status == 200 and answer.client_id is not None:
             used = {"last_used_at": self._c.clock.now(), "last_used_from": address[:64]}
             with self._c.database.write() as connection:
                 connection.execute(update(clients).where(clients.c.id == answer.client_id).values(used))

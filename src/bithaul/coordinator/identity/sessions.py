@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -181,6 +182,22 @@ class Sessions:
             query = delete(sessions).where(sessions.c.person_id == person_id)
             ended = connection.execute(query).rowcount
             record(connection, self._c.clock.now(), actor=actor, action="session.end-all", subject=person_id)
+        return ended
+
+    def end_others(self, names: Collection[str]) -> int:
+        """End the sessions of everybody but these people; how many."""
+        kept = select(people.c.id).where(people.c.name.in_(list(names)))
+        with self._c.database.write() as connection:
+            ended = connection.execute(delete(sessions).where(sessions.c.person_id.not_in(kept))).rowcount
+            if ended:
+                record(
+                    connection,
+                    self._c.clock.now(),
+                    actor="system",
+                    action="session.end-others",
+                    subject="",
+                    detail=f"{ended} of people who are not in oidc_admins",
+                )
         return ended
 
     def alive(self, connection: Connection, sid: str) -> Session | None:

@@ -136,4 +136,6 @@ audit = Table(
     Column("subject", String(64), nullable=False),
     Column("detail", String(400), nullable=False, server_default=""),
     Index("ix_audit_time", "time"),
+    Index("ix_audit_action", "action", "id"),
+    Index("ix_audit_actor", "actor", "id"),
 )

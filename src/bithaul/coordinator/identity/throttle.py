@@ -3,11 +3,12 @@
 It slows guessing and never locks out: only a failed attempt is counted, and only a failed attempt is
 answered with 429, so the right secret works under attack. Passwords can be guessed, 256 random bits cannot:
 where a password is asked for, `blocked` refuses the guessing address unheard, and nobody else. Attempts are
-also rows, so a restart forgets none.
+also rows, so a restart forgets none. Of an IPv6 address its network counts: who has one has 2^64 of them.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import time
 from dataclasses import dataclass
@@ -54,8 +55,9 @@ class Pace:
 
     def step(self, address: str) -> None:
         """Raises `TooManyAttempts`."""
-        if not self._window.hit(self._item, address[:64]):
-            reset = self._window.get_window_stats(self._item, address[:64]).reset_time
+        source = source_of(address)
+        if not self._window.hit(self._item, source):
+            reset = self._window.get_window_stats(self._item, source).reset_time
             raise TooManyAttempts(max(1, math.ceil(reset - time.time())))
 
 
@@ -77,8 +79,8 @@ class Throttle:
 
     def blocked(self, client_id: str, address: str) -> int | None:
         """Retry-After when this address has guessed too often, at this name or in all; None to go on."""
-        client_id, address = client_id[:64], address[:64]
-        for item, key in ((self._address, (address,)), (self._pair, (address, client_id))):
+        client_id, source = client_id[:64], source_of(address)
+        for item, key in ((self._address, (source,)), (self._pair, (source, client_id))):
             if not self._window.test(item, self._path, *key):
                 return self._wait(item, key)
         return None
@@ -101,10 +103,11 @@ class Throttle:
 
     def _count(self, client_id: str, address: str) -> int | None:
         # Checked from wide to narrow: once the wide window is full, no new keys are stored in memory.
+        source = source_of(address)
         for item, key in (
             (self._all, ("*",)),
-            (self._address, (address,)),
-            (self._pair, (address, client_id)),
+            (self._address, (source,)),
+            (self._pair, (source, client_id)),
         ):
             if not self._window.hit(item, self._path, *key):
                 return self._wait(item, key)
@@ -113,3 +116,16 @@ class Throttle:
     def _wait(self, item: RateLimitItem, key: tuple[str, ...]) -> int:
         reset = self._window.get_window_stats(item, self._path, *key).reset_time
         return max(1, math.ceil(reset - time.time()))
+
+
+def source_of(address: str) -> str:
+    """What an address counts as: of IPv6 its /64, which one customer has for himself (RFC 6177)."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address[:64]
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))

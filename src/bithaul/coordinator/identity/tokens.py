@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import secrets
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -145,8 +146,8 @@ class Tokens:
     def read_id_token(self, token: str) -> dict[str, Any]:
         """The claims of an ID token we issued, expired or not (a hint may be old). Raises InvalidToken."""
         claims = self._signed(token, types=_ID_TYPES)
-        texts = all(isinstance(claims.get(name), str) for name in ("aud", "sub", "sid"))
-        if claims.get("iss") != self._issuer or not texts or "scope" in claims:
+        named = all(_is_name(claims.get(name)) for name in ("aud", "sub", "sid"))
+        if claims.get("iss") != self._issuer or not named or "scope" in claims:
             raise InvalidToken
         return claims
 
@@ -162,8 +163,8 @@ class Tokens:
         header = {"alg": _ALGORITHM, "typ": typ, "kid": kid}
         return jwt.encode(header, claims, key, algorithms=[_ALGORITHM])
 
-    def verify(self, token: str) -> Principal:
-        """The principal of an access token, or InvalidToken."""
+    def verify(self, token: str, *, connection: Connection | None = None) -> Principal:
+        """The principal of an access token, or InvalidToken. `connection`: as its transaction sees it."""
         claims = self._signed(token, types=_TYPES)
         now = self._c.clock.now()
         self._check_claims(claims, now)
@@ -177,8 +178,8 @@ class Tokens:
             expires_at=claims["exp"],
         )
         kid = _key_id(token, types=_TYPES)
-        with self._c.database.read() as connection:
-            self._check_rows(connection, principal, kid=kid, cv=claims["cv"], now=now)
+        with self._c.database.read() if connection is None else nullcontext(connection) as rows:
+            self._check_rows(rows, principal, kid=kid, cv=claims["cv"], now=now)
         return principal
 
     def _signed(self, token: str, *, types: frozenset[str]) -> dict[str, Any]:
@@ -199,8 +200,11 @@ class Tokens:
         checks = (
             claims.get("iss") == self._issuer,
             AUDIENCE in audiences,
-            all(isinstance(claims.get(name), str) for name in ("sub", "client_id", "jti", "scope")),
-            isinstance(claims.get("sid"), str) or claims.get("sub") == claims.get("client_id"),
+            all(_is_name(claims.get(name)) for name in ("sub", "client_id", "jti")),
+            isinstance(claims.get("scope"), str),
+            claims.get("sub") == claims.get("client_id")
+            if claims.get("sid") is None
+            else _is_name(claims["sid"]),
             all(type(claims.get(name)) is int for name in ("exp", "iat", "cv")),
             "nbf" not in claims or type(claims["nbf"]) is int,
         )
@@ -257,6 +261,11 @@ def _key_id(token: str, *, types: frozenset[str]) -> str:
     if not isinstance(kid, str):
         raise InvalidToken
     return kid
+
+
+def _is_name(value: object) -> bool:
+    """Whether a row may be looked up by it: both databases raise for some letters and for other types."""
+    return isinstance(value, str) and 0 < len(value) <= 64 and value.isascii() and value.isprintable()
 
 
 def _is_canonical(segment: str) -> bool:

@@ -33,23 +33,31 @@ SENTENCES = {
 }
 
 
+NOTHING = 0  # the number of no audit row: what was asked for was so already
+
+
 class DoneView(BaseModel):
+    """`changed`: an audit row tells of it."""
+
     model_config = ConfigDict(frozen=True)
 
     time: float
     sentence: str
+    changed: bool = True
 
 
-def newest_action(c: Coordinator, actor: str) -> int | None:
-    """The number of this person's newest audit row."""
+def newest_action(c: Coordinator, actor: str) -> int:
+    """The number of this person's newest audit row, `NOTHING` before the first."""
     with c.database.read() as connection:
         query = select(func.max(audit.c.id)).where(audit.c.actor == actor[:64])
         number = connection.execute(query).scalar_one()
-    return None if number is None else int(number)
+    return NOTHING if number is None else int(number)
 
 
 def done(c: Coordinator, number: int) -> DoneView | None:
     """The sentence for a fresh audit row; None for an old or unknown one, so an old link says nothing."""
+    if number == NOTHING:
+        return DoneView(time=c.clock.now(), sentence="Nothing was changed: it was so already.", changed=False)
     with c.database.read() as connection:
         row = connection.execute(select(audit).where(audit.c.id == number)).mappings().one_or_none()
     if row is None or c.clock.now() - row["time"] > FRESH_SECONDS or row["action"] not in SENTENCES:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, logbook
-from bithaul.coordinator.database.logbook import LEVELS, MOST_COUNTED, LogFilter, LogRow, Stretch
+from bithaul.coordinator.database.logbook import LEVELS, MOST_COUNTED, LogFilter, LogRow, Span, Stretch
 from bithaul.errors import InvalidInput
 
 PAGE = 200
-MOST = 5000  # rows of one export
 PERIODS: Mapping[str, float | None] = {"": None, "15m": 900.0, "1h": 3600.0, "1d": 86_400.0}
 
 
@@ -51,9 +51,20 @@ class LogView(BaseModel):
 
 
 def make_filter(
-    c: Coordinator, *, worker: str = "", level: str = "", text: str = "", period: str = ""
+    c: Coordinator,
+    *,
+    worker: str = "",
+    level: str = "",
+    text: str = "",
+    period: str = "",
+    since: str = "",
+    until: str = "",
 ) -> LogFilter:
-    """From words of a query. Raises `InvalidInput` for an unknown level or period."""
+    """From words of a query. Raises `InvalidInput` for an unknown level or period and for what is no time.
+
+    `since` is the first moment wanted and `until` the first one that is not, as in 2026-11-28T05:30Z; UTC
+    where no zone is said.
+    """
     if level and level not in LEVELS:
         raise InvalidInput(f"Unknown level; known: {', '.join(LEVELS)}.", code="unknown_level")
     if period not in PERIODS:
@@ -61,8 +72,29 @@ def make_filter(
             f"Unknown period; known: {', '.join(filter(None, PERIODS))}.", code="unknown_period"
         )
     back = PERIODS[period]
-    since = None if back is None else c.clock.now() - back
-    return LogFilter(worker[:64], level or "debug", text[:200], since)
+    starts = [t for t in (_moment(since), None if back is None else c.clock.now() - back) if t is not None]
+    return LogFilter(
+        worker[:64], level or "debug", text[:200], max(starts) if starts else None, _moment(until)
+    )
+
+
+def _moment(text: str) -> float | None:
+    """Seconds since the epoch; None for the empty text."""
+    if not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text[:40])
+        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError):
+        raise InvalidInput(
+            "A time is written as 2026-11-28T05:30, in UTC unless a zone follows.", code="invalid_time"
+        ) from None
+
+
+def log_rows(c: Coordinator, wanted: LogFilter, *, before: int | None = None, count: int) -> list[LogLine]:
+    """The newest entries, or those older than `before`; text is looked for in all there are."""
+    with c.database.read() as connection:
+        return [line_of(row) for row in logbook.page(connection, wanted, count=count, before=before)]
 
 
 def log_page(
@@ -72,15 +104,13 @@ def log_page(
     before: int | None = None,
     after: int | None = None,
     count: int = PAGE,
-    bounded: bool = True,
 ) -> LogView:
-    """One page by key. Without `before` and `after`: the newest entries.
-
-    Not `bounded`: text is looked for in all entries, which takes seconds for each million.
-    """
+    """One page by key. Without `before` and `after`: the newest entries."""
     with c.database.read() as connection:
         newest = logbook.newest_id(connection)
-        within = _stretch(wanted, newest, before=before, after=after) if bounded else None
+        span = logbook.span_of(connection, wanted)
+        last = newest if span.end is None else min(newest, span.end - 1)
+        within = _stretch(wanted, last, before=before, after=after)
         rows = logbook.page(connection, wanted, count=count, before=before, after=after, within=within)
         counts = logbook.level_counts(connection, wanted, within=within)
         more = [level for level, number in counts.items() if within is None and number > MOST_COUNTED]
@@ -93,8 +123,8 @@ def log_page(
             newer = None
             if before is not None or after is not None:
                 top = rows[0].id if rows and (before is not None or not whole) else within.end - 1
-                newer = top if top < newest else None
-            below = logbook.newest_before(connection, within.first)
+                newer = top if top < last else None
+            below = _below(connection, within, span)
             if below is not None:
                 searched_to, older = below.received_at, older or within.first
         names = [w.id for w in fleet.list_workers(connection)]
@@ -109,6 +139,13 @@ def log_page(
         newest=newest,
         workers=names,
     )
+
+
+def _below(connection: Connection, within: Stretch, span: Span) -> LogRow | None:
+    """The newest entry older than a stretch, if the filter's times leave any there."""
+    if span.first is not None and within.first <= span.first:
+        return None
+    return logbook.newest_before(connection, within.first)
 
 
 def _stretch(wanted: LogFilter, newest: int, *, before: int | None, after: int | None) -> Stretch | None:

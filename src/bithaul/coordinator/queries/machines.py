@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, history, runs, versions, work
@@ -144,8 +145,17 @@ def _seen(
     return out
 
 
+AccountsOf = Callable[[Connection, int], Mapping[str, history.Account]]
+
+
 def fleet_page(
-    c: Coordinator, *, search: str = "", state: str = "", after: str = "", count: int = PAGE
+    c: Coordinator,
+    *,
+    search: str = "",
+    state: str = "",
+    after: str = "",
+    count: int = PAGE,
+    accounts: AccountsOf = history.accounts,
 ) -> FleetPageView:
     """Workers whose name, device or software has `search` in it and that are in `state`, by name."""
     fleet_now = seen_now(c)
@@ -161,7 +171,7 @@ def fleet_page(
     shown = below[:count]
     return FleetPageView(
         now=c.clock.now(),
-        rows=machines(c, only=set(shown)).machines if shown else [],
+        rows=machines(c, only=set(shown), accounts=accounts).machines if shown else [],
         states=sorted({seen.state for seen in fleet_now}),
         matching=len(names),
         total=len(fleet_now),
@@ -174,7 +184,9 @@ def _words(seen: Seen, told: Mapping[str, Mapping[str, Any]]) -> str:
     return f"{seen.row.id} {able.get('device', '')} {able.get('software', '')}".lower()
 
 
-def machines(c: Coordinator, *, only: Collection[str] | None = None) -> FleetView:
+def machines(
+    c: Coordinator, *, only: Collection[str] | None = None, accounts: AccountsOf = history.accounts
+) -> FleetView:
     """Works without a run too. Raises `NotFound` when none of `only` has ever registered."""
     now = c.clock.now()
     start = now - SPARK_SECONDS
@@ -192,7 +204,7 @@ def machines(c: Coordinator, *, only: Collection[str] | None = None) -> FleetVie
         newest = 0
         if run is not None:
             held = {lease.worker: lease for lease in work.open_leases(connection, run.id)}
-            earned = history.accounts(connection, run.id)
+            earned = accounts(connection, run.id)
             newest = versions.newest_version(connection, run.id).version
     tokens = sum(account.tokens for account in earned.values())
     return FleetView(

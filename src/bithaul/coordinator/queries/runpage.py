@@ -77,7 +77,7 @@ def run_page(
         if run is None:
             return RunPageView(now=now, run=None, rows=[], older=None)
         rows = browse.version_page(connection, run.id, before=before, kept=kept, count=count + 1)
-        merged = runs.spent(connection, run.id).merged
+        merged = versions.newest_version(connection, run.id).tokens_total  # what the ledger adds up to
         shards = runs.list_shards(connection, run.id, "train")
     facts = RunFacts(
         name=run.name,

@@ -15,7 +15,6 @@ from bithaul.errors import InvalidInput, NotFound
 from bithaul.rounds.leases import TaskState
 
 PAGE = 100
-MOST = 5000  # rows of one export
 STUCK = "stuck"  # a filter like a state: leased, but getting nowhere
 
 

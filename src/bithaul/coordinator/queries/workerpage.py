@@ -8,7 +8,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import history, logbook, runs
 from bithaul.coordinator.database.logbook import LogFilter
 from bithaul.coordinator.queries.logbook import LogLine, line_of
-from bithaul.coordinator.queries.machines import MachineView, machines
+from bithaul.coordinator.queries.machines import AccountsOf, MachineView, machines
 
 DAY_BUCKETS = 96  # a quarter of an hour each
 LAST = 25
@@ -45,9 +45,9 @@ class WorkerPageView(BaseModel):
     lines: list[LogLine]  # newest first
 
 
-def worker_page(c: Coordinator, worker: str) -> WorkerPageView:
+def worker_page(c: Coordinator, worker: str, *, accounts: AccountsOf = history.accounts) -> WorkerPageView:
     """Raises `NotFound` for a worker that never registered."""
-    view = machines(c, only=[worker])
+    view = machines(c, only=[worker], accounts=accounts)
     start = view.now - 86_400.0
     with c.database.read() as connection:
         days = history.speed_buckets(

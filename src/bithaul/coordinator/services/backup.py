@@ -42,6 +42,7 @@ from bithaul.coordinator.services.archive import (
     write_archive,
 )
 from bithaul.coordinator.services.retention import blobs_wanted
+from bithaul.coordinator.settings import without_secret
 from bithaul.errors import Conflict, InvalidConfig, InvalidInput, NotFound, Unavailable, writing
 
 CORPUS = "corpus"
@@ -159,11 +160,16 @@ def _hold(c: Coordinator, staging: Path, sha256: str) -> bool:
 
 
 def _small(c: Coordinator, staging: Path) -> Iterator[BackupFile]:
-    """The database's copy, and of what people may edit a copy too."""
+    """The database's copy, and of what people may edit a copy too, without the secret that may be in it."""
     yield _described(DATABASE, staging / DATABASE)
     for name in (SETTINGS, SPEC):
-        if (c.settings.directory / name).is_file():
-            shutil.copyfile(c.settings.directory / name, staging / name)
+        path = c.settings.directory / name
+        if path.is_file():
+            if name == SETTINGS:
+                text = path.read_bytes().decode()
+                (staging / name).write_bytes(without_secret(text).encode())
+            else:
+                shutil.copyfile(path, staging / name)
             yield _described(name, staging / name)
 
 

@@ -24,11 +24,18 @@ from bithaul.coordinator.identity import secretfiles
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import list_clients
 from bithaul.coordinator.identity.expiry import forget_ways_in
-from bithaul.coordinator.services.archive import DATABASE, ArchiveReader, BackupFile, BackupList, Progress
+from bithaul.coordinator.services.archive import (
+    DATABASE,
+    SETTINGS,
+    ArchiveReader,
+    BackupFile,
+    BackupList,
+    Progress,
+)
 from bithaul.coordinator.services.backup import pepper_check
 from bithaul.coordinator.services.retention import blobs_wanted
 from bithaul.coordinator.services.startup import check_run
-from bithaul.coordinator.settings import load_settings
+from bithaul.coordinator.settings import SECRET, lacks_secret, load_settings
 from bithaul.errors import Conflict, CorruptFile, InvalidConfig, InvalidInput, NotFound, OutOfDisk, writing
 
 _SPARE = 64 * 2**20  # bytes, for SQLite and for what is written beside
@@ -36,7 +43,8 @@ _SPARE = 64 * 2**20  # bytes, for SQLite and for what is written beside
 
 @dataclass(frozen=True)
 class Restored:
-    """`clients_to_rotate` names the machines and applications whose secrets are void."""
+    """`clients_to_rotate` names the machines and applications whose secrets are void, `settings_to_give` what
+    was left out of the settings file."""
 
     dir: str
     run: str
@@ -45,6 +53,7 @@ class Restored:
     size: int
     created_at: float
     clients_to_rotate: list[str]
+    settings_to_give: list[str]
 
 
 def restore_backup(
@@ -86,8 +95,20 @@ def restore_backup(
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     return Restored(
-        str(directory), listed.run, listed.version, len(listed.files), listed.size, listed.created_at, void
+        dir=str(directory),
+        run=listed.run,
+        version=listed.version,
+        files=len(listed.files),
+        size=listed.size,
+        created_at=listed.created_at,
+        clients_to_rotate=void,
+        settings_to_give=_left_out(directory),
     )
+
+
+def _left_out(directory: Path) -> list[str]:
+    path = directory / SETTINGS
+    return [SECRET] if path.is_file() and lacks_secret(path.read_text()) else []
 
 
 def _refuse_used(directory: Path) -> None:

@@ -44,13 +44,15 @@ def admin_pages(
     @router.get("/admin/signin")
     async def begin(request: Request) -> Response:
         """Off to the provider, with a sign-in that only this browser has begun."""
-        next_page = safe_next(read_query(request).get("next") or ADMIN_HOME)
+        fields = read_query(request)
+        next_page = safe_next(fields.get("next") or ADMIN_HOME)
+        own = await run_in_threadpool(lambda: identity.passwords_count) and fields.get("by") != "provider"
         cookie = await visits.begin_sign_in(request)
-        if identity.foreign is not None:
+        if identity.foreign is not None and not own:
             away = await run_in_threadpool(
                 identity.foreign.address,
                 callback=callback,
-                state=_state(identity, cookie, next_page),
+                state=_state(identity, cookie, next_page, identity.foreign.issuer),
                 nonce=sessions.derive(cookie, "nonce"),
                 challenge=challenge_of(sessions.derive(cookie, "verifier")),
             )
@@ -62,7 +64,7 @@ def admin_pages(
             "client_id": ADMIN_SITE,
             "redirect_uri": callback,
             "scope": APP_SCOPE,
-            "state": _state(identity, cookie, next_page),
+            "state": _state(identity, cookie, next_page, base),
             "nonce": sessions.derive(cookie, "nonce"),
             "code_challenge": challenge_of(sessions.derive(cookie, "verifier")),
             "code_challenge_method": "S256",
@@ -78,10 +80,10 @@ def admin_pages(
         next_page = safe_next(unquote(fields.get("state", "").partition(".")[2]))
         if cookie is None or not await run_in_threadpool(sessions.is_sign_in, cookie):
             raise _failed("Signing in took too long")
-        expected = _state(identity, cookie, next_page)
-        if not hmac.compare_digest(expected.encode(), fields.get("state", "").encode()):
+        asked = await run_in_threadpool(who_was_asked, cookie, next_page, fields.get("state", ""))
+        if asked is None:
             raise _failed("The answer belongs to another sign-in")
-        foreign = identity.foreign
+        foreign = identity.foreign if asked != base else None
         if foreign is None:
             from_here = fields.get("iss") == base
         else:
@@ -114,6 +116,16 @@ def admin_pages(
             sid=None if here is None else here.sid,
         )
         return finished(next_page, renewed)
+
+    def who_was_asked(cookie: str, next_page: str, state: str) -> str | None:
+        """The provider that this sign-in was begun with; None when the state is not of it."""
+        issuers = [] if identity.foreign is None else [identity.foreign.issuer]
+        issuers += [base] if identity.passwords_count else []
+        for issuer in issuers:
+            expected = _state(identity, cookie, next_page, issuer)
+            if hmac.compare_digest(expected.encode(), state.encode()):
+                return issuer
+        return None
 
     def by_provider(
         foreign: ForeignProvider, code: str, *, cookie: str, replaces: str | None, visitor: Visitor
@@ -162,9 +174,9 @@ async def _redeem(request: Request, code: str, callback: str, *, verifier: str) 
     return body["id_token"], body["access_token"]
 
 
-def _state(identity: Identity, cookie: str, next_page: str) -> str:
-    """Bound to the browser and to the page to go on to."""
-    return f"{identity.sessions.derive(cookie, f'state {next_page}')}.{quote(next_page, safe='')}"
+def _state(identity: Identity, cookie: str, next_page: str, issuer: str) -> str:
+    """Bound to the browser, to the page to go on to, and to the provider that is asked."""
+    return f"{identity.sessions.derive(cookie, f'state {issuer} {next_page}')}.{quote(next_page, safe='')}"
 
 
 def _failed(what: str) -> BadRequest:

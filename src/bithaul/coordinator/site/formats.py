@@ -123,6 +123,34 @@ def log_time(seconds: float) -> Markup:
     return _time(seconds, "log", datetime.fromtimestamp(seconds, tz=UTC).strftime("%m-%d %H:%M:%S UTC"))
 
 
+def minute(seconds: float | None) -> str:
+    """As a form's field of a date and time takes it, in UTC; nothing for None."""
+    return "" if seconds is None else datetime.fromtimestamp(seconds, tz=UTC).strftime("%Y-%m-%dT%H:%M")
+
+
+_BROWSERS = (("Edg/", "Edge"), ("OPR/", "Opera"), ("Firefox/", "Firefox"), ("Chrome/", "Chrome"))
+_SYSTEMS = (
+    ("iPhone", "iPhone"),
+    ("iPad", "iPad"),
+    ("Android", "Android"),
+    ("Windows", "Windows"),
+    ("Mac OS X", "macOS"),
+    ("Linux", "Linux"),
+)
+
+
+def browser(agent: str) -> str:
+    """`Firefox 145 on Windows`; what is no browser known here says it in its own words."""
+    known = next(((mark, name) for mark, name in _BROWSERS if mark in agent), None)
+    if known is None and "Safari/" in agent and "Version/" in agent:
+        known = ("Version/", "Safari")
+    system = next((name for mark, name in _SYSTEMS if mark in agent), None)
+    if known is None or system is None or not agent.startswith("Mozilla/5.0 ("):
+        return agent
+    number = agent.partition(known[0])[2].partition(".")[0]
+    return f"{known[1]} {number} on {system}" if number.isdecimal() else agent
+
+
 def badge(state: str, text: str = "") -> Markup:
     """A state by shape, word and colour."""
     kind = KINDS.get(state, "quiet")
@@ -218,6 +246,8 @@ FILTERS = {
     "clock": clock,
     "moment": moment,
     "log_time": log_time,
+    "minute": minute,
+    "browser": browser,
     "badge": badge,
     "spark": spark,
     "bar": bar,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -17,7 +16,7 @@ from starlette.responses import Response
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.sessions import Session
-from bithaul.coordinator.queries.actions import done, newest_action
+from bithaul.coordinator.queries.actions import NOTHING, done, newest_action
 from bithaul.coordinator.queries.totals import totals
 from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.pages import Pages, go
@@ -54,11 +53,15 @@ class Frame:
     ) -> Response:
         """Run a command as the operator, then back to a page that shows what was done."""
         session = await self.visits.admin(request)
-        await run_in_threadpool(command, session)
-        action = await run_in_threadpool(newest_action, self.c, session.name)
-        if action is not None:
-            back += ("&" if "?" in back else "?") + urlencode({"did": action})
-        return go(back)
+
+        def done_as() -> int:
+            before = newest_action(self.c, session.name)
+            command(session)
+            after = newest_action(self.c, session.name)
+            return NOTHING if after == before else after
+
+        action = await run_in_threadpool(done_as)
+        return go(f"{back}{'&' if '?' in back else '?'}did={action}")
 
     def render(
         self, request: Request, session: Session, template: str, values: Mapping[str, Any]

@@ -48,7 +48,7 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
     @router.get(f"{KEYS}.{{kind}}")
     async def keys_file(request: Request, kind: str, q: str = "") -> Response:
         def build() -> Response:
-            return export(keyring(c, search=q, count=None).workers, name="keys", kind=kind)
+            return export([keyring(c, search=q, count=None).workers], name="keys", kind=kind)
 
         return await frame.data(request, build)
 

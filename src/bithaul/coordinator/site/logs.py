@@ -8,12 +8,14 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bithaul.coordinator.queries.logbook import MOST, log_page, log_tail, make_filter
+from bithaul.coordinator.queries.logbook import log_page, log_rows, log_tail, make_filter
 from bithaul.coordinator.site.admin import ADMIN_HOME
-from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.export import NEWEST, PAGE, Rows, export, in_pages
 from bithaul.coordinator.site.frame import Frame
 
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
+From = Annotated[str, Query(alias="from", max_length=40)]
+Until = Annotated[str, Query(max_length=40)]
 
 
 def log_pages(router: APIRouter, frame: Frame) -> None:
@@ -26,14 +28,31 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
         level: str = "",
         q: str = "",
         period: str = "",
+        since: From = "",
+        until: Until = "",
         before: Key = None,
         after: Key = None,
     ) -> Response:
         def build() -> dict[str, object]:
-            wanted = make_filter(c, worker=worker, level=level, text=q, period=period)
+            wanted = make_filter(
+                c, worker=worker, level=level, text=q, period=period, since=since, until=until
+            )
             view = log_page(c, wanted, before=before, after=after)
-            asked = {"worker": worker, "level": level, "q": q, "period": period}
-            return {"view": view, "asked": asked, "paged": before is not None or after is not None}
+            asked = {
+                "worker": worker,
+                "level": level,
+                "q": q,
+                "period": period,
+                "from": since,
+                "until": until,
+            }
+            return {
+                "view": view,
+                "asked": asked,
+                "since": wanted.since if since else None,
+                "until": wanted.until,
+                "paged": before is not None or after is not None or bool(until),
+            }
 
         return await frame.show(request, "logs.html", build)
 
@@ -57,12 +76,18 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
         level: str = "",
         q: str = "",
         period: str = "",
-        before: Key = None,
+        since: From = "",
+        until: Until = "",
     ) -> Response:
         def build() -> Response:
-            wanted = make_filter(c, worker=worker, level=level, text=q, period=period)
-            return export(
-                log_page(c, wanted, before=before, count=MOST, bounded=False).lines, name="logs", kind=kind
+            wanted = make_filter(
+                c, worker=worker, level=level, text=q, period=period, since=since, until=until
             )
+
+            def read(before: int) -> tuple[Rows, int | None]:
+                rows = log_rows(c, wanted, before=before, count=PAGE)
+                return rows, rows[-1].id if len(rows) == PAGE else None
+
+            return export(in_pages(read, NEWEST), name="logs", kind=kind)
 
         return await frame.data(request, build)

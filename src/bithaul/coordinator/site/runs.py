@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -16,19 +19,17 @@ from bithaul.coordinator.api.forms import read_form
 from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.commands.steer import pause_run, pin_version, resume_run
 from bithaul.coordinator.commands.try_model import LONGEST, Trial
-from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.queries.blobs import weights_blob
 from bithaul.coordinator.queries.runpage import RunPageView, run_page, version_page
 from bithaul.coordinator.queries.ternary import TernaryView, ternary
 from bithaul.coordinator.site.admin import ADMIN_HOME
-from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.export import NEWEST, PAGE, Rows, export, in_pages
 from bithaul.coordinator.site.frame import Frame
 from bithaul.errors import BithaulError
 
 Number = Annotated[int, Path(ge=1, le=10**15)]
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
 RUNS = f"{ADMIN_HOME}/runs"
-MOST = 5000  # rows of one export
 PART = "bithaul-part"  # an answer with this header is a part of the page, and its script shows it there
 SCRIPTED = "hx-request"  # the header by which the pages' script says that it asks for a part
 
@@ -36,7 +37,7 @@ SCRIPTED = "hx-request"  # the header by which the pages' script says that it as
 def run_pages(router: APIRouter, frame: Frame) -> None:
     c = frame.c
     trial = Trial(c)
-    pictures = _Pictures(c)
+    pictures = Pictures(partial(ternary, c))
 
     @router.get(RUNS)
     async def runs(request: Request, before: Key = None, kept: str = "") -> Response:
@@ -47,12 +48,12 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
         return await frame.show(request, "runs.html", build)
 
     @router.get(f"{RUNS}.{{kind}}")
-    async def versions_file(request: Request, kind: str, before: Key = None, kept: str = "") -> Response:
-        def build() -> Response:
-            rows = run_page(c, before=before, kept=bool(kept), count=MOST).rows
-            return export(rows, name="versions", kind=kind)
+    async def versions_file(request: Request, kind: str, kept: str = "") -> Response:
+        def read(before: int) -> tuple[Rows, int | None]:
+            view = run_page(c, before=before, kept=bool(kept), count=PAGE)
+            return view.rows, view.older
 
-        return await frame.data(request, build)
+        return await frame.data(request, lambda: export(in_pages(read, NEWEST), name="versions", kind=kind))
 
     @router.post(f"{RUNS}/try")
     async def ask(request: Request) -> Response:
@@ -95,7 +96,7 @@ def run_pages(router: APIRouter, frame: Frame) -> None:
     async def version_workers(request: Request, version: Number, kind: str) -> Response:
         def build() -> Response:
             rows = version_page(c, version).contributions
-            return export(rows, name=f"version-{version}-workers", kind=kind)
+            return export([rows], name=f"version-{version}-workers", kind=kind)
 
         return await frame.data(request, build)
 
@@ -131,20 +132,37 @@ def _page(
     return values | {"tried": tried, "sentence": sentence, "answer": None, "trouble": ""}
 
 
-class _Pictures:
-    """Pictures of the last few versions that somebody looked at; reading weights takes a while."""
+class Pictures:
+    """Pictures of the last few versions that somebody looked at.
+
+    Reading weights takes a while: who asks for one that is being read waits for it, and nobody else does.
+    """
 
     MOST = 8
 
-    def __init__(self, c: Coordinator) -> None:
-        self._c = c
+    def __init__(self, read: Callable[[int], TernaryView]) -> None:
+        self._read = read
         self._lock = threading.Lock()
-        self._known: OrderedDict[int, TernaryView] = OrderedDict()
+        self._known: OrderedDict[int, Future[TernaryView]] = OrderedDict()
 
     def of(self, version: int) -> TernaryView:
         with self._lock:
-            if version not in self._known:
-                self._known[version] = ternary(self._c, version)
+            known = self._known.get(version)
+            found = known or Future()
+            self._known[version] = found
+            self._known.move_to_end(version)
             while len(self._known) > self.MOST:
                 self._known.popitem(last=False)
-            return self._known[version]
+        if known is None:
+            self._fill(version, found)
+        return found.result()
+
+    def _fill(self, version: int, found: Future[TernaryView]) -> None:
+        try:
+            found.set_result(self._read(version))
+        except BaseException as error:
+            with self._lock:
+                if self._known.get(version) is found:  # the next one tries again
+                    del self._known[version]
+            found.set_exception(error)
+            raise

@@ -45,7 +45,7 @@ def seeding_pages(router: APIRouter, frame: Frame) -> None:
 
     @router.get(f"{SEED}.{{kind}}")
     async def seedings_file(request: Request, kind: str) -> Response:
-        return await frame.data(request, lambda: export(seedings_view(c).rows, name="seedings", kind=kind))
+        return await frame.data(request, lambda: export([seedings_view(c).rows], name="seedings", kind=kind))
 
     @router.post(SEED)
     async def seed(request: Request) -> Response:

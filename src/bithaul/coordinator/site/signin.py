@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
@@ -44,6 +44,8 @@ def sign_in_pages(
             problem=problem,
             csrf_token=token,
             next=next_page,
+            provider="" if identity.foreign is None else identity.foreign.issuer,
+            by_provider=f"/admin/signin?{urlencode({'by': 'provider', 'next': next_page})}",
         )
         if new is not None:
             cookies.put(page, cookies.sign_in, new)
@@ -52,13 +54,13 @@ def sign_in_pages(
     @router.get("/signin")
     async def ask(request: Request) -> Response:
         next_page = safe_next(read_query(request).get("next"))
-        if identity.foreign is not None:
+        if not await run_in_threadpool(lambda: identity.passwords_count):
             return go(f"/admin/signin?next={quote(next_page, safe='')}")
         return await form(request, next_page)
 
     @router.post("/signin")
     async def answer(request: Request) -> Response:
-        if identity.foreign is not None:
+        if identity.foreign is not None and not await run_in_threadpool(lambda: identity.passwords_count):
             raise Forbidden(
                 f"Sign in through {identity.foreign.issuer}; passwords are off.", code="passwords_off"
             )

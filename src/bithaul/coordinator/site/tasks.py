@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from bithaul.coordinator.commands.kick import kick_stuck, kick_task
 from bithaul.coordinator.commands.steer import requeue_task
-from bithaul.coordinator.queries.taskbrowser import MOST, task_browser, task_page
+from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
 from bithaul.coordinator.site.admin import ADMIN_HOME
-from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.export import NEWEST, PAGE, Rows, export, in_pages
 from bithaul.coordinator.site.frame import Frame
 
 Number = Annotated[int, Path(ge=1, le=10**15)]
@@ -31,26 +33,21 @@ def task_pages(router: APIRouter, frame: Frame) -> None:
         return await frame.show(request, "tasks.html", build)
 
     @router.get(f"{ADMIN_HOME}/tasks.{{kind}}")
-    async def tasks_file(
-        request: Request, kind: str, state: str = "", worker: str = "", before: Key = None
+    async def tasks_file(request: Request, kind: str, state: str = "", worker: str = "") -> Response:
+        def read(before: int) -> tuple[Rows, int | None]:
+            view = task_browser(c, state=state, worker=worker, before=before, count=PAGE)
+            return view.rows, view.older
+
+        return await frame.data(request, lambda: export(in_pages(read, NEWEST), name="tasks", kind=kind))
+
+    @router.get(f"{ADMIN_HOME}/tasks/{{task}}/{{table}}.{{kind}}")
+    async def task_table(
+        request: Request, task: Number, table: Literal["attempts", "reports"], kind: str
     ) -> Response:
         def build() -> Response:
-            view = task_browser(c, state=state, worker=worker, before=before, count=MOST)
-            return export(view.rows, name="tasks", kind=kind)
-
-        return await frame.data(request, build)
-
-    @router.get(f"{ADMIN_HOME}/tasks/{{task}}/attempts.{{kind}}")
-    async def task_attempts(request: Request, task: Number, kind: str) -> Response:
-        def build() -> Response:
-            return export(task_page(c, task).attempts, name=f"task-{task}-attempts", kind=kind)
-
-        return await frame.data(request, build)
-
-    @router.get(f"{ADMIN_HOME}/tasks/{{task}}/reports.{{kind}}")
-    async def task_reports(request: Request, task: Number, kind: str) -> Response:
-        def build() -> Response:
-            return export(task_page(c, task).reports, name=f"task-{task}-reports", kind=kind)
+            view = task_page(c, task)
+            rows: Sequence[BaseModel] = view.attempts if table == "attempts" else view.reports
+            return export([rows], name=f"task-{task}-{table}", kind=kind)
 
         return await frame.data(request, build)
 
@@ -64,18 +61,15 @@ def task_pages(router: APIRouter, frame: Frame) -> None:
             request, lambda session: kick_stuck(c, actor=session.name), back=f"{ADMIN_HOME}/tasks"
         )
 
-    @router.post(f"{ADMIN_HOME}/tasks/{{task}}/kick")
-    async def kick(request: Request, task: Number) -> Response:
-        return await frame.act(
-            request,
-            lambda session: kick_task(c, task, actor=session.name),
-            back=f"{ADMIN_HOME}/tasks/{task}",
-        )
+    for verb, command in {"kick": kick_task, "requeue": requeue_task}.items():
+        _action(router, frame, verb, command)
 
-    @router.post(f"{ADMIN_HOME}/tasks/{{task}}/requeue")
-    async def requeue(request: Request, task: Number) -> Response:
+
+def _action(router: APIRouter, frame: Frame, verb: str, command: Callable[..., object]) -> None:
+    @router.post(f"{ADMIN_HOME}/tasks/{{task}}/{verb}")
+    async def act(request: Request, task: Number) -> Response:
         return await frame.act(
             request,
-            lambda session: requeue_task(c, task, actor=session.name),
+            lambda person: command(frame.c, task, actor=person.name),
             back=f"{ADMIN_HOME}/tasks/{task}",
         )

@@ -1,6 +1,7 @@
 """Who is visiting: the session of the request's cookie, the rules for pages that need one.
 
-`Visits.admin` is the door of every page of the admin site; `Visits.recent` of what needs a fresh password.
+`Visits.admin` is the door of every page of the admin site. What would let a leaked session dig in (clients of
+operators, signing keys, the provider) has no page, and changing a password asks for the present one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from bithaul.coordinator.identity.sessions import Session
 from bithaul.coordinator.identity.signin import Visitor
 from bithaul.coordinator.site.pages import GoTo
 
-RECENT_SECONDS = 600.0
 AUTO_REFRESH = "x-auto-refresh"
 
 
@@ -70,13 +70,6 @@ class Visits:
             raise GoTo(f"/admin/signin?next={_here(request)}")
         if session.must_change:
             raise GoTo(f"/account/password?next={_here(request)}")
-        return session
-
-    async def recent(self, request: Request) -> Session:
-        """As `admin`, with a password proven in the last ten minutes."""
-        session = await self.admin(request)
-        if self._c.clock.now() - session.auth_time > RECENT_SECONDS:
-            raise GoTo(f"/signin?next={_here(request)}")
         return session
 
 

@@ -23,33 +23,52 @@
   const xOf = (row) => row[axis];
   const xText = (v) => axis === "time" ? `${day(new Date(v * 1000)).slice(5)} ${clock(new Date(v * 1000))}` : axis === "tokens" ? `${short(v)} tokens` : `version ${Math.round(v)}`;
 
-  // Smoothed in order of versions, weighted by how far apart points are, so that thinning does not move the line.
-  const smooth = (list) => {
-    const out = [];
-    let mean = null;
-    let last = 0;
-    for (const row of list) {
-      if (row.train === null) { out.push(mean); continue; }
-      const horizon = Math.min(24, 1 + row.version / 12); // a fast fall at the start is no noise
-      const keep = mean === null ? 0 : Math.exp(-Math.max(1, row.version - last) / horizon);
-      mean = mean === null ? row.train : keep * mean + (1 - keep) * row.train;
-      last = row.version;
-      out.push(mean);
+  // Smoothed without lagging behind a curve that falls: at each version the straight line that fits its neighbours
+  // best, near ones counting more. Each counts for the stretch it stands for, so thinning does not move the line.
+  const smooth = (list, name) => {
+    const known = list.filter((row) => row[name] != null);
+    const at = known.map((row) => row.version);
+    const share = at.map((v, i) => ((at[i + 1] ?? v) - (at[i - 1] ?? v)) / 2 || 1);
+    const line = new Map();
+    let from = 0;
+    for (const row of known) {
+      const width = Math.min(12, 1 + row.version / 24); // a fast fall at the start is no noise
+      while (row.version - at[from] > 3 * width) from += 1;
+      let [weight, along, square, sum, tilt] = [0, 0, 0, 0, 0];
+      for (let i = from; i < at.length && at[i] - row.version <= 3 * width; i += 1) {
+        const off = (at[i] - row.version) / width;
+        const part = share[i] * Math.exp((-off * off) / 2);
+        weight += part;
+        along += part * off;
+        square += part * off * off;
+        sum += part * known[i][name];
+        tilt += part * off * known[i][name];
+      }
+      const spread = weight * square - along * along;
+      line.set(row.version, spread > 1e-9 * weight * weight ? (square * sum - along * tilt) / spread : sum / weight);
     }
-    return out;
+    return list.map((row) => line.get(row.version) ?? null);
   };
 
-  const sorted = () => [...rows.values()].sort((a, b) => a.version - b.version);
+  let ready = null; // rows in order and their smoothed lines, until rows change
+  const ordered = () => {
+    if (!ready) {
+      const list = [...rows.values()].sort((a, b) => a.version - b.version);
+      ready = { list, train: smooth(list, "train"), speed: smooth(list, "speed"), staleness: smooth(list, "staleness") };
+    }
+    return ready;
+  };
+  const sorted = () => ordered().list;
   const logged = (list) => scale === "log" ? list.map((v) => (v !== null && v > 0 ? v : null)) : list;
   const data = () => {
-    const list = sorted();
+    const { list, train, speed, staleness } = ordered();
     const x = list.map(xOf);
     const pick = (name) => list.map((row) => row[name]);
     return {
       list,
-      loss: [x, logged(pick("high")), logged(pick("low")), logged(pick("train")), logged(smooth(list)), logged(pick("heldout"))],
-      speed: [x, pick("speed")],
-      staleness: [x, pick("staleness")],
+      loss: [x, logged(pick("high")), logged(pick("low")), logged(pick("train")), logged(train), logged(pick("heldout"))],
+      speed: [x, pick("speed"), speed],
+      staleness: [x, pick("staleness"), staleness],
     };
   };
 
@@ -122,7 +141,11 @@
     plots.loss = new uPlot(loss, d.loss, box("loss"));
     const simple = (name, stroke, text) => {
       const options = base(name, (_, ticks) => ticks.map(text));
-      options.series = [{}, { stroke, width: 1.5, fill: stroke + "1f", points: { show: false }, spanGaps }];
+      options.series = [
+        {},
+        { stroke: stroke + "66", width: 1, fill: stroke + "17", points: { show: false }, spanGaps },
+        { stroke, width: 2, points: { show: false }, spanGaps },
+      ];
       plots[name] = new uPlot(options, d[name], box(name));
     };
     simple("speed", colour("third"), short);
@@ -139,10 +162,11 @@
     const list = sorted();
     const at = index ?? list.length - 1;
     const last = (name) => { for (let i = at; i >= 0; i--) if (list[i]?.[name] != null) return list[i][name]; return null; };
-    const set = (name, text) => { const node = $(`[data-value="${name}"]`); if (node) node.textContent = text; };
+    const set = (name, text) => $$(`[data-value="${name}"]`).forEach((node) => { node.textContent = text; });
     const four = (v) => (v === null ? "–" : v.toFixed(4));
     set("train", four(last("train")));
-    set("smooth", four(smooth(list)[at] ?? null));
+    set("smooth", four(ordered().train[at] ?? null));
+    set("at", list[at] ? `version ${list[at].version}` : "");
     set("heldout", four(last("heldout")));
     const speed = last("speed");
     const stale = last("staleness");
@@ -154,6 +178,7 @@
   };
 
   const take = (view) => {
+    ready = null;
     if (view.whole) rows.clear();
     view.version.forEach((version, i) => rows.set(version, Object.fromEntries(COLUMNS.map((name) => [name, view[name][i]]))));
     if (view.whole) { total = view.total; whole = view.cursor; marks = view.marks; } else {
@@ -211,6 +236,7 @@
     if (inside.length < 2) return;
     try {
       const view = await fetchCurve(`?first=${inside[0].version}&last=${inside[inside.length - 1].version}`);
+      ready = null;
       view.version.forEach((version, i) => rows.set(version, Object.fromEntries(COLUMNS.map((name) => [name, view[name][i]]))));
       const d = data();
       for (const name of Object.keys(plots)) { plots[name].setData(d[name], false); plots[name].setScale("x", { min, max }); }

@@ -14,7 +14,7 @@
 
 // Live tail: rows that came since the newest one shown. Paused, or scrolled away, it counts instead of moving the page.
 (() => {
-  const { $, localise } = window.bithaul;
+  const { $, localise, awake, leave } = window.bithaul;
   const body = $("#lines");
   const pause = $("[data-tail]");
   const fresh = $("[data-fresh]");
@@ -35,14 +35,20 @@
     count = 0;
     fresh.hidden = true;
   };
+  const say = () => {
+    pause.disabled = !awake() && !document.hidden;
+    pause.textContent = pause.disabled ? "Refresh is off" : paused ? "Go on" : "Pause";
+    pause.setAttribute("aria-pressed", String(!paused && !pause.disabled));
+  };
   const poll = async () => {
-    if (busy || document.hidden) return;
+    if (busy) return;
     busy = true;
     try {
       const query = new URLSearchParams(location.search);
       query.set("after", newest);
-      for (const name of ["before", "period", "did"]) query.delete(name);
-      const answer = await fetch(`/admin/logs/tail?${query}`, { headers: { "X-Auto-Refresh": "1" }, redirect: "error" });
+      for (const name of ["before", "period", "from", "did"]) query.delete(name);
+      const answer = await fetch(`/admin/logs/tail?${query}`, { headers: { "X-Auto-Refresh": "1" }, redirect: "manual" });
+      if (answer.type === "opaqueredirect" || answer.status === 401) leave();
       if (!answer.ok) return;
       const text = await answer.text();
       const ids = [...text.matchAll(/data-id="(\d+)"/g)].map((m) => Number(m[1]));
@@ -59,11 +65,12 @@
   };
   pause.addEventListener("click", () => {
     paused = !paused;
-    pause.setAttribute("aria-pressed", String(!paused));
-    pause.textContent = paused ? "Go on" : "Pause";
+    say();
     if (!paused) { show(); poll(); }
   });
   fresh.addEventListener("click", () => { show(); scrollTo({ top: 0 }); });
   document.addEventListener("bithaul:refresh", poll);
-  setInterval(poll, 2000);
+  document.addEventListener("bithaul:interval", say);
+  setInterval(() => { if (awake()) poll(); }, 2000);
+  say();
 })();

@@ -36,9 +36,10 @@
   let timer = 0;
   let signedOut = false;
   const seconds = () => (choice ? Number(choice.value) : 0);
+  const awake = () => seconds() > 0 && !signedOut && !document.hidden; // whether anything may be asked for by itself
   const plan = () => {
     clearTimeout(timer);
-    if (seconds() && !document.hidden && !signedOut) timer = setTimeout(refresh, Math.max(200, updated + seconds() * 1000 - Date.now()));
+    if (awake()) timer = setTimeout(refresh, Math.max(200, updated + seconds() * 1000 - Date.now()));
   };
   const refresh = () => {
     clearTimeout(timer);
@@ -58,6 +59,12 @@
       away.append(a);
     }
   };
+  const leave = () => {
+    signedOut = true;
+    clearTimeout(timer);
+    say("You are signed out. ", location.href);
+    document.dispatchEvent(new CustomEvent("bithaul:interval"));
+  };
   const trouble = (xhr) => (xhr.status ? `The coordinator answered with an error (${xhr.status}).` : "The coordinator does not answer.");
   const failed = (xhr) => {
     say(`${trouble(xhr)} What you see is from ${clock(new Date(updated))}; trying again${seconds() ? ` every ${seconds()} s` : " when you press r"}.`);
@@ -67,7 +74,7 @@
   if (refresher) {
     const stored = localStorage.getItem(KEY);
     if (choice && stored !== null && $$("option", choice).some((o) => o.value === stored)) choice.value = stored;
-    choice?.addEventListener("change", () => { localStorage.setItem(KEY, choice.value); updated = Math.max(updated, Date.now() - seconds() * 1000); plan(); });
+    choice?.addEventListener("change", () => { localStorage.setItem(KEY, choice.value); updated = Math.max(updated, Date.now() - seconds() * 1000); plan(); document.dispatchEvent(new CustomEvent("bithaul:interval")); });
     document.addEventListener("visibilitychange", () => {
       if (document.hidden) clearTimeout(timer);
       else if (seconds() && !signedOut && Date.now() - updated >= seconds() * 1000) refresh();
@@ -78,8 +85,7 @@
       const got = event.detail.xhr.responseURL ? new URL(event.detail.xhr.responseURL).pathname : asked;
       if (got !== asked || event.detail.xhr.status === 401) {
         event.detail.shouldSwap = false;
-        signedOut = true;
-        say("You are signed out. ", location.href);
+        leave();
       }
     });
     refresher.addEventListener("htmx:afterRequest", (event) => {
@@ -105,6 +111,7 @@
       if (!polls(event) && !signedOut && !xhr.getResponseHeader("bithaul-part")) say(`${trouble(xhr)} Try again in a moment.`);
     });
   }
+  document.addEventListener("htmx:beforeRequest", (event) => { if (signedOut && polls(event)) event.preventDefault(); }); // nobody is there to ask
   document.addEventListener("htmx:afterRequest", (event) => { if (!polls(event) && !signedOut && event.detail.successful) say(""); });
   document.addEventListener("htmx:beforeSwap", (event) => { // an error that is a part of the page is shown in its place
     if (event.detail.xhr.getResponseHeader("bithaul-part")) event.detail.shouldSwap = true;
@@ -155,8 +162,20 @@
   });
   addEventListener("pageshow", (event) => { if (event.persisted) for (const form of document.forms) for (const button of sendable(form)) button.disabled = false; });
 
-  // Filters apply when changed; copying says that it did.
-  document.addEventListener("change", (event) => { if (event.target.closest("form[data-auto]") && event.target.type !== "search") event.target.form.requestSubmit(); });
+  // Times in a form are the viewer's, in the address they are UTC.
+  for (const input of $$("input[type=datetime-local]")) {
+    const at = new Date(`${input.value}Z`);
+    if (input.value) input.value = `${day(at)}T${clock(at).slice(0, 5)}`;
+  }
+  for (const node of $$("[data-utc]")) node.hidden = true;
+  document.addEventListener("formdata", (event) => {
+    for (const input of $$("input[type=datetime-local]", event.target)) {
+      if (input.value) event.formData.set(input.name, `${new Date(input.value).toISOString().slice(0, 16)}Z`);
+    }
+  });
+
+  // Filters apply when a choice changes, words and times at Enter or the button; copying says that it did.
+  document.addEventListener("change", (event) => { if (event.target.closest("form[data-auto]") && event.target.tagName === "SELECT") event.target.form.requestSubmit(); });
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");
     if (!button) return;
@@ -174,5 +193,5 @@
   const current = $(".nav [aria-current]"); // on a phone the row of pages is wider than the screen
   if (current) current.parentElement.scrollLeft = current.offsetLeft - current.parentElement.offsetLeft - current.parentElement.clientWidth / 2 + current.offsetWidth / 2;
   localise();
-  window.bithaul = { $, $$, localise, clock, day, refresh };
+  window.bithaul = { $, $$, localise, clock, day, refresh, awake, leave };
 })();

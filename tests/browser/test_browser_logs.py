@@ -1,0 +1,74 @@
+"""The log of a large run in a real browser: a million entries, put into SQLite by one statement."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crowd import NEEDLE, crowd
+from served import Process, prepare
+from sqlalchemy import func, select
+
+from bithaul.coordinator.context import open_coordinator
+from bithaul.coordinator.database.tables import logs
+from bithaul.coordinator.settings import load_settings
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def coordinator() -> Iterator[Process]:
+    """Fifty machines do here; `test_browser_large.py` has a thousand."""
+    folder = Path(tempfile.mkdtemp(prefix="bithaul-million-"))
+    prepare(folder, versions=20)
+    running = Process(folder)
+    running.c = open_coordinator(load_settings(folder))
+    crowd(running.c, machines=50, points=5_000)
+    running.start()
+    yield running
+    running.c.close()
+    running.stop()
+    shutil.rmtree(folder)
+
+
+def test_an_error_is_found_in_a_million_log_rows(open_tab, coordinator) -> None:
+    """Catches: a search that gives up, one that freezes the page, a filter that hides what it should show."""
+    with coordinator.c.database.read() as connection:
+        assert connection.execute(select(func.count()).select_from(logs)).scalar_one() > 1_000_000
+    tab = open_tab()
+    page = tab.go("/admin/logs")
+    page.get_by_role("link", name="Errors only").click()
+    page.wait_for_url("**/admin/logs?level=error")
+    assert set(page.locator("#lines .badge").all_inner_texts()) == {"error"}
+    page.locator("[name=q]").fill(NEEDLE)
+    began = time.monotonic()
+    page.locator("[name=q]").press("Enter")
+    page.wait_for_selector(f"#lines tr:has-text('{NEEDLE}')", timeout=60_000)
+    assert time.monotonic() - began < 30, "ten stretches of 100,000 entries"
+    assert page.locator("#lines tr").count() == 1
+    assert "level=error" in page.url
+    tab.assert_quiet()
+
+
+def test_a_search_stops_when_it_is_told_to(open_tab) -> None:
+    """Catches: a page that goes away from under who has begun to type another word."""
+    page = open_tab().go("/admin/logs?q=nowhere+to+be+found")
+    page.wait_for_selector("[data-going-on]:not([hidden])")
+    page.keyboard.press("/")
+    page.wait_for_selector("[data-go-on]:not([hidden])")
+    here = page.url
+    page.wait_for_timeout(1500)
+    assert page.url == here
+    assert page.evaluate("document.activeElement.name") == "q"
+
+
+def test_the_hundredth_page_opens_like_the_first(open_tab) -> None:
+    page = open_tab().go("/admin/logs?before=20000")
+    assert page.locator("#lines tr").count() == 200
+    page.get_by_role("link", name="Older").click()
+    page.wait_for_url("**/admin/logs?before=*")
+    assert page.locator("#lines tr").count() == 200

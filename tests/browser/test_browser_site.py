@@ -123,7 +123,8 @@ def test_a_speed_says_what_it_is_the_speed_of(open_tab, coordinator) -> None:
     assert "newest few versions" in page.get_by_text("Speed", exact=True).get_attribute("title")
     over = page.locator("[data-chart=loss] .u-over").bounding_box()
     page.mouse.move(over["x"] + over["width"] / 2, over["y"] + 60)
-    page.wait_for_function("document.querySelector('[data-value=at]').textContent === 'version 150'")
+    at = "() => document.querySelector('[data-value=at]').textContent === 'version 150'"
+    page.wait_for_function(at)
 
 
 def test_a_curve_that_does_not_come_says_so_and_comes_later(open_tab) -> None:

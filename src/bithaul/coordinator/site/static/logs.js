@@ -8,7 +8,7 @@
   note.hidden = false;
   on.hidden = true;
   const timer = setTimeout(() => location.replace(on.href), 100);
-  const stop = () => { clearTimeout(timer); note.hidden = true; on.hidden = false; };
+  const stop = () => { clearTimeout(timer); window.stop(); note.hidden = true; on.hidden = false; };
   for (const touch of ["pointerdown", "keydown"]) document.addEventListener(touch, stop, { once: true });
 })();
 

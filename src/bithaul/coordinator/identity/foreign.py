@@ -242,7 +242,7 @@ class ForeignProvider:
             with self._turn:
                 self._flight = None
                 self._fetched = fetched or self._fetched
-                self._failed = failed and (self._c.clock.monotonic(), failed.message)
+                self._failed = None if failed is None else (self._c.clock.monotonic(), failed.message)
             if fetched is not None:
                 flight.set_result(fetched)
             else:

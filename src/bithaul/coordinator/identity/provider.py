@@ -53,9 +53,9 @@ class Identity:
         self.sessions = Sessions(c)
         self.password_threads = PasswordThreads()
         self.foreign = ForeignProvider(c) if c.settings.oidc_issuer else None
-        self.sign_in_throttle = Throttle(c, "sign-in", limits=limits)
+        self.sign_in_throttle = Throttle(c, "sign-in", limits=limits, guessable=True)
         self.sign_in_pace = Pace(per_minute=limits.per_address * 10)
-        self.password_throttle = Throttle(c, "password", limits=limits)
+        self.password_throttle = Throttle(c, "password", limits=limits, guessable=True)
         self._tokens = Tokens(c, self.keys, self.sessions)
         self._token_throttle = Throttle(c, "token", limits=limits)
         self._revoke_throttle = Throttle(c, "revoke", limits=limits)

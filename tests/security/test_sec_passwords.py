@@ -323,7 +323,7 @@ def test_sec_54_two_hundred_sign_ins_take_the_memory_of_two(site, monkeypatch):
 
 
 def guesses(site, monkeypatch):
-    """A function that tries to sign in from an address: the answer, and whether the password was looked at."""
+    """A function that tries to sign in from an address: the answer, and how often a password was hashed."""
     monkeypatch.setattr(throttle, "WINDOW_SECONDS", 3600.0)  # a slow machine is no reason to forget
     looked = []
     is_password = passwords.is_password

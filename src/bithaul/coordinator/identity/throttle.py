@@ -52,7 +52,7 @@ class TooManyAttempts(BithaulError):
 
 
 class Window:
-    """What has happened in the last minute, by key. Of more than `MOST_KEYS` the longest quiet is forgotten."""
+    """What was counted in the last minute, by key. Above `MOST_KEYS` the longest quiet is forgotten."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

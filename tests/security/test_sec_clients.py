@@ -293,6 +293,21 @@ def test_sec_10_wrong_secrets_are_throttled_and_the_right_one_works(make_site: C
     assert [row.client_id for row in rows] == ["w1"] * 3
 
 
+def test_sec_10_a_made_up_code_does_not_take_the_writer(make_site: Callable[[Limits], object]):
+    """Wrong result: strangers without a secret make every worker wait for the one writer.
+
+    Failures are counted in rows, up to the limit: it is reached first.
+    """
+    site = make_site(Limits(per_client_and_address=1, per_address=100, in_all=100))
+    made_up = {"grant_type": "authorization_code", "code": "x", "client_id": "bithaul-admin"}
+    cases = [made_up, {**made_up, "client_id": "nobody"}, {**made_up, "code": "", "client_id": ""}]
+    for fields in cases:
+        assert site.ask(fields).status_code in (400, 401)
+    with site.c.database.write():
+        statuses = [site.ask(fields, timeout=5).status_code for fields in cases]
+    assert statuses == [429, 429, 429]
+
+
 def test_sec_02_what_rests_is_found_after_every_test(site):
     """The sweep of conftest, which follows each test that uses a site. Wrong result: it looks at nothing."""
     site.person()

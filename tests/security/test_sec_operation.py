@@ -8,6 +8,7 @@ import http.client
 import importlib.metadata
 import re
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.middleware import host_of
 from bithaul.coordinator.identity.transport import check_public_url
 from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
-from bithaul.coordinator.server import bind
+from bithaul.coordinator.server import Server, bind
 from bithaul.coordinator.settings import Settings
 from bithaul.errors import InvalidConfig
 
@@ -180,6 +181,89 @@ def test_answers_do_not_wait_for_nagle():
     """Wrong result: 40 ms more for each answer, because asyncio left TCP_NODELAY off."""
     with bind("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
+
+
+@pytest.fixture
+def serve():
+    """A function that serves one body of so many bytes to everybody; a connection that asks for it.
+
+    The kernel keeps little of it: what a peer does not read waits in the server.
+    """
+    running = []
+
+    def make(size, *, last=False):
+        async def app(scope, receive, send):
+            if scope["type"] != "http":
+                return
+            headers = [(b"content-length", str(size).encode())] + [(b"connection", b"close")] * last
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            for begin in range(0, size, 50_000):
+                body = b"x" * min(50_000, size - begin)
+                more = begin + 50_000 < size
+                await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        listener = bind("127.0.0.1", 0)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 300_000 if size > 100_000 else 4096)
+        ready = threading.Event()
+        server = Server(app, on_ready=ready.set)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        assert ready.wait(20)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(10)
+        running.append((server, thread, connection))
+        connection.connect(listener.getsockname())
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        return server, connection
+
+    yield make
+    for server, thread, connection in running:
+        connection.close()
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def is_left(server):
+    """Whether the server has let go of its one connection, within seconds."""
+    until = time.monotonic() + 6
+    while time.monotonic() < until:
+        if not server.server_state.connections and not server.server_state.tasks:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.parametrize(("size", "last"), [(20_000_000, False), (60_000, False), (60_000, True)])
+def test_sec_43_who_does_not_read_is_left_in_time(serve, monkeypatch, size, last):
+    """Wrong result: an answer that nobody takes holds its connection, file and memory for ever.
+
+    One that is being written, one that is written as far as the application knows, one that ends with it.
+    """
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "read_seconds", 0.5)
+    server, connection = serve(size, last=last)
+    connection.recv(100)
+    began = time.monotonic()
+    assert is_left(server)
+    assert time.monotonic() - began > 0.2
+    with contextlib.suppress(ConnectionResetError):
+        assert len(read_all(connection)) < size
+
+
+def test_sec_43_who_reads_slowly_gets_everything(serve, monkeypatch):
+    """Wrong result: a poor line is cut off, because the system takes from us only in large pieces."""
+    monkeypatch.setattr(HardenedHttpToolsProtocol, "read_seconds", 0.5)
+    server, connection = serve(1_000_000)
+    taken = 0
+    began = time.monotonic()
+    while taken < 1_000_000 and (piece := connection.recv(4096)):
+        taken += len(piece)
+        time.sleep(0.015)
+    assert taken >= 1_000_000
+    assert time.monotonic() - began > 2, "several deadlines"
+    time.sleep(1.0)
+    assert server.server_state.connections, "and it may ask again"
 
 
 def test_sec_43_a_crowd_at_health_costs_one_check_a_second(site, monkeypatch):

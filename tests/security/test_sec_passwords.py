@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from bithaul.coordinator.identity import passwords
+from bithaul.coordinator.identity import passwords, throttle
 from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.audit import read_audit
 from bithaul.coordinator.identity.clients import (
@@ -19,6 +19,7 @@ from bithaul.coordinator.identity.clients import (
     list_clients,
     rotate_client,
 )
+from bithaul.coordinator.identity.expiry import forget_expired
 from bithaul.coordinator.identity.keys import SigningKeys
 from bithaul.coordinator.identity.people import create_person, reset_password
 from bithaul.coordinator.identity.tables import failed_attempts, people
@@ -319,3 +320,99 @@ def test_sec_54_two_hundred_sign_ins_take_the_memory_of_two(site, monkeypatch):
     assert grown < passwords.THREADS * 19 * 2**20 + 64 * 2**20
     block, seen = growth_of(lambda: b"x" * (128 * 2**20))
     assert len(block) / 2 < seen
+
+
+def guesses(site, monkeypatch):
+    """A function that tries to sign in from an address: the answer, and how often a password was hashed."""
+    monkeypatch.setattr(throttle, "WINDOW_SECONDS", 3600.0)  # a slow machine is no reason to forget
+    looked = []
+    is_password = passwords.is_password
+    monkeypatch.setattr(passwords, "is_password", lambda *given: looked.append(1) or is_password(*given))
+
+    def guess(address, name="ann", password="wrong"):
+        before = len(looked)
+        browser = site.browser(**{"X-Forwarded-For": address})
+        answer = browser.submit(browser.get("/signin"), "/signin", name=name, password=password)
+        return answer.status_code, len(looked) - before
+
+    return guess
+
+
+def test_sec_10_a_full_house_does_not_let_guessers_in(make_site, monkeypatch):
+    """Wrong results: with too many failures in all nobody is counted any more, and a new address guesses
+    without end; everybody is shut out.
+    """
+    limits = Limits(per_client_and_address=10, per_address=10, in_all=40)
+    site = make_site(limits, trusted_proxies=("127.0.0.1",))
+    site.person()
+    guess = guesses(site, monkeypatch)
+    for i in range(40):
+        assert guess(f"9.9.{i // 5}.9", f"n{i}")[0] == 401
+    assert [guess("7.7.7.7") for _ in range(6)] == [(429, 1), (429, 1)] + [(429, 0)] * 4
+    assert guess("7.7.7.7", password=RIGHT) == (429, 0), "a guesser is not told when the guess is right"
+    assert [guess("7.7.7.7", f"n{i}") for i in range(3)] == [(429, 0)] * 3, "nor is one that changes names"
+    assert guess("6.6.6.6") == (429, 1)
+    assert guess("6.6.6.6", password=RIGHT) == (303, 1), "who has mistyped once gets in"
+    assert guess("5.5.5.5", password=RIGHT) == (303, 1)
+    assert guess("9.9.0.9", password=RIGHT) == (429, 0), "who has filled the house waits"
+
+
+def test_sec_10_the_networks_around_an_ipv6_network_count_too(make_site, monkeypatch):
+    """Wrong result: a customer with a /48 has 65,536 networks, each with limits of its own."""
+    limits = Limits(per_client_and_address=100, per_address=3, in_all=100)
+    site = make_site(limits, trusted_proxies=("127.0.0.1",))
+    site.person()
+    guess = guesses(site, monkeypatch)
+    wide = [guess(f"2001:db8:1:{i:x}::1")[0] for i in range(8)]  # of one /56
+    assert wide == [401] * 6 + [429] * 2
+    wide = [guess(f"2001:db8:1:{i:x}00::1")[0] for i in range(1, 10)]  # of one /48
+    assert wide == [401] * 6 + [429] * 3
+    assert guess("2001:db8:1:700::1", password=RIGHT) == (429, 0)
+    assert guess("2001:db8:2::1", password=RIGHT) == (303, 1), "another /48 is somebody else"
+    for i in range(100):
+        guess(f"9.9.9.{i}", f"n{i}")
+    tried = [guess(f"2001:db8:3:{i:x}::1")[1] for i in range(8)]
+    assert tried == [1] * 4 + [0] * 4, "in a crowd a /56 has four tries"
+
+
+def test_sec_10_a_stranger_does_not_fill_memory(monkeypatch):
+    """Wrong result: a key for each address that was ever wrong. The forgotten one is the longest quiet."""
+    monkeypatch.setattr(throttle, "MOST_KEYS", 100)
+    window = throttle.Window(2)
+    assert [window.hit("first") for _ in range(3)] == [True, True, False]
+    for i in range(99):
+        assert window.hit(f"n{i}")
+    assert (len(window._times), window.wait("first")) == (100, 60)
+    assert window.hit("one more")
+    assert (len(window._times), window.wait("first")) == (100, None)
+    monkeypatch.setattr(throttle, "WINDOW_SECONDS", 0.0)
+    assert [window.wait(f"n{i}") for i in range(99)] == [None] * 99
+    assert len(window._times) == 1
+
+
+def test_sec_10_rows_of_failed_attempts_are_few_and_short_lived(make_site, monkeypatch):
+    """Wrong result: strangers leave millions of rows; they keep them for days."""
+    site = make_site(Limits(per_client_and_address=100, per_address=100, in_all=100))
+    secret = site.client("w1")
+    monkeypatch.setattr(throttle, "MOST_ROWS", 5)
+
+    def wrong(client_id):
+        answer = site.ask({"grant_type": "client_credentials"}, auth=(client_id, "wrong"))
+        assert answer.status_code == 401
+
+    def rows():
+        with site.c.database.read() as connection:
+            query = select(failed_attempts.c.client_id).order_by(failed_attempts.c.id)
+            return list(connection.execute(query).scalars())
+
+    for i in range(8):
+        wrong(f"c{i}")
+    assert rows() == ["c3", "c4", "c5", "c6", "c7"], "the newest"
+    site.clock.time += 3601
+    wrong("late")
+    assert rows() == ["late"]
+    site.clock.time += 3601
+    with site.c.database.write() as connection:
+        forget_expired(site.c, connection)
+    assert rows() == []
+    assert site.ask({"grant_type": "client_credentials"}, auth=("w1", secret)).status_code == 200

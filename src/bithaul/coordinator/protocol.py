@@ -1,4 +1,4 @@
-"""uvicorn's httptools protocol with our bounds: header size, header time, body speed, idle time.
+"""uvicorn's httptools protocol with our bounds: header size, header time, body speed, idle and reading time.
 
 Leans on uvicorn's internals, so uvicorn is pinned exactly and SEC-43 is a fast test; h11 is the way back.
 """
@@ -6,10 +6,15 @@ Leans on uvicorn's internals, so uvicorn is pinned exactly and SEC-43 is a fast 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 MAX_HEADER_BYTES = 32 * 1024
 MAX_DISCARDED_BYTES = 64 * 1024 * 1024
@@ -22,12 +27,16 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     a worker whose heartbeats are half a minute apart keeps its own.
     uvicorn's own for the last is not used: it forgets a connection whose request was answered before its body
     had come.
+
+    And one while bytes wait for a peer to read them: aborted when he takes none, or nearly none, in a minute.
     """
 
     header_seconds: ClassVar[float] = 10.0
     body_seconds: ClassVar[float] = 30.0
     body_floor: ClassVar[int] = 1024  # bytes per second, averaged over `body_seconds`
     idle_seconds: ClassVar[float] = 75.0
+    read_seconds: ClassVar[float] = 60.0
+    read_floor: ClassVar[int] = 16 * 1024  # bytes that a peer takes in `read_seconds`, or all there are
 
     _in_headers = True
     _resting = False
@@ -35,6 +44,8 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     _body_bytes = 0
     _discarded = 0
     _timer: asyncio.TimerHandle | None = None
+    _reader: asyncio.TimerHandle | None = None
+    _unread = 0  # when `_reader` was armed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
@@ -42,7 +53,16 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._has_read()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._has_read()
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         if self._in_headers:
@@ -58,6 +78,8 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         self._in_headers = True
 
     def on_headers_complete(self) -> None:
+        if self.transport.get_write_buffer_size() == 0:
+            self._has_read()
         self._in_headers = False
         self._disarm()
         if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > MAX_HEADER_BYTES:
@@ -88,6 +110,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         self._rest()
 
     def on_response_complete(self) -> None:
+        self._watch_reader()
         super().on_response_complete()
         self._unset_keepalive_if_required()
         self._rest()
@@ -125,6 +148,32 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
             return
         self._body_bytes = 0
         self._arm(self.body_seconds, self._body_late)
+
+    def _watch_reader(self) -> None:
+        if self._reader is None and self.transport.get_write_buffer_size() > 0:
+            self._unread = self._count_unread()
+            self._reader = self.loop.call_later(self.read_seconds, self._judge_reader)
+
+    def _has_read(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            self._reader = None
+
+    def _judge_reader(self) -> None:
+        """Also of a connection that is closing: it waits for the last byte to be taken."""
+        self._reader = None
+        if self.transport.get_write_buffer_size() and self._count_unread() > self._unread - self.read_floor:
+            self.transport.abort()
+            return
+        self._watch_reader()
+
+    def _count_unread(self) -> int:
+        """Ours and, where the system tells, its own: it takes more of ours only in large pieces."""
+        count = self.transport.get_write_buffer_size()
+        line = self.transport.get_extra_info("socket")
+        if sys.platform == "linux" and line is not None and line.fileno() >= 0:
+            count += int.from_bytes(fcntl.ioctl(line.fileno(), termios.TIOCOUTQ, b"\0" * 4), sys.byteorder)
+        return count
 
     def _arm(self, seconds: float, action: Callable[[], None]) -> None:
         self._disarm()

@@ -56,6 +56,12 @@ def issue(connection: Connection, request: CodeRequest, *, now: float) -> str:
     return code
 
 
+def exists(connection: Connection, code: str, *, now: float) -> bool:
+    """Whether it was issued, to whomever, and has not expired; it may be used already."""
+    query = select(codes.c.code_hash).where(codes.c.code_hash == _hash(code), codes.c.expires_at > now)
+    return connection.execute(query).first() is not None
+
+
 def find(connection: Connection, code: str, *, client_id: str, now: float) -> Code | None:
     """The row of a code of this client that has not expired; it may be used already."""
     query = select(codes).where(

@@ -20,6 +20,8 @@ from bithaul.coordinator.identity.tables import (
 )
 from bithaul.coordinator.identity.throttle import KEEP_SECONDS
 
+REFUSED_DAYS = 7
+
 
 def forget_expired(c: Coordinator, connection: Connection) -> int:
     """Delete them; how many sessions. Nothing here was still good for anything."""
@@ -33,7 +35,7 @@ def forget_expired(c: Coordinator, connection: Connection) -> int:
     connection.execute(delete(failed_attempts).where(failed_attempts.c.time < now - KEEP_SECONDS))
     refused = audit.c.action.in_(["sign-in.refused", "person.change-password-refused"])
     connection.execute(
-        delete(audit).where(refused, audit.c.time < now - KEEP_SECONDS)
+        delete(audit).where(refused, audit.c.time < now - REFUSED_DAYS * DAY)
     )  # strangers write these
     return ended
 

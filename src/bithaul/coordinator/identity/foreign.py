@@ -2,21 +2,28 @@
 
 Nothing of a token decides how it is checked: issuer, algorithms, audience and who is an admin are settings or
 constants of ours (OpenID Connect Core 3.1.3.7, RFC 9207, RFC 9700). Decided anew at each sign-in; nothing of
-the provider is stored. Calls are synchronous and for the thread pool.
+the provider is stored. Calls are synchronous, and only for `ProviderThreads`: a provider that hangs holds
+those, for seconds, and no thread of anybody else.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import ssl
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, ParamSpec, TypeVar
 from urllib.parse import urlencode
 
+import anyio.to_thread
 import httpx2
+from anyio import CapacityLimiter
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, GuestProtocol, KeySet, RSAKey
@@ -33,8 +40,15 @@ LONGEST_TOKEN: Final = 16 * 1024
 MAX_AGE: Final = 600  # seconds since the person has proven to be there; the provider asks again when older
 KEEP_SECONDS: Final = 300.0  # discovery and keys
 ASK_AGAIN_SECONDS: Final = 10.0  # an unknown key makes us fetch them at most so often
+DEADLINE_SECONDS: Final = 5.0  # for all that one question takes, from the name's look-up to the last byte
+AWAY_SECONDS: Final = 10.0  # so long nobody asks again a provider that was away
+THREADS: Final = 4
+QUEUE: Final = 16  # people who ask or wait to ask
 SCOPE: Final = "openid email"
 _DISCOVERY: Final = "/.well-known/openid-configuration"
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 
 class BadAnswer(Unauthorized):
@@ -61,12 +75,33 @@ class _Fetched:
     time: float
 
 
+class ProviderThreads:
+    """The threads that may wait for the provider: few, with a short queue. One per application."""
+
+    def __init__(self) -> None:
+        self._limiter = CapacityLimiter(THREADS)
+        self._waiting = 0
+
+    async def run(self, call: Callable[Given, Result], *args: Given.args, **kwargs: Given.kwargs) -> Result:
+        """What `call` returns or raises. Raises `Unavailable` at once when the queue is full."""
+        if self._waiting >= QUEUE:
+            raise Unavailable("Too many people sign in at this moment; try again.", code="sign_in_busy")
+        self._waiting += 1
+        try:
+            return await anyio.to_thread.run_sync(lambda: call(*args, **kwargs), limiter=self._limiter)
+        finally:
+            self._waiting -= 1
+
+
 class ForeignProvider:
     def __init__(self, c: Coordinator) -> None:
         self._c = c
         self._settings = c.settings
+        self.threads = ProviderThreads()
+        self._turn = threading.Lock()  # of the three below; nobody asks the provider with it
         self._fetched: _Fetched | None = None
-        self._turn = threading.Lock()
+        self._flight: Future[_Fetched] | None = None  # the one question under way
+        self._failed: tuple[float, str] | None = None  # when, and what to say
         self._authorities = _authorities(c)
 
     @property
@@ -173,49 +208,76 @@ class ForeignProvider:
         auth = (self._settings.oidc_client_id, secret) if secret else None
         if auth is not None:
             del form["client_id"]
-        return self._fetch("POST", str(self._known().document["token_endpoint"]), data=form, auth=auth)
+        endpoint = str(self._known().document["token_endpoint"])
+        until = time.monotonic() + DEADLINE_SECONDS
+        return self._fetch("POST", endpoint, until=until, data=form, auth=auth)
 
     def _known(self, *, again: bool = False) -> _Fetched:
-        """Discovery document and keys. `again`: newer ones, unless they were fetched a moment ago."""
+        """Discovery document and keys. `again`: newer ones, unless they were fetched a moment ago.
+
+        One caller asks and the others wait for what he gets, at most `DEADLINE_SECONDS`.
+        """
         with self._turn:
             now = self._c.clock.monotonic()
-            fetched = self._fetched
+            fetched, failed = self._fetched, self._failed
             if fetched is not None and now - fetched.time < (ASK_AGAIN_SECONDS if again else KEEP_SECONDS):
                 return fetched
-            document = self._fetch("GET", self.issuer.rstrip("/") + _DISCOVERY)
-            if document.get("issuer") != self.issuer:
-                raise self._away("calls itself by another name")
-            for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-                if not is_safe_url(document.get(name)):
-                    raise self._away(f"has no safe {name}")
-            jwks = self._fetch("GET", document["jwks_uri"])
-            try:
-                keys = KeySet([_public(key) for key in jwks["keys"] if _is_for_signatures(key)])
-            except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
-                raise self._away("shows keys that cannot be read") from error
-            self._fetched = _Fetched(document, keys, now)
-            return self._fetched
+            if failed is not None and now - failed[0] < AWAY_SECONDS:
+                raise Unavailable(failed[1], code="provider_away")
+            flight, mine = self._flight, self._flight is None
+            if flight is None:
+                flight = self._flight = Future()
+        if mine:
+            self._ask(flight)
+        return flight.result()
 
-    def _fetch(self, method: str, url: str, **options: Any) -> dict[str, Any]:
-        """A JSON object. No redirect is followed, and no answer larger than `LARGEST_ANSWER` is kept."""
+    def _ask(self, flight: Future[_Fetched]) -> None:
+        """Ends `flight`, with or without an answer."""
+        fetched, failed = None, None
         try:
-            with (
-                httpx2.Client(
-                    timeout=10, follow_redirects=False, trust_env=False, verify=self._authorities
-                ) as http,
-                http.stream(method, url, headers={"Accept": "application/json"}, **options) as answer,
-            ):
-                body = bytearray()
-                for piece in answer.iter_bytes():
-                    body += piece
-                    if len(body) > LARGEST_ANSWER:
-                        raise self._away("answers too much")
+            fetched = self._discover()
+        except Unavailable as error:
+            failed = error
+        finally:
+            with self._turn:
+                self._flight = None
+                self._fetched = fetched or self._fetched
+                self._failed = None if failed is None else (self._c.clock.monotonic(), failed.message)
+            if fetched is not None:
+                flight.set_result(fetched)
+            else:
+                flight.set_exception(failed or self._away("could not be asked"))
+
+    def _discover(self) -> _Fetched:
+        until, now = time.monotonic() + DEADLINE_SECONDS, self._c.clock.monotonic()
+        document = self._fetch("GET", self.issuer.rstrip("/") + _DISCOVERY, until=until)
+        if document.get("issuer") != self.issuer:
+            raise self._away("calls itself by another name")
+        for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+            if not is_safe_url(document.get(name)):
+                raise self._away(f"has no safe {name}")
+        jwks = self._fetch("GET", document["jwks_uri"], until=until)
+        try:
+            keys = KeySet([_public(key) for key in jwks["keys"] if _is_for_signatures(key)])
+        except (JoseError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise self._away("shows keys that cannot be read") from error
+        return _Fetched(document, keys, now)
+
+    def _fetch(self, method: str, url: str, *, until: float, **options: Any) -> dict[str, Any]:
+        """A JSON object. No redirect is followed, and no answer larger than `LARGEST_ANSWER` is kept.
+
+        On an event loop of its own, which can end any step at `until`: timeouts count each byte anew.
+        """
+        try:
+            status, body = asyncio.run(self._answer(method, url, until=until, **options))
         except httpx2.HTTPError as error:
             raise self._away("does not answer") from error
-        if method == "POST" and 400 <= answer.status_code < 500:
-            raise BadAnswer(f"token endpoint: {answer.status_code}")
-        if answer.status_code != 200:
-            raise self._away(f"answers {answer.status_code}")
+        except TimeoutError as error:
+            raise self._away("does not answer in time") from error
+        if method == "POST" and 400 <= status < 500:
+            raise BadAnswer(f"token endpoint: {status}")
+        if status != 200:
+            raise self._away(f"answers {status}")
         try:
             found = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -223,6 +285,21 @@ class ForeignProvider:
         if not isinstance(found, dict):
             raise self._away("does not answer with an object")
         return found
+
+    async def _answer(self, method: str, url: str, *, until: float, **options: Any) -> tuple[int, bytes]:
+        async with (
+            asyncio.timeout(until - time.monotonic()),
+            httpx2.AsyncClient(
+                timeout=DEADLINE_SECONDS, follow_redirects=False, trust_env=False, verify=self._authorities
+            ) as http,
+            http.stream(method, url, headers={"Accept": "application/json"}, **options) as answer,
+        ):
+            body = bytearray()
+            async for piece in answer.aiter_bytes():
+                body += piece
+                if len(body) > LARGEST_ANSWER:
+                    raise self._away("answers too much")
+            return answer.status_code, bytes(body)
 
     def _away(self, what: str) -> Unavailable:
         message = f"The sign-in provider {self.issuer} {what}; who is signed in stays so. Try again later."

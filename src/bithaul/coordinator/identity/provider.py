@@ -12,7 +12,7 @@ from typing import Final
 from sqlalchemy import Connection, update
 
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.identity import authorize, inspection, people
+from bithaul.coordinator.identity import authorize, codes, inspection, people
 from bithaul.coordinator.identity.adapter import (
     AUTHORIZATION_CODE,
     METHODS,
@@ -53,9 +53,9 @@ class Identity:
         self.sessions = Sessions(c)
         self.password_threads = PasswordThreads()
         self.foreign = ForeignProvider(c) if c.settings.oidc_issuer else None
-        self.sign_in_throttle = Throttle(c, "sign-in", limits=limits)
+        self.sign_in_throttle = Throttle(c, "sign-in", limits=limits, guessable=True)
         self.sign_in_pace = Pace(per_minute=limits.per_address * 10)
-        self.password_throttle = Throttle(c, "password", limits=limits)
+        self.password_throttle = Throttle(c, "password", limits=limits, guessable=True)
         self._tokens = Tokens(c, self.keys, self.sessions)
         self._token_throttle = Throttle(c, "token", limits=limits)
         self._revoke_throttle = Throttle(c, "revoke", limits=limits)
@@ -72,11 +72,14 @@ class Identity:
     def token(self, form: TokenForm, *, address: str) -> TokenAnswer:
         """Answer a token request, or raise `TooManyAttempts`, as `revoke` and `introspect` do.
 
-        The writer is touched only for a code, on success, or on a counted failure.
+        The writer is touched only for a code that exists, on success, or on a counted failure.
         """
         opened = self._c.database.read
-        if form.fields.get("grant_type") == AUTHORIZATION_CODE and "code" in form.fields:
-            opened = self._c.database.write  # a code is used up in the transaction that answers
+        if form.fields.get("grant_type") == AUTHORIZATION_CODE:
+            with self._c.database.read() as connection:
+                exists = codes.exists(connection, form.fields.get("code", ""), now=self._c.clock.now())
+            if exists:
+                opened = self._c.database.write  # it is used up in the transaction that answers
         with opened() as connection:
             answer = self._server(connection).answer(form)
         return self._counted(answer, form, self._token_throttle, address)

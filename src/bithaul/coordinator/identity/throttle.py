@@ -2,20 +2,21 @@
 
 It slows guessing and never locks out: only a failed attempt is counted, and only a failed attempt is
 answered with 429, so the right secret works under attack. Passwords can be guessed, 256 random bits cannot:
-where a password is asked for, `blocked` refuses the guessing address unheard, and nobody else. Attempts are
-also rows, so a restart forgets none. Of an IPv6 address its network counts: who has one has 2^64 of them.
+where a password is asked for, `blocked` refuses the guessing address unheard, and nobody else; while there
+are too many failures in all, each address has `TRIES_IN_A_CROWD`. Attempts are also rows, so a restart
+forgets none. Of an IPv6 address its networks count: who has one has 2^64 of them, or 2^80.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import math
+import threading
 import time
+from collections import OrderedDict, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from limits import RateLimitItem, RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import MovingWindowRateLimiter
 from sqlalchemy import delete, insert, select
 
 from bithaul.coordinator.context import Coordinator
@@ -23,12 +24,16 @@ from bithaul.coordinator.identity.tables import failed_attempts
 from bithaul.errors import BithaulError
 
 WINDOW_SECONDS = 60.0
-KEEP_SECONDS = 7 * 24 * 3600.0
+KEEP_SECONDS = 3600.0  # a row is read once, in the first minute after a restart
+MOST_ROWS = 10_000  # all paths together: three minutes of an attack on each
+MOST_KEYS = 10_000  # in memory, of one kind
+TRIES_IN_A_CROWD = 2
+_IPV6_NETWORKS = (64, 56, 48)  # RFC 6177: one customer has a /64 at least, and up to a /48
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Failed attempts a minute before the answer becomes 429."""
+    """Failed attempts a minute before the answer becomes 429. A wider IPv6 network has twice as many."""
 
     per_client_and_address: int = 10
     per_address: int = 60
@@ -46,31 +51,75 @@ class TooManyAttempts(BithaulError):
         self.retry_after = retry_after
 
 
+class Window:
+    """What was counted in the last minute, by key. Above `MOST_KEYS` the longest quiet is forgotten."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._lock = threading.Lock()
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def hit(self, key: str) -> bool:
+        """Count once more. False: not counted, for it is full."""
+        with self._lock:
+            times = self._recent(key)
+            if len(times) >= self.limit:
+                return False
+            times.append(time.monotonic())
+            self._times[key] = times
+            self._times.move_to_end(key)
+            if len(self._times) > MOST_KEYS:
+                self._times.popitem(last=False)
+            return True
+
+    def wait(self, key: str, *, limit: int | None = None) -> int | None:
+        """Seconds until it is no longer full; None when it is not."""
+        limit = self.limit if limit is None else min(limit, self.limit)
+        with self._lock:
+            times = self._recent(key)
+            if len(times) < limit:
+                return None
+            return max(1, math.ceil(times[-limit] + WINDOW_SECONDS - time.monotonic()))
+
+    def _recent(self, key: str) -> deque[float]:
+        times = self._times.get(key)
+        if times is None:
+            return deque()
+        since = time.monotonic() - WINDOW_SECONDS
+        while times and times[0] <= since:
+            times.popleft()
+        if not times:
+            del self._times[key]
+        return times
+
+
 class Pace:
     """How often one address may do what costs us a write and proves nothing. In memory only."""
 
     def __init__(self, *, per_minute: int) -> None:
-        self._window = MovingWindowRateLimiter(MemoryStorage())
-        self._item = RateLimitItemPerMinute(per_minute)
+        self._window = Window(per_minute)
 
     def step(self, address: str) -> None:
         """Raises `TooManyAttempts`."""
-        source = source_of(address)
-        if not self._window.hit(self._item, source):
-            reset = self._window.get_window_stats(self._item, source).reset_time
-            raise TooManyAttempts(max(1, math.ceil(reset - time.time())))
+        source = next(networks_of(address))
+        if not self._window.hit(source):
+            raise TooManyAttempts(self._window.wait(source) or 1)
 
 
 class Throttle:
-    """One per credential path. Not a queue and not a ban."""
+    """One per credential path. Not a queue and not a ban.
 
-    def __init__(self, c: Coordinator, path: str, *, limits: Limits) -> None:
+    `guessable`: a password is asked for, and each failure has cost a hash. These are counted also when there
+    are too many in all; else no new key is stored then.
+    """
+
+    def __init__(self, c: Coordinator, path: str, *, limits: Limits, guessable: bool = False) -> None:
         self._c = c
         self._path = path
-        self._window = MovingWindowRateLimiter(MemoryStorage())
-        self._pair = RateLimitItemPerMinute(limits.per_client_and_address, namespace="pair")
-        self._address = RateLimitItemPerMinute(limits.per_address, namespace="address")
-        self._all = RateLimitItemPerMinute(limits.in_all, namespace="all")
+        self._guessable = guessable
+        self._all = Window(limits.in_all)
+        self._networks = [Window(limits.per_address * 2**n) for n in range(len(_IPV6_NETWORKS))]
+        self._pairs = Window(limits.per_client_and_address)
         since = c.clock.now() - WINDOW_SECONDS
         recent = select(failed_attempts).where(failed_attempts.c.path == path, failed_attempts.c.time > since)
         with c.database.read() as connection:
@@ -78,12 +127,18 @@ class Throttle:
                 self._count(row["client_id"], row["address"])
 
     def blocked(self, client_id: str, address: str) -> int | None:
-        """Retry-After when this address has guessed too often, at this name or in all; None to go on."""
-        client_id, source = client_id[:64], source_of(address)
-        for item, key in ((self._address, (source,)), (self._pair, (source, client_id))):
-            if not self._window.test(item, self._path, *key):
-                return self._wait(item, key)
-        return None
+        """Retry-After when this address has guessed too often, at this name or in all; None to go on.
+
+        In a crowd that is earlier: guesses from ever new addresses find each of them nearly used up, and
+        whoever mistypes once gets in with the next try.
+        """
+        crowd = self._all.wait("") is not None
+        networks = list(networks_of(address))
+        for n, (window, network) in enumerate(zip(self._networks, networks, strict=False)):
+            wait = window.wait(network, limit=TRIES_IN_A_CROWD * 2**n if crowd else None)
+            if wait is not None:
+                return wait
+        return self._pairs.wait(_pair(networks[0], client_id))
 
     def failed(self, client_id: str, address: str) -> int | None:
         """Count a failed attempt. None: answer as usual; a number: answer 429 with this Retry-After."""
@@ -92,40 +147,44 @@ class Throttle:
         if wait is not None:
             return wait
         now = self._c.clock.now()
+        values = {"path": self._path, "client_id": client_id, "address": address, "time": now}
         with self._c.database.write() as connection:
+            [newest] = connection.execute(insert(failed_attempts).values(values)).inserted_primary_key or [0]
             connection.execute(delete(failed_attempts).where(failed_attempts.c.time < now - KEEP_SECONDS))
-            connection.execute(
-                insert(failed_attempts).values(
-                    path=self._path, client_id=client_id, address=address, time=now
-                )
-            )
+            connection.execute(delete(failed_attempts).where(failed_attempts.c.id <= newest - MOST_ROWS))
         return None
 
     def _count(self, client_id: str, address: str) -> int | None:
-        # Checked from wide to narrow: once the wide window is full, no new keys are stored in memory.
-        source = source_of(address)
-        for item, key in (
-            (self._all, ("*",)),
-            (self._address, (source,)),
-            (self._pair, (source, client_id)),
-        ):
-            if not self._window.hit(item, self._path, *key):
-                return self._wait(item, key)
-        return None
+        """Retry-After when one of them is full. From wide to narrow: behind a full one nothing is counted."""
+        networks = list(networks_of(address))
+        wait = self._networks[0].wait(networks[0])
+        if wait is not None:  # what it does more is nobody else's: not its neighbours', not everybody's
+            return wait
+        crowded = None if self._all.hit("") else self._all.wait("") or 1
+        if crowded is not None and not self._guessable:
+            return crowded
+        counted = [*zip(self._networks, networks, strict=False)][::-1]
+        for window, key in (*counted, (self._pairs, _pair(networks[0], client_id))):
+            if not window.hit(key):
+                return crowded or window.wait(key) or 1
+        return crowded
 
-    def _wait(self, item: RateLimitItem, key: tuple[str, ...]) -> int:
-        reset = self._window.get_window_stats(item, self._path, *key).reset_time
-        return max(1, math.ceil(reset - time.time()))
 
-
-def source_of(address: str) -> str:
-    """What an address counts as: of IPv6 its /64, which one customer has for himself (RFC 6177)."""
+def networks_of(address: str) -> Iterator[str]:
+    """What an address counts as, the narrowest first."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return address[:64]
+        yield address[:64]
+        return
     if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+        yield str(parsed)
+    elif parsed.ipv4_mapped is not None:
+        yield str(parsed.ipv4_mapped)
+    else:
+        for length in _IPV6_NETWORKS:
+            yield str(ipaddress.IPv6Network((int(parsed) >> (128 - length) << (128 - length), length)))
+
+
+def _pair(network: str, client_id: str) -> str:
+    return f"{network} {client_id[:64]}"

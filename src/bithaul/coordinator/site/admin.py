@@ -49,7 +49,7 @@ def admin_pages(
         own = await run_in_threadpool(lambda: identity.passwords_count) and fields.get("by") != "provider"
         cookie = await visits.begin_sign_in(request)
         if identity.foreign is not None and not own:
-            away = await run_in_threadpool(
+            away = await identity.foreign.threads.run(
                 identity.foreign.address,
                 callback=callback,
                 state=_state(identity, cookie, next_page, identity.foreign.issuer),
@@ -87,7 +87,7 @@ def admin_pages(
         if foreign is None:
             from_here = fields.get("iss") == base
         else:
-            from_here = await run_in_threadpool(foreign.came_from_here, fields.get("iss"))
+            from_here = await foreign.threads.run(foreign.came_from_here, fields.get("iss"))
         if not from_here:
             raise _failed("The answer is from another provider")
         if "error" in fields or "code" not in fields:
@@ -95,7 +95,7 @@ def admin_pages(
         if not await run_in_threadpool(sessions.end_sign_in, cookie):
             raise _failed("This sign-in was finished already")
         if foreign is not None:
-            known = await run_in_threadpool(
+            known = await foreign.threads.run(
                 by_provider,
                 foreign,
                 fields["code"],

@@ -59,7 +59,7 @@ def test_the_pages_outside_have_no_serious_issue(open_tab, axe_source: str, sche
     """What somebody sees who is not signed in, and who took a wrong turn."""
     tab = open_tab(width=360, scheme=scheme)
     tab.page.context.clear_cookies()
-    for path, heading in (("/admin", "Sign in"), ("/admin/nothing", "Not Found")):
+    for path, heading in (("/admin", "Sign in"), ("/admin/nothing", "Not found")):
         page = tab.go(path)
         assert page.locator("h1").inner_text() == heading
         page.evaluate(axe_source)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from served import NAME, PASSWORD
 from sqlalchemy import select
 from steps import PAGES, SCALE, refresh, write_logs, zoom
 
@@ -17,7 +18,7 @@ from bithaul.coordinator.database import fleet
 from bithaul.coordinator.database.runs import get_run
 from bithaul.coordinator.database.tables import workers
 from bithaul.coordinator.database.versions import insert_version, newest_version
-from bithaul.coordinator.identity.clients import create_client
+from bithaul.coordinator.identity.clients import create_client, list_clients
 from bithaul.exchange.weights import weights_pieces
 
 pytestmark = pytest.mark.browser
@@ -404,6 +405,50 @@ def test_a_machine_is_added_and_its_page_turns_green(open_tab, coordinator) -> N
     kept = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, location.href])")
     assert secret not in json.loads(json.dumps(kept)), "a secret is kept nowhere in the browser"
     tab.assert_quiet()
+
+
+def test_a_secrets_page_loaded_again_changes_nothing(open_tab, coordinator) -> None:
+    """Catches: F5, which rotates again and kills the secret that the machine was just given; a bare error."""
+    create_client(coordinator.c, "pressed-f5", scope="bithaul.worker")
+    page = open_tab().go("/admin/keys?q=pressed-f5")
+    page.get_by_role("button", name="Rotate").first.click()
+    page.locator("#rotate-pressed-f5").get_by_role("button", name="Rotate").click()
+    page.wait_for_selector("#secret")
+    hint = next(k.hint for k in list_clients(coordinator.c) if k.id == "pressed-f5")
+    assert page.locator("#secret").inner_text().startswith(hint)
+    page.reload()
+    page.wait_for_url("**/admin/keys?q=pressed-f5&shown=pressed-f5")
+    assert "it is not shown twice" in page.locator(".note.warn").inner_text()
+    assert next(k.hint for k in list_clients(coordinator.c) if k.id == "pressed-f5") == hint
+
+    page.goto(coordinator.url + "/admin/install")
+    page.get_by_label("Name of the machine").fill("loaded-again")
+    page.get_by_role("button", name="Make its key").click()
+    page.wait_for_selector("#secret")
+    page.reload()
+    page.wait_for_selector("#why")
+    assert "it is not shown twice" in page.locator("#why").inner_text()
+    assert page.get_by_label("Name of the machine").input_value() == "loaded-again"
+    page.get_by_role("link", name="rotate that key").click()
+    page.wait_for_url("**/admin/keys?q=loaded-again")
+
+
+def test_a_secrets_page_whose_session_has_ended_leads_to_a_page(open_tab, coordinator) -> None:
+    """Catches: "Sign in again" that leads to an address which only takes forms, a bare 405."""
+    create_client(coordinator.c, "left-alone", scope="bithaul.worker")
+    page = open_tab().go("/admin/keys?q=left-alone")
+    page.get_by_role("button", name="Rotate").first.click()
+    page.locator("#rotate-left-alone").get_by_role("button", name="Rotate").click()
+    page.wait_for_selector("#secret")
+    page.context.clear_cookies()
+    refresh(page)
+    assert page.locator("#away a").get_attribute("href") == "/admin/keys?q=left-alone"
+    page.locator("#away a").click()
+    page.get_by_label("Name").fill(NAME)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url("**/admin/keys?q=left-alone")
+    assert page.locator("#key-left-alone").count() == 1
 
 
 def test_words_of_strangers_run_nothing(open_tab, coordinator) -> None:

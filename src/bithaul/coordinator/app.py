@@ -79,7 +79,7 @@ def create_api(
     app.state.desk = desk = Desk()
     assets = Assets()
     pages = Pages(c.settings, make_environment(assets))
-    answers = Answers(pages.problem)
+    answers = Answers(pages.problem, pages.personal)
     answers.install(app)
     cookies = Cookies(c.settings)
     peers = Peers(c.settings)

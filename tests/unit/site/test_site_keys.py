@@ -35,6 +35,13 @@ def secret_in(text: str) -> str:
     return html.unescape(re.search(r'<pre id="secret">([^<]+)</pre>', text)[1])
 
 
+def mark_in(text: str, key: str) -> str:
+    """What the form says that rotates this key."""
+    return html.unescape(
+        re.search(rf'action="/admin/keys/{key}/rotate">.*?name="mark" value="([^"]+)"', text, re.S)[1]
+    )
+
+
 def proves(c: Coordinator, client: str, secret: str) -> bool:
     with c.database.read() as connection:
         row = find(connection, client)
@@ -57,11 +64,14 @@ def test_a_key_is_made_and_its_secret_shown_once(own: Coordinator, visit) -> Non
 def test_rotate_disable_enable_delete(own: Coordinator, visit) -> None:
     site = visit(own)
     old = create_client(own, "w1", scope="bithaul.worker")
-    rotated = site.post("/admin/keys/w1/rotate", data={"grace": "600"})
+    mark = mark_in(site.get("/admin/keys").text, "w1")
+    rotated = site.post("/admin/keys/w1/rotate", data={"grace": "600", "mark": mark})
     new = secret_in(rotated.text)
     assert proves(own, "w1", new)
     assert proves(own, "w1", old), "in its grace"
-    site.post("/admin/keys/w1/rotate", data={"grace": "0"})
+    site.post(
+        "/admin/keys/w1/rotate", data={"grace": "0", "mark": mark_in(site.get("/admin/keys").text, "w1")}
+    )
     assert not proves(own, "w1", old)
     assert not proves(own, "w1", new)
     answer = site.post("/admin/keys/w1/disable")
@@ -75,6 +85,54 @@ def test_rotate_disable_enable_delete(own: Coordinator, visit) -> None:
     assert done[-5:] == ["client.rotate", "client.rotate", "client.disable", "client.enable", "client.delete"]
     assert site.post("/admin/keys/w1/delete").status_code == 404
     assert site.post("/admin/keys/w1/explode").status_code == 422
+
+
+def test_a_form_that_rotates_does_it_once(own: Coordinator, visit) -> None:
+    """Catches: a page of a secret loaded again, which kills the secret that it has just shown."""
+    site = visit(own)
+    create_client(own, "w1", scope="bithaul.worker")
+    sent = {"grace": "0", "mark": mark_in(site.get("/admin/keys").text, "w1")}
+    secret = secret_in(site.post("/admin/keys/w1/rotate", data=sent).text)
+    again = site.post("/admin/keys/w1/rotate", data=sent)
+    assert (again.status_code, again.headers["location"]) == (303, "/admin/keys?q=w1&shown=w1")
+    assert proves(own, "w1", secret)
+    told = site.get(again.headers["location"]).text
+    assert "it is not shown twice. Nothing was changed now." in told
+    assert secret not in told
+    fresh = secret_in(site.post("/admin/keys/w1/rotate", data=sent | {"mark": mark_in(told, "w1")}).text)
+    assert proves(own, "w1", fresh)
+    assert not proves(own, "w1", secret)
+    assert site.get("/admin/keys/w1/rotate").headers["location"] == "/admin/keys?q=w1"
+    assert "not shown twice" not in site.get("/admin/keys?shown=nobody").text
+
+
+def test_a_name_that_cannot_be_is_told_in_the_form(own: Coordinator, visit) -> None:
+    """Catches: a bare "Conflict" and an empty form, for a name taken or a page loaded again."""
+    site = visit(own)
+    form = site.get("/admin/install").text
+    sent = {"name": "Kitchen-Laptop", "since": re.search(r'name="since" value="([^"]+)"', form)[1]}
+    secret = secret_in(site.post("/admin/install", data=sent).text)
+    again = site.post("/admin/install", data=sent)
+    assert again.status_code == 409
+    assert "its secret was shown then; it is not shown twice" in again.text
+    assert "turns green" in again.text
+    assert secret not in again.text
+    own.clock.time += 60
+    later = sent | {"since": re.search(r'name="since" value="([^"]+)"', site.get("/admin/install").text)[1]}
+    own.clock.time -= 60
+    create_client(own, "ops", scope=ADMIN_SCOPE)
+    for name, status, words in (
+        ("Kitchen-Laptop", 409, "has a key already"),
+        ("ops", 409, "application&#39;s key"),
+        ("../etc", 422, "the first is a letter or digit"),
+    ):
+        told = site.post("/admin/install", data=later | {"name": name})
+        assert told.status_code == status, name
+        assert html.unescape(words) in html.unescape(told.text), name
+        assert f'name="name" value="{name}"' in told.text, name
+        assert ('href="/admin/keys?q=kitchen-laptop"' in told.text) == (name == "Kitchen-Laptop"), name
+        assert "not shown twice" not in told.text
+    assert proves(own, "kitchen-laptop", secret)
 
 
 @pytest.mark.parametrize("what", ["rotate", "disable", "enable", "delete"])

@@ -24,6 +24,7 @@ from bithaul.errors import BithaulError, Forbidden
 
 FIELD = "csrf_token"
 HEADER = "x-csrf-token"
+CODE = "csrf"  # of the refusal
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -50,7 +51,7 @@ class CsrfGuard:
             if not self._is_token(headers, token):
                 raise _refused()
         except BithaulError as error:
-            await self._answers.of(scope, error)(scope, receive, send)
+            await (await self._answers.told(scope, error))(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -85,4 +86,4 @@ async def _token(scope: Scope, receive: Receive, headers: Headers) -> tuple[str 
 
 
 def _refused() -> Forbidden:
-    return Forbidden("This form is not from this site or is too old; load the page again.", code="csrf")
+    return Forbidden("This form is not from this site or is too old; load the page again.", code=CODE)

@@ -4,7 +4,7 @@ of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI
@@ -21,6 +21,8 @@ from bithaul.exchange.messages import Problem
 
 MEDIA_TYPE = "application/problem+json"
 Page = Callable[[int, str, str], Response]
+Personal = Callable[[Scope, int, str, str], Awaitable[Response | None]]
+THINGS = {"task": "task", "worker": "worker", "version": "version", "key": "key", "seeding": "batch of tasks"}
 _CODES = {
     400: "bad_request",
     404: "not_found",
@@ -69,11 +71,13 @@ def problem(
 class Answers:
     """How errors are answered: as problem+json, or as a `page` to whoever asks for HTML, a person's browser.
 
-    `page` makes one of the status, what happened and the request's id.
+    `page` makes one of the status, what happened and the request's id. `personal` may have a better one for
+    whoever asks, of the request, the status, what happened and the code; it looks up who that is.
     """
 
-    def __init__(self, page: Page | None = None) -> None:
+    def __init__(self, page: Page | None = None, personal: Personal | None = None) -> None:
         self._page = page
+        self._personal = personal
 
     def install(self, app: FastAPI) -> None:
         """Register the handlers for our errors, validation errors, the framework's errors and defects."""
@@ -83,11 +87,36 @@ class Answers:
         app.add_exception_handler(Exception, self._on_defect)
 
     def of(self, scope: Scope, error: BithaulError) -> Response:
-        """The answer to one of the project's errors."""
+        """The answer to one of the project's errors, at once: nobody is looked up."""
         headers = headers_of(error)
-        return self._answer(scope, error.http_status, error.message, code=error.error_code, headers=headers)
+        return self._bare(scope, error.http_status, error.message, code=error.error_code, headers=headers)
 
-    def _answer(
+    async def told(self, scope: Scope, error: BithaulError) -> Response:
+        """The answer to one of the project's errors, for whoever asks."""
+        headers = headers_of(error)
+        return await self._answer(
+            scope, error.http_status, error.message, code=error.error_code, headers=headers
+        )
+
+    async def _answer(
+        self,
+        scope: Scope,
+        status: int,
+        detail: str,
+        *,
+        code: str,
+        headers: Mapping[str, str] | None = None,
+        **extra: str,
+    ) -> Response:
+        if self._personal is not None and status < 500 and wants_page(Headers(scope=scope)):
+            page = await self._personal(scope, status, detail, code)
+            if page is not None:
+                if page.status_code == status:
+                    page.headers.update(headers or {})
+                return page
+        return self._bare(scope, status, detail, code=code, headers=headers, **extra)
+
+    def _bare(
         self,
         scope: Scope,
         status: int,
@@ -105,31 +134,41 @@ class Answers:
 
     async def _on_error(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, BithaulError)
-        return self.of(request.scope, error)
+        return await self.told(request.scope, error)
 
     async def _on_invalid(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         if first["type"] == "json_invalid":
-            return self._answer(request.scope, 400, "The body is not valid JSON.", code="malformed_json")
+            return await self._answer(
+                request.scope, 400, "The body is not valid JSON.", code="malformed_json"
+            )
+        if self._page is not None and first["loc"][0] in ("path", "query") and wants_page(request.headers):
+            return await self._answer(request.scope, 404, _no_page(first["loc"]), code="not_found")
         where = ".".join(str(part) for part in first["loc"])[:200]
         detail = f"{where}: {first['msg']}"[:400]
-        return self._answer(request.scope, 422, detail, code="invalid_request")
+        return await self._answer(request.scope, 422, detail, code="invalid_request")
 
     async def _on_http(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         status, detail = error.status_code, str(error.detail)
         if status in {404, 405}:
             detail = f"There is no {request.method} for this address."
-            if status == 404 and wants_page(request.headers):
+            if wants_page(request.headers) and (status == 404 or request.method == "GET"):
                 detail = "There is no page at this address. It may have moved, or a letter is missing."
         code = _CODES.get(status, "http_error")
-        return self._answer(request.scope, status, detail, code=code, headers=error.headers)
+        return await self._answer(request.scope, status, detail, code=code, headers=error.headers)
 
     async def _on_defect(self, request: Request, _: Exception) -> Response:
         request_id = str(request.scope.get("bithaul.request_id", ""))
         detail = "The coordinator failed on this request; its log has the reason under this request id."
-        return self._answer(request.scope, 500, detail, code="internal_error", request_id=request_id)
+        return self._bare(request.scope, 500, detail, code="internal_error", request_id=request_id)
+
+
+def _no_page(where: Sequence[int | str]) -> str:
+    """For a person who asks for something whose name or number cannot be."""
+    thing = THINGS.get(str(where[1])) if where[0] == "path" and len(where) > 1 else None
+    return f"There is no such {thing}." if thing else "That address is not one of this site's."
 
 
 def wants_page(headers: Headers) -> bool:

@@ -1,7 +1,12 @@
-"""API keys and the install page. A secret is on the page that answers its making, and never again."""
+"""API keys and the install page. A secret is on the page that answers its making, and never again.
+
+Loading that page again sends its form again. Each form says what it was made for, the secret as it was then
+or the time, so that a second sending of it is known, also after a restart, and changes nothing.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Annotated
 
@@ -13,6 +18,7 @@ from starlette.responses import Response
 from bithaul.coordinator.api.forms import read_form
 from bithaul.coordinator.identity.clients import (
     LONGEST_GRACE,
+    Client,
     create_client,
     delete_client,
     disable_client,
@@ -22,12 +28,13 @@ from bithaul.coordinator.identity.clients import (
 )
 from bithaul.coordinator.identity.sessions import Session
 from bithaul.coordinator.queries.installer import PREFIX, install_lines
-from bithaul.coordinator.queries.keyring import keyring
+from bithaul.coordinator.queries.keyring import KeyView, keyring
 from bithaul.coordinator.queries.wheel import build_wheel, wheel_name
 from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.export import export
 from bithaul.coordinator.site.frame import Frame
-from bithaul.errors import Forbidden, InvalidInput
+from bithaul.coordinator.site.pages import go
+from bithaul.errors import Conflict, Forbidden, InvalidInput
 from bithaul.exchange.messages import WORKER_SCOPE, Name
 
 KeyName = Annotated[Name, Path()]
@@ -39,9 +46,12 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
     c = frame.c
 
     @router.get(KEYS)
-    async def keys(request: Request, q: str = "", after: str = "") -> Response:
+    async def keys(request: Request, q: str = "", after: str = "", shown: str = "") -> Response:
+        """`shown`: the key whose secret is not shown twice."""
+
         def build() -> dict[str, object]:
-            return {"view": keyring(c, search=q, after=after), "q": q, "after": after}
+            view = keyring(c, search=q, after=after)
+            return {"view": view, "q": q, "after": after, "mark": _mark, "shown": worker_key(shown)}
 
         return await frame.show(request, "keys.html", build)
 
@@ -52,14 +62,28 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.data(request, build)
 
+    @router.get(f"{KEYS}/{{key}}/rotate")
+    async def rotated(request: Request, key: KeyName) -> Response:
+        """The address of a page with a secret, which has no other way to be asked for."""
+        await frame.visits.admin(request)
+        return go(f"{KEYS}?q={key}")
+
+    rotating = threading.Lock()  # of two sendings of a form at the same time one rotates
+
     @router.post(f"{KEYS}/{{key}}/rotate")
     async def rotate(request: Request, key: KeyName) -> Response:
+        """The new secret; for a form that was sent before, where to rotate again."""
         session = await frame.visits.admin(request)
-        grace = _grace((await read_form(request)).get("grace", "0"))
+        form = await read_form(request)
+        grace = _grace(form.get("grace", "0"))
 
         def build() -> Response:
             _refuse_others(key)
-            secret = rotate_client(c, key, grace_seconds=grace, actor=session.name)
+            with rotating:
+                before = worker_key(key)
+                if before is not None and form.get("mark", "") != _mark(before):
+                    return go(f"{KEYS}?q={key}&shown={key}")
+                secret = rotate_client(c, key, grace_seconds=grace, actor=session.name)
             return _secret_page(request, session, key, secret, rotated=True)
 
         return await run_in_threadpool(build)
@@ -78,26 +102,45 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
 
     @router.get(INSTALL)
     async def install(request: Request) -> Response:
-        return await frame.show(request, "install.html", dict)
+        return await frame.show(request, "install.html", blank)
 
     @router.post(INSTALL)
     async def make(request: Request) -> Response:
+        """The secret of a new key; the form again, as it was filled in, when there can be none."""
         session = await frame.visits.admin(request)
-        name = (await read_form(request)).get("name", "").strip().lower()
+        form = await read_form(request)
+        typed = form.get("name", "").strip()
+        name = typed.lower()
 
         def build() -> Response:
-            secret = create_client(c, name, scope=WORKER_SCOPE, actor=session.name)
+            try:
+                secret = create_client(c, name, scope=WORKER_SCOPE, actor=session.name)
+            except (Conflict, InvalidInput) as error:
+                values = blank() | {"typed": typed[:64], "status": error.http_status, "here": INSTALL}
+                values |= refused(name, form.get("since", ""))
+                return frame.render(request, session, "install.html", values)
             return _secret_page(request, session, name, secret, rotated=False)
 
         return await run_in_threadpool(build)
+
+    def blank() -> dict[str, object]:
+        return {"typed": "", "why": "", "name": "", "key": None, "since": c.clock.now()}
+
+    def refused(name: str, since: str) -> dict[str, object]:
+        """Why there is no new key: `sent` this form has made it already, `taken`, `other` or `bad`."""
+        if all(client.id != name for client in list_clients(c)):
+            return {"why": "bad"}
+        key = worker_view(name)
+        if key is None:
+            return {"why": "other", "name": name}
+        return {"why": "sent" if key.created_at >= _moment(since) else "taken", "name": name, "key": key}
 
     @router.get(f"{INSTALL}/{{key}}/state")
     async def state(request: Request, key: KeyName) -> Response:
         """The part of the page that turns green when the worker has registered."""
 
         def build() -> dict[str, object]:
-            found = [k for k in keyring(c, search=key, count=None).workers if k.id == key]
-            return {"key": found[0] if found else None, "name": key}
+            return {"key": worker_view(key), "name": key}
 
         return await frame.part(request, "installstate.html", build)
 
@@ -118,9 +161,17 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
             "lines": install_lines(c.settings.base_url, worker=key, secret=secret),
             "rotated": rotated,
             "key": None,
-            "here": INSTALL,  # what a refresh asks for: never the making again
+            "here": f"{KEYS}?q={key}" if rotated else INSTALL,  # of a refresh: never the making again
         }
         return frame.render(request, session, "secret.html", values)
+
+    def worker_key(key: str) -> Client | None:
+        found = [client for client in list_clients(c) if client.id == key and client.scope == WORKER_SCOPE]
+        return found[0] if found else None
+
+    def worker_view(key: str) -> KeyView | None:
+        found = [view for view in keyring(c, search=key, count=None).workers if view.id == key]
+        return found[0] if found else None
 
     def _refuse_others(key: str) -> None:
         if any(client.id == key and client.scope != WORKER_SCOPE for client in list_clients(c)):
@@ -142,6 +193,19 @@ class _Wheel:
             if not self._content:
                 self._content = build_wheel()
             return self._content
+
+
+def _mark(key: Client | KeyView) -> str:
+    """Of the secret that a key has now; another one has another."""
+    return f"{key.hint}.{key.rotated_at or key.created_at:.6f}"
+
+
+def _moment(text: str) -> float:
+    """A time that a form of ours carries; later than all for anything else."""
+    try:
+        return float(text[:40])
+    except ValueError:
+        return math.inf
 
 
 def _grace(text: str) -> float:

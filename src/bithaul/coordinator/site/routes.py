@@ -20,6 +20,7 @@ from bithaul.coordinator.site.openid import openid_pages
 from bithaul.coordinator.site.operator import operator_pages
 from bithaul.coordinator.site.pages import Pages, go
 from bithaul.coordinator.site.signin import sign_in_pages
+from bithaul.coordinator.site.trouble import trouble_of
 from bithaul.coordinator.site.visits import Visits
 
 
@@ -32,7 +33,9 @@ def site_routes(
     account_pages(router, c, identity, cookies, pages, visits)
     openid_pages(router, identity, cookies, pages, visits)
     admin_pages(router, c, identity, cookies, pages, visits)
-    operator_pages(router, Frame(c, visits, pages))
+    frame = Frame(c, visits, pages)
+    operator_pages(router, frame)
+    pages.visitors = trouble_of(frame)
     assets.serve(router)
 
     @router.get("/")

@@ -18,8 +18,10 @@ from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.identity.signin import WrongPassword, sign_in
 from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.coordinator.site.pages import Pages, go, safe_next
-from bithaul.coordinator.site.visits import Visits
+from bithaul.coordinator.site.visits import ADMIN_SIGN_IN, Visits
 from bithaul.errors import Forbidden
+
+ENDED = "You had been signed out; nothing was changed."
 
 
 def sign_in_pages(
@@ -28,7 +30,13 @@ def sign_in_pages(
     sessions = identity.sessions
 
     async def form(
-        request: Request, next_page: str, *, status: int = 200, problem: str = "", fresh: bool = False
+        request: Request,
+        next_page: str,
+        *,
+        status: int = 200,
+        problem: str = "",
+        note: str = "",
+        fresh: bool = False,
     ) -> Response:
         """The page; it begins a sign-in where the browser has none."""
         begun = visits.sign_in_cookie(request)
@@ -42,6 +50,7 @@ def sign_in_pages(
             status=status,
             form_action=origin,
             problem=problem,
+            note=note,
             csrf_token=token,
             next=next_page,
             provider="" if identity.foreign is None else identity.foreign.issuer,
@@ -53,10 +62,16 @@ def sign_in_pages(
 
     @router.get("/signin")
     async def ask(request: Request) -> Response:
-        next_page = safe_next(read_query(request).get("next"))
+        fields = read_query(request)
+        next_page = safe_next(fields.get("next"))
+        note = ENDED if fields.get("ended") else ""
         if not await run_in_threadpool(lambda: identity.passwords_count):
-            return go(f"/admin/signin?next={quote(next_page, safe='')}")
-        return await form(request, next_page)
+            begins = urlsplit(next_page).path == ADMIN_SIGN_IN
+            provider = next_page if begins else f"{ADMIN_SIGN_IN}?next={quote(next_page, safe='')}"
+            if note:
+                return pages.message("Signed out", note, link=provider, link_text="Sign in again")
+            return go(provider)
+        return await form(request, next_page, note=note)
 
     @router.post("/signin")
     async def answer(request: Request) -> Response:

@@ -62,7 +62,7 @@
   const leave = () => {
     signedOut = true;
     clearTimeout(timer);
-    say("You are signed out. ", location.href);
+    say("You are signed out. ", refresher?.getAttribute("hx-get") || location.href); // a form's address is no page
     document.dispatchEvent(new CustomEvent("bithaul:interval"));
   };
   const trouble = (xhr) => (xhr.status ? `The coordinator answered with an error (${xhr.status}).` : "The coordinator does not answer.");

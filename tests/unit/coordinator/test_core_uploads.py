@@ -58,7 +58,7 @@ def test_the_older_of_two_is_found_until_it_is_over(tmp_path: Path) -> None:
 
 
 def test_a_worker_s_oldest_makes_place_and_is_found_no_more(tmp_path: Path) -> None:
-    """Catches a lease that leads to an upload that was given up, and one of another worker given up."""
+    """Catches a lease that leads to an upload given up for a newer one, and one of another worker gone."""
     uploads = Uploads(tmp_path)
     begin(uploads, 9, worker="w2", task=9)
     for number in range(1, 7):

@@ -19,7 +19,7 @@ from screenshots import SHOTS
 
 ROOT = Path(__file__).parents[3]
 NO_PAGE = re.compile(  # data, files and redirects
-    r"\.json$|\{kind\}|/weights$|/state$|/tail$|^/static/|^/install/|^/connect/|^/$|/callback|/admin/signin"
+    r"\.json$|\{kind\}|/weights$|/state$|/tail$|^/static/|^/install/|^/connect/|^/$|/callback|/admin/signin|/rotate$"
 )
 SIMPLE = {"/admin/signed-out"}  # one sentence and a link
 

@@ -24,7 +24,7 @@ from bithaul.errors import BithaulError, Forbidden
 
 FIELD = "csrf_token"
 HEADER = "x-csrf-token"
-CODE = "csrf"  # of the refusal
+CODE = "csrf"  # of `_refused`
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
@@ -86,4 +86,4 @@ async def _token(scope: Scope, receive: Receive, headers: Headers) -> tuple[str 
 
 
 def _refused() -> Forbidden:
-    return Forbidden("This form is not from this site or is too old; load the page again.", code=CODE)
+    return Forbidden("This form is not from this site or is too old; load the page again.", code="csrf")

@@ -143,7 +143,8 @@ class Answers:
             return await self._answer(
                 request.scope, 400, "The body is not valid JSON.", code="malformed_json"
             )
-        if self._page is not None and first["loc"][0] in ("path", "query") and wants_page(request.headers):
+        is_page = not getattr(request.scope.get("route"), "include_in_schema", True)
+        if is_page and first["loc"][0] in ("path", "query") and wants_page(request.headers):
             return await self._answer(request.scope, 404, _no_page(first["loc"]), code="not_found")
         where = ".".join(str(part) for part in first["loc"])[:200]
         detail = f"{where}: {first['msg']}"[:400]

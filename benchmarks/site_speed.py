@@ -1,6 +1,6 @@
 """What the admin site costs: 1,000 workers, a million log rows, over 100,000 metric points, signed in.
 
-A real coordinator process on a pretended run (tests/browser/pretend.py, crowd.py) in a real SQLite file,
+A real coordinator process on a pretended run (tests/browser/pretend.py, large.py) in a real SQLite file,
 asked over HTTP. Milliseconds are of `--repeats` requests, the median and the 95th percentile; `fragment` and
 `delta` are the dashboard refreshing. `first_fragment_ms` is the very first request of a process, asked as
 soon as it listens, and `settled_first_ms` the first one, two seconds later; each the median of `--starts`
@@ -38,7 +38,7 @@ from bithaul.coordinator.database.tables import logs, telemetry
 from bithaul.coordinator.settings import Settings, load_settings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "browser"))
-from crowd import crowd
+from large import crowd
 from pretend import MACHINES, enter, pretend_run
 from served import Process, chromium_path
 

@@ -1,7 +1,7 @@
 """A run that looks like a day's work of twelve machines, written as rows: for tests, pictures, benchmarks.
 
 The numbers are made up (by a fixed seed) and only have the shape of a real run: 400 versions come with about
-100,000 metric points. `crowd.py` adds a thousand machines and a million log entries to it.
+100,000 metric points. `large.py` adds a thousand machines and a million log entries to it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from crowd import crowd
+from large import crowd
 from served import Process, prepare
 
 from bithaul.coordinator.context import open_coordinator

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from crowd import NEEDLE, crowd
+from large import NEEDLE, crowd
 from served import Process, prepare
 from sqlalchemy import func, select
 

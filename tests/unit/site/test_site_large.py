@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from crowd import crowd
+from large import crowd
 from sqlalchemy import event, update
 from starlette.testclient import TestClient
 

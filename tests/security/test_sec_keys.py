@@ -12,6 +12,7 @@ from bithaul.coordinator.database.tables import logs
 from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import delete_client, list_clients
+from bithaul.coordinator.identity.throttle import Limits
 
 GRANT = {"grant_type": "client_credentials"}
 
@@ -140,6 +141,22 @@ def test_sec_46_hostile_names_do_not_reach_a_terminal(site, capsys):
     _, out = cli(capsys, "admin", "audit", "--dir", str(site.directory))
     assert not set("\x1b\u202e\r\0\x07") & set(out)
     assert out.count("\n") == len(out.splitlines())
+
+
+def test_sec_46_requests_of_one_worker_are_bounded_and_nobody_elses(make_site):
+    """Wrong results: a loop that went wild takes the coordinator from the others; a stranger uses w1's up."""
+    site = make_site(Limits(), with_run=True, worker_requests_per_minute=60)
+    wild, calm = site.worker("w1"), site.worker("w2")
+    for _ in range(100):
+        assert site.http.get("/work", headers={"Authorization": "Bearer x"}).status_code == 401
+    answers = [site.http.get("/work", headers=wild) for _ in range(70)]
+    assert [a.status_code == 429 for a in answers] == [False] * 60 + [True] * 10
+    assert answers[-1].json()["code"] == "too_many_requests"
+    assert 1 <= int(answers[-1].headers["Retry-After"]) <= 60
+    logged = site.http.post("/logs", json={"entries": []}, headers=wild)
+    assert logged.status_code == 429, "all routes together"
+    assert site.http.get("/work", headers=calm).status_code != 429
+    assert site.http.get("/health").status_code == 200
 
 
 def test_sec_46_logs_are_bounded_by_rows_and_bytes(run_site):

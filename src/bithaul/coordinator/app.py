@@ -36,7 +36,7 @@ from bithaul.coordinator.api.views import view_routes
 from bithaul.coordinator.api.worker import worker_routes
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
-from bithaul.coordinator.identity.throttle import Limits
+from bithaul.coordinator.identity.throttle import Limits, Window
 from bithaul.coordinator.services.runner import ServiceRunner
 from bithaul.coordinator.site.assets import Assets
 from bithaul.coordinator.site.environment import make_environment
@@ -77,6 +77,7 @@ def create_api(
     )
     app.state.identity = identity
     app.state.desk = desk = Desk()
+    app.state.worker_requests = Window(c.settings.worker_requests_per_minute)
     assets = Assets()
     pages = Pages(c.settings, make_environment(assets))
     answers = Answers(pages.problem, pages.personal)

@@ -52,6 +52,7 @@ class Settings(BaseSettings):
     oidc_ca_file: str = ""  # PEM, from `directory` on; who vouches for the provider's https. Empty: the usual
     database_url: str = ""  # empty: SQLite in `directory`
 
+    worker_requests_per_minute: int = Field(default=3000, ge=60)  # of each worker; then 429 for a moment
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     worker_gone_seconds: float = Field(default=60.0, gt=0)
     merge_interval: float = Field(default=0.2, gt=0)

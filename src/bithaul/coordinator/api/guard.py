@@ -18,8 +18,9 @@ from starlette.types import Message
 
 from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.openapi import security
-from bithaul.coordinator.api.problems import BadRequest, UnsupportedMediaType
+from bithaul.coordinator.api.problems import BadRequest, TooManyRequests, UnsupportedMediaType
 from bithaul.coordinator.identity.provider import Identity
+from bithaul.coordinator.identity.throttle import Window
 from bithaul.coordinator.identity.tokens import InvalidToken, Principal
 from bithaul.errors import Forbidden, TooLarge
 from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
@@ -44,13 +45,22 @@ def bearer(request: Request) -> str:
 
 
 async def authenticate(request: Request, scope: str) -> Principal:
-    """Who calls, or InvalidToken (401) or Forbidden (403) when the token lacks the route's scope."""
+    """Who calls. Raises InvalidToken (401), Forbidden (403) when the token lacks the route's scope, or
+    TooManyRequests (429)."""
     identity: Identity = request.app.state.identity
     desk: Desk = request.app.state.desk
     principal = await desk.run(identity.principal, bearer(request))
     if scope not in principal.scopes:
         raise Forbidden(f"This needs a token with the scope {scope}.", code="insufficient_scope")
+    if scope == WORKER_SCOPE:
+        _count(request.app.state.worker_requests, principal.client_id)
     return principal
+
+
+def _count(requests: Window, worker: str) -> None:
+    """One worker's loop that went wild, or its thief, leaves the others their coordinator."""
+    if not requests.hit(worker):
+        raise TooManyRequests(requests.wait(worker) or 1)
 
 
 async def read_body(request: Request, *, limit: int) -> bytes:

@@ -340,11 +340,15 @@ def test_sec_17_key_rotation(site):
 def test_sec_17_leaked_keys_are_replaced_at_once(forge, site):
     """Wrong result: who has copied the keys mints tokens for another hour, as their rotation allows."""
     old, old_id = forge.token, SigningKeys(site.c).jwks()["keys"]
+    hint = forge.make(header={"typ": "JWT"}, claims={"aud": "app", "sid": "s"}, without=("scope",))
+    ends = f"/connect/endsession?id_token_hint={hint}"
+    assert site.http.get(ends).status_code == 303
     with pytest.raises(SystemExit) as ended:
         run(["keys", "rotate-signing", "--leaked", "--dir", str(site.directory)])
     assert ended.value.code == 0
     assert forge.status(old) == 401
     assert forge.status(forge.make()) == 401, "minted with the copied key after it was replaced"
+    assert site.http.get(ends).status_code == 400, "an ID token of theirs is no hint any more"
     assert forge.status(site.token("w1")) == 404, "the coordinator signs with the new one, without a restart"
     shown = site.http.get("/.well-known/jwks.json").json()["keys"]
     assert len(shown) == 2

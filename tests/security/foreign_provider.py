@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import gzip
 import hashlib
 import html
 import json
@@ -95,7 +96,8 @@ class Key:
 
 @dataclass
 class Provider:
-    """`lie` may hold: `claims` (a change of them), `header`, `key`, `document`, `token` (the whole text)."""
+    """`lie` may hold: `claims` (a change of them), `header`, `key`, `document`, `token` (the whole text),
+    `packed` (answers are sent with gzip)."""
 
     now: Callable[[], float] = time.time
     subject: str = "248289761001"
@@ -153,10 +155,12 @@ class Provider:
             case _:
                 self.send(request, 404, {})
 
-    @staticmethod
-    def send(request: BaseHTTPRequestHandler, status: int, value: object) -> None:
+    def send(self, request: BaseHTTPRequestHandler, status: int, value: object) -> None:
         body = json.dumps(value).encode()
         request.send_response(status)
+        if self.lie.get("packed"):
+            body = gzip.compress(body)
+            request.send_header("Content-Encoding", "gzip")
         request.send_header("Content-Type", "application/json")
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()

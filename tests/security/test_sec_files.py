@@ -414,6 +414,23 @@ def test_sec_41_hostile_json_is_bounded(run_site):
     assert status(b"{}", "") == 415
 
 
+@pytest.mark.parametrize("number", [2**63, 10**30, -(10**30)])
+def test_sec_41_numbers_beyond_every_database_are_refused(run_site, number):
+    """Wrong result: a 500, and a traceback in the log, for each heartbeat of a worker that says so."""
+    headers, task = register(run_site)
+    mine = {"task": task["task"], "fence": task["fence"]}
+    able = {"device": "cpu", "threads": 1, "tokens_per_second": 50.0, "software": "1", "memory_bytes": number}
+    said = {"codecs": ["int8-block-v1"], "weight_formats": ["weights-v1"], "capabilities": able}
+    for path, message in (
+        ("/heartbeat", {**mine, "task": number}),
+        ("/heartbeat", {**mine, "tokens": number}),
+        ("/heartbeat", {"tokens": number}),
+        ("/logs", {"entries": [], "dropped": number}),
+        ("/register", said),
+    ):
+        assert run_site.http.post(path, json=message, headers=headers).status_code == 422, (path, message)
+
+
 def test_sec_41_depth_counts_brackets_outside_of_strings():
     assert depth(b"[" * 33) == 33
     assert depth(b'"' + b"[" * 100 + b'"') == 0

@@ -145,6 +145,27 @@ def test_a_provider_that_lies_signs_nobody_in(make, provider, lie):
     assert is_in(browser), "the lie was the only reason"
 
 
+def test_sec_10_answers_that_are_made_up_are_throttled(make_site, provider):
+    """Wrong results: a stranger makes us ask the provider, and writes a row, as often as he likes; he keeps
+    others out.
+    """
+    limits = Limits(per_client_and_address=3, per_address=6, in_all=100)
+    settings = {"oidc_issuer": provider.url, "oidc_client_id": CLIENT, "oidc_client_secret": SECRET}
+    site = make_site(limits, **settings, oidc_admins=ADMINS, trusted_proxies=("127.0.0.1",))
+    provider.now = site.clock.now
+
+    def bring(address, code="code=x"):
+        browser = site.browser(**{"X-Forwarded-For": address})
+        came = httpx2.get(begin(browser), follow_redirects=False, trust_env=False)
+        return browser.get(came.headers["location"].replace("code=", code)).status_code
+
+    assert [bring("9.9.9.9") for _ in range(5)] == [401, 401, 401, 429, 429]
+    assert provider.asked.count("/token") == 3
+    assert len(read_audit(site.c, limit=9, action="sign-in.refused")) == 3
+    assert bring("9.9.9.9", "code=") == 429
+    assert bring("8.8.8.8", "code=") == 303
+
+
 @pytest.mark.parametrize("iss", ["https://evil.example", None, ""])
 def test_an_answer_of_another_provider_is_refused(make, provider, iss):
     """RFC 9207: the code of a mixed-up provider is not even shown to this one."""
@@ -337,6 +358,8 @@ def test_a_provider_that_is_away_stops_new_sign_ins_only(make, provider):
         {"issuer": "https://evil.example"},
         {"token_endpoint": "http://192.168.1.7/token"},
         {"jwks_uri": "file:///etc/passwd"},
+        {"jwks_uri": "https://a b/jwks"},
+        {"jwks_uri": "https://\N{SNOWMAN}.example/\0"},
         {"authorization_endpoint": None},
     ],
 )
@@ -597,3 +620,35 @@ def test_sec_10_a_provider_that_drips_is_left_at_the_deadline(make_site, silent,
                 started = True
     [(answer, seconds)] = ended()
     assert (answer.status_code, seconds < 3) == (503, True)
+
+
+def test_sec_40_what_a_provider_packs_is_not_unpacked(make, provider):
+    """Wrong result: 64 KiB on the line become gigabytes here before anybody has counted them."""
+    site = make()
+    provider.lie = {"packed": True}
+    assert site.browser().get("/admin/signin").status_code == 503
+    provider.lie = {}
+    site.clock.time += 11
+    browser = site.browser()
+    sign_in(site, browser)
+    assert is_in(browser), "the packing was the only reason"
+
+
+def test_sec_10_a_name_that_is_looked_up_for_ever_is_left_at_the_deadline(make_site, monkeypatch):
+    """Wrong result: a name server that does not answer holds the threads for as long as the system tries."""
+    monkeypatch.setattr(foreign, "DEADLINE_SECONDS", 1.0)
+    ended, asked, real = threading.Event(), [], socket.getaddrinfo
+
+    def look_up(host, *more, **options):
+        if host not in ("id.example", b"id.example"):
+            return real(host, *more, **options)
+        asked.append(host)
+        ended.wait(20)
+        raise socket.gaierror("nobody answers")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    site = make_site(WIDE, oidc_issuer="https://id.example", oidc_client_id=CLIENT, oidc_admins=ADMINS)
+    [(answer, seconds)] = knock(site, 1)()
+    ended.set()
+    assert asked
+    assert (answer.status_code, seconds < 5) == (503, True)

@@ -459,6 +459,8 @@ def test_sec_26_a_hint_of_another_session_asks_first(app):
 def test_sec_26_who_is_asked_and_says_yes_is_signed_out(app):
     fields = {"client_id": "app", "post_logout_redirect_uri": AFTER}
     page = app.browser.get("/connect/endsession?" + urlencode(fields))
+    policy = page.headers["content-security-policy"]
+    assert "form-action 'self' https://app.example;" in policy, "Chromium applies it to the redirect too"
     gone = app.browser.submit(page, "/connect/endsession")
     assert gone.headers["location"] == AFTER
     assert app.browser.get("/account").status_code == 303

@@ -59,6 +59,41 @@ def test_sec_43_long_urls_are_431(site):
         assert read_all(connection).startswith(b"HTTP/1.1 431")
 
 
+CHUNKED = (
+    b"POST /connect/userinfo HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [b"", b"Host: evil.example", b"Content-Encoding: gzip", b"Authorization: Bearer x\r\nAuthorization: y"],
+)
+def test_sec_43_what_follows_a_body_is_no_header(site, trailer):
+    """Wrong result: fields that no proxy looks at, because they come last, are believed like headers."""
+    with open_connection(site) as connection:
+        connection.sendall(CHUNKED + b"3\r\na=b\r\n0\r\n" + (trailer and trailer + b"\r\n") + b"\r\n")
+        assert read_all(connection).startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [(b"0\r\n", b"A: b\r\n" * 1000), (b"0\r\nA: ", b"a" * 5000), (b"1;", b"a" * 5000)],
+    ids=["many fields", "one long field", "what a chunk says of itself"],
+)
+def test_sec_43_nothing_beside_a_body_is_without_end(site, begin, piece):
+    """Wrong result: anybody fills the memory, for nothing that is neither header nor body is counted."""
+    sent = 0
+    with open_connection(site) as connection:
+        connection.sendall(CHUNKED + begin)
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):
+            while sent < 16_000_000:
+                connection.sendall(piece)
+                sent += len(piece)
+    assert sent < 16_000_000
+    assert site.http.get("/.well-known/jwks.json").status_code == 200
+
+
 def test_sec_43_dripped_headers_and_bodies_are_closed_at_the_deadline(site, monkeypatch):
     monkeypatch.setattr(HardenedHttpToolsProtocol, "header_seconds", 0.3)
     monkeypatch.setattr(HardenedHttpToolsProtocol, "body_seconds", 0.3)

@@ -28,6 +28,9 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     uvicorn's own for the last is not used: it forgets a connection whose request was answered before its body
     had come.
 
+    Fields after a body (trailers) are read by nobody. uvicorn adds them to the headers, where they would be
+    believed like those that a proxy has let through. What is neither header nor body has a header's bound.
+
     And one while bytes wait for a peer to read them: aborted when he takes none, or nearly none, in a minute.
     """
 
@@ -43,6 +46,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     _header_bytes = 0
     _body_bytes = 0
     _discarded = 0
+    _beside = 0  # bytes since the last of the body: trailers, or what frames its chunks
     _timer: asyncio.TimerHandle | None = None
     _reader: asyncio.TimerHandle | None = None
     _unread = 0  # when `_reader` was armed
@@ -69,7 +73,10 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
             self._header_bytes += len(data)
             if self._timer is None or self._resting:
                 self._arm(self.header_seconds, self._headers_late)
+        self._beside += len(data)
         super().data_received(data)
+        if not self._in_headers and self._beside > MAX_HEADER_BYTES:
+            self.transport.abort()
         if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
             self._refuse_headers()
 
@@ -77,10 +84,15 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_headers = True
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_headers:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         if self.transport.get_write_buffer_size() == 0:
             self._has_read()
         self._in_headers = False
+        self._beside = 0
         self._disarm()
         if sum(len(name) + len(value) + 4 for name, value in self.headers) + len(self.url) > MAX_HEADER_BYTES:
             self._refuse_headers()
@@ -92,6 +104,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
+        self._beside = 0
         if self.cycle is None:
             return
         if self.cycle.response_complete:  # answered early: read on, so that the peer gets to see the answer

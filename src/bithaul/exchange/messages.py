@@ -19,6 +19,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fence = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**53)]  # what JSON carries exactly, and every database keeps
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
@@ -38,7 +39,7 @@ class Capabilities(Message):
 
     device: Annotated[str, Field(max_length=200)]
     threads: Annotated[int, Field(ge=1, le=4096)]
-    memory_bytes: Annotated[int, Field(ge=0)]
+    memory_bytes: Count
     tokens_per_second: NonNegative  # calibration: a real training step of the run's model
     tokens_per_second_spread: NonNegative = 0.0
     path: Annotated[str, Field(max_length=300)] = ""  # compute path and the reason it was chosen
@@ -128,7 +129,7 @@ class TaskMessage(Message):
 class HeldoutLoss(Message):
     version: int
     loss: Finite  # mean cross-entropy in nats per label-weighted token, see training.loss
-    tokens: Annotated[int, Field(ge=1)]
+    tokens: Annotated[int, Field(ge=1, le=2**53)]
 
 
 class ReportHeader(Message):
@@ -182,9 +183,9 @@ class LeaseOutcome(StrEnum):
 class HeartbeatRequest(Message):
     """POST /heartbeat. With a task: progress renews the lease. With `outcome`: the lease ends."""
 
-    task: int | None = None
+    task: Count | None = None
     fence: Fence | None = None
-    tokens: Annotated[int, Field(ge=0)] = 0
+    tokens: Count = 0
     loss: Finite | None = None
     tokens_per_second: NonNegative = 0.0
     outcome: LeaseOutcome | None = None
@@ -208,7 +209,7 @@ class LogEntry(Message):
 
 class LogBatch(Message):
     entries: Annotated[list[LogEntry], Field(max_length=500)]
-    dropped: Annotated[int, Field(ge=0)] = 0  # entries lost on the worker since the last batch
+    dropped: Count = 0  # entries lost on the worker since the last batch
 
 
 class Problem(BaseModel):

@@ -134,5 +134,10 @@ def client_origin(server: ProviderServer, fields: Mapping[str, str]) -> str:
     address = fields.get("redirect_uri", "")
     if client is None or address not in client.redirect_uris:
         return ""
+    return origin_of(address)
+
+
+def origin_of(address: str) -> str:
+    """scheme://host, as `form-action` of a page wants it."""
     parts = urlsplit(address)
     return f"{parts.scheme}://{parts.netloc}"

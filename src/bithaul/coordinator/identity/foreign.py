@@ -14,7 +14,7 @@ import json
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,7 @@ THREADS: Final = 4
 QUEUE: Final = 16  # people who ask or wait to ask
 SCOPE: Final = "openid email"
 _DISCOVERY: Final = "/.well-known/openid-configuration"
+_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": "identity"}
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -264,13 +265,14 @@ class ForeignProvider:
         return _Fetched(document, keys, now)
 
     def _fetch(self, method: str, url: str, *, until: float, **options: Any) -> dict[str, Any]:
-        """A JSON object. No redirect is followed, and no answer larger than `LARGEST_ANSWER` is kept.
+        """A JSON object. No redirect is followed, nothing is unpacked, and no answer larger than
+        `LARGEST_ANSWER` is kept.
 
         On an event loop of its own, which can end any step at `until`: timeouts count each byte anew.
         """
         try:
-            status, body = asyncio.run(self._answer(method, url, until=until, **options))
-        except httpx2.HTTPError as error:
+            status, body = _run(self._answer(method, url, until=until, **options))
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise self._away("does not answer") from error
         except TimeoutError as error:
             raise self._away("does not answer in time") from error
@@ -292,10 +294,10 @@ class ForeignProvider:
             httpx2.AsyncClient(
                 timeout=DEADLINE_SECONDS, follow_redirects=False, trust_env=False, verify=self._authorities
             ) as http,
-            http.stream(method, url, headers={"Accept": "application/json"}, **options) as answer,
+            http.stream(method, url, headers=_HEADERS, **options) as answer,
         ):
             body = bytearray()
-            async for piece in answer.aiter_bytes():
+            async for piece in answer.aiter_raw():
                 body += piece
                 if len(body) > LARGEST_ANSWER:
                     raise self._away("answers too much")
@@ -315,6 +317,19 @@ def _authorities(c: Coordinator) -> ssl.SSLContext | bool:
         return ssl.create_default_context(cafile=file)
     except OSError as error:  # not there, or no certificates
         raise InvalidConfig(f"oidc_ca_file: {file} holds no certificates in PEM ({error}).") from error
+
+
+def _run(work: Coroutine[None, None, Result]) -> Result:
+    """What `work` returns or raises, like `asyncio.run`, which also waits for threads.
+
+    The system cannot be told to end the look-up of a name: its thread is left to itself.
+    """
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(work)
+    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
 
 class _UnknownKey(Exception):  # a reason to fetch the keys again

@@ -144,11 +144,16 @@ class Tokens:
         return self._sign(connection, claims, typ="JWT")
 
     def read_id_token(self, token: str) -> dict[str, Any]:
-        """The claims of an ID token we issued, expired or not (a hint may be old). Raises InvalidToken."""
+        """The claims of an ID token we issued, expired or not: a hint may be as old as a key that is still
+        published. Raises InvalidToken."""
         claims = self._signed(token, types=_ID_TYPES)
         named = all(_is_name(claims.get(name)) for name in ("aud", "sub", "sid"))
         if claims.get("iss") != self._issuer or not named or "scope" in claims:
             raise InvalidToken
+        kid, now = _key_id(token, types=_ID_TYPES), self._c.clock.now()
+        with self._c.database.read() as rows:
+            if not self._keys.is_published(rows, kid, now=now):
+                raise InvalidToken
         return claims
 
     def deny(self, connection: Connection, *, jti: str, expires_at: int) -> None:

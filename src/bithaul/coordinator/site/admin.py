@@ -27,6 +27,7 @@ from bithaul.coordinator.identity.foreign import BadAnswer, ForeignProvider
 from bithaul.coordinator.identity.pkce import challenge_of
 from bithaul.coordinator.identity.provider import TOKEN_PATH, Identity
 from bithaul.coordinator.identity.signin import Visitor, refused_foreign, sign_in_foreign
+from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.coordinator.site.pages import Pages, go, safe_next
 from bithaul.coordinator.site.visits import Visits
 from bithaul.errors import Forbidden
@@ -130,7 +131,12 @@ def admin_pages(
     def by_provider(
         foreign: ForeignProvider, code: str, *, cookie: str, replaces: str | None, visitor: Visitor
     ) -> str:
-        """The cookie of the session of whom a foreign provider has sent."""
+        """The cookie of the session of whom a foreign provider has sent. Raises `TooManyAttempts`: each
+        answer makes us ask the provider and is a row when it is refused, and anybody may bring one."""
+        throttle = identity.sign_in_throttle
+        wait = throttle.blocked(foreign.issuer, visitor.address)
+        if wait is not None:
+            raise TooManyAttempts(wait)
         try:
             who = foreign.redeem(
                 code,
@@ -141,6 +147,7 @@ def admin_pages(
             return sign_in_foreign(c, sessions, who, replaces=replaces, visitor=visitor)
         except (BadAnswer, Forbidden) as error:
             refused_foreign(c, error.reason if isinstance(error, BadAnswer) else error.error_code, visitor)
+            throttle.failed(foreign.issuer, visitor.address)
             raise
 
     def finished(next_page: str, session: str) -> Response:

@@ -13,7 +13,7 @@ from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.csrf import FIELD
 from bithaul.coordinator.api.forms import read_form, read_query
 from bithaul.coordinator.api.problems import BadRequest
-from bithaul.coordinator.identity.authorize import AUTHORIZE_PATH, Redirect, Refused
+from bithaul.coordinator.identity.authorize import AUTHORIZE_PATH, Redirect, Refused, origin_of
 from bithaul.coordinator.identity.provider import END_SESSION_PATH, Identity
 from bithaul.coordinator.site.pages import Pages, go
 from bithaul.coordinator.site.visits import Visits
@@ -49,7 +49,9 @@ def openid_pages(
             raise BadRequest(plan.problem, code="invalid_request")
         if session is not None and not (plan.confirmed or asked):
             shown = {name: fields[name] for name in _LOGOUT_FIELDS if name in fields}
-            return pages.show("signout.html", fields=shown, csrf_token=visits.csrf(request))
+            leads_to = "" if plan.location is None else origin_of(plan.location)
+            csrf_token = visits.csrf(request)
+            return pages.show("signout.html", form_action=leads_to, fields=shown, csrf_token=csrf_token)
         if session is not None:
             await run_in_threadpool(identity.sessions.end, session.sid, actor=session.name)
         response = RedirectResponse(plan.location or "/admin/signed-out", status_code=303)

@@ -378,6 +378,7 @@ def test_settings_that_lock_everybody_out_do_not_start(tmp_path):
         {"oidc_admins": {"olga": "248289761001"}},
         {"oidc_admins": {"olga": "sub:"}},
         {"oidc_admins": {"O'lga": "sub:1"}},
+        {"oidc_admins": {"system": "sub:1"}},
         {"oidc_issuer": "http://id.example"},
         {"oidc_issuer": "https://ann:pw@id.example"},
     ):

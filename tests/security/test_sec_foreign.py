@@ -265,8 +265,8 @@ def test_sec_30_who_is_taken_out_of_the_settings_is_out_with_the_next_start(make
 
 
 def test_sec_30_a_session_lives_only_as_long_as_its_way_in(make, provider):
-    """Wrong result: a name gets another account, or a provider comes, changes or goes, and who came in by what
-    was before goes on for a week.
+    """Wrong result: a name gets another account, or a provider comes, changes or goes, and who was let in by
+    what was before goes on for a week.
     """
     site = make()
     site.person("ann")

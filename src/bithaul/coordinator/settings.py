@@ -54,9 +54,7 @@ class Settings(BaseSettings):
     database_url: str = ""  # empty: SQLite in `directory`
 
     worker_requests_per_minute: int = Field(default=3000, ge=60)  # of each worker; then 429 for a moment
-    connections_per_address: int = Field(
-        default=512, ge=16
-    )  # open at a time; not of proxies and this machine
+    connections_per_address: int = Field(default=512, ge=16)  # open at once; proxies and this machine: any
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     worker_gone_seconds: float = Field(default=60.0, gt=0)
     merge_interval: float = Field(default=0.2, gt=0)

@@ -155,7 +155,7 @@ class Room:
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         ready = threading.Event()
         app = create_app(self.c, runner=ServiceRunner.standard(self.c))
-        server = Server(app, on_ready=ready.set)
+        server = Server(app, self.c.settings, on_ready=ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         try:

@@ -210,7 +210,7 @@ class Site:
         self.recorder = Recorder(self.issued)
         logging.getLogger().addHandler(self.recorder)
         ready = threading.Event()
-        self.server = Server(create_app(self.c, limits=self.limits), on_ready=ready.set)
+        self.server = Server(create_app(self.c, limits=self.limits), self.c.settings, on_ready=ready.set)
         self.thread = threading.Thread(target=self.server.run, args=([listener],))
         self.thread.start()
         assert ready.wait(20)

@@ -124,6 +124,8 @@ def test_sec_60_a_backup_is_for_its_owner_only(backed_up, bithaul, tmp_path):
         ("'oidc_client_secret'='SECRET'", "log_days"),
         ('oidc_client_secret = """\nSECRET"""', None),
         ('"oidc\\u005fclient_secret" = "SECRET"', None),
+        ('backup_keep = 5  # oidc_client_secret = "SECRET"', None),
+        ('oidc_client_secret = "SECRET"\nbackup_keep = 5  # before: SECRET', None),
     ],
 )
 def test_sec_02_the_providers_secret_is_in_no_backup(run_site, bithaul, tmp_path, capfd, written, kept):
@@ -147,6 +149,22 @@ def test_sec_02_the_providers_secret_is_in_no_backup(run_site, bithaul, tmp_path
     again = (tmp_path / "new" / "bithaul.toml").read_text()
     assert "log_days = 2.5" in again
     assert secret in settings.read_text(), "the run's own file is left as it is"
+
+
+def test_sec_02_a_remark_with_the_providers_secret_is_in_no_backup(run_site, tmp_path, capfd, monkeypatch):
+    """Wrong results: what the environment gives is written down beside a setting and goes along; a mention
+    of its name alone keeps everybody from making backups.
+    """
+    secret, settings = "of-the-provider-0123456789", run_site.directory / "bithaul.toml"
+    monkeypatch.setenv("BITHAUL_OIDC_CLIENT_SECRET", secret)
+    for remark, code in ((f"the provider knows us by {secret}", 2), ("oidc_client_secret is not here", 0)):
+        settings.write_text(f"log_days = 2.5  # {remark}\n")
+        with pytest.raises(SystemExit) as ended:
+            run(["backup", "create", "--dir", str(run_site.directory), "--out", str(tmp_path / "b.bithaul")])
+        assert ended.value.code == code
+        told = capfd.readouterr().err
+        assert secret not in told
+        assert (tmp_path / "b.bithaul").exists() is (code == 0)
 
 
 def go_on_in(site, folder):
@@ -219,7 +237,8 @@ def test_sec_60_a_smuggled_session_does_not_survive(machine, bithaul, tmp_path, 
     site.person()
     with site.c.database.write() as connection:
         connection.exec_driver_sql(
-            "INSERT INTO sessions SELECT 's', 'h', id, 1, 1, 1, 1, 'a', 'b' FROM people LIMIT 1"
+            "INSERT INTO sessions (sid, id_hash, person_id, created_at, auth_time, last_seen_at, address,"
+            " agent) SELECT 's', 'h', id, 1, 1, 1, 'a', 'b' FROM people LIMIT 1"
         )
     monkeypatch.setattr("bithaul.coordinator.services.backup.forget_ways_in", lambda connection: None)
     bithaul("create", "--dir", site.directory, "--out", tmp_path / "smuggled")

@@ -1,17 +1,21 @@
-"""SEC-03, 04, 46: credentials of workers at run time, by API and CLI, and what their logs may do."""
+"""SEC-03, 04, 46, 53: credentials of workers at run time, by API and CLI; what logs do, who is in them."""
 
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select
 
+import bithaul
 from bithaul.cli import main
 from bithaul.coordinator.database.tables import logs
 from bithaul.coordinator.identity.apps import register_app
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import delete_client, list_clients
+from bithaul.coordinator.identity.names import ACTORS
 from bithaul.coordinator.identity.throttle import Limits
 
 GRANT = {"grant_type": "client_credentials"}
@@ -132,6 +136,31 @@ def test_sec_51_people_by_command_line(site, capsys):
     assert cli(capsys, "admin", "create", "An n", *where)[0] == 2
     rows = json.loads(cli(capsys, "admin", "audit", "--action", "person", *where)[1])
     assert {row["action"] for row in rows} == {"person.create", "person.reset-password", "person.disable"}
+
+
+@pytest.mark.parametrize("name", ["cli", "system", "oidc", "up", "bithaul-admin"])
+def test_sec_53_nobody_is_called_like_an_actor_that_is_no_person(site, capsys, name):
+    """Wrong result: the audit log says `cli`, and it was a person, or a machine, of that name."""
+    where = ("--dir", str(site.directory), "--json")
+    code, out = cli(capsys, "admin", "create", name, *where)
+    assert (code, name in out, "choose another" in out) == (2, True, True)
+    if name in ("up", "bithaul-admin"):  # these are clients, and their rows say so
+        return
+    redirect = ("--redirect-uri", "https://a.example/cb")
+    for verb, more in (("create", ()), ("register", redirect)):
+        code, out = cli(capsys, "keys", verb, name, *more, *where)
+        assert (code, name in out, "choose another" in out) == (2, True, True)
+    answer = site.http.post("/api/keys", json={"client_id": name}, headers=site.admin())
+    assert (answer.status_code, "choose another" in answer.text) == (422, True)
+
+
+def test_sec_53_actors_that_are_no_people_are_all_known():
+    """Wrong result: a new actor is written into the log, and a person may have its name."""
+    given = set()
+    for path in Path(bithaul.__file__).parent.rglob("*.py"):
+        given |= set(re.findall(r"""actor(?:: str)? ?= ?["']([a-z-]+)["']""", path.read_text("utf-8")))
+    assert given <= ACTORS | {"up"}
+    assert given >= ACTORS
 
 
 def test_sec_46_hostile_names_do_not_reach_a_terminal(site, capsys):

@@ -219,7 +219,7 @@ def test_answers_do_not_wait_for_nagle():
 
 
 @pytest.fixture
-def serve():
+def serve(tmp_path):
     """A function that serves one body of so many bytes to everybody; a connection that asks for it.
 
     The kernel keeps little of it: what a peer does not read waits in the server.
@@ -240,7 +240,7 @@ def serve():
         listener = bind("127.0.0.1", 0)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 300_000 if size > 100_000 else 4096)
         ready = threading.Event()
-        server = Server(app, on_ready=ready.set)
+        server = Server(app, Settings(directory=tmp_path), on_ready=ready.set)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         assert ready.wait(20)

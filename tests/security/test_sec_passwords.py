@@ -375,6 +375,20 @@ def test_sec_10_the_networks_around_an_ipv6_network_count_too(make_site, monkeyp
     assert tried == [1] * 4 + [0] * 4, "in a crowd a /56 has four tries"
 
 
+def test_sec_10_a_full_ipv6_network_uses_up_nothing_of_its_neighbours(make_site):
+    """Wrong result: one customer's wrong secrets, refused as they are, get his provider's others refused."""
+    limits = Limits(per_client_and_address=100, per_address=3, in_all=100)
+    site = make_site(limits, trusted_proxies=("127.0.0.1",))
+    site.client("w1")
+
+    def secret(address):
+        sent = {"X-Forwarded-For": address}
+        return site.ask({"grant_type": "client_credentials"}, auth=("w1", "wrong"), headers=sent).status_code
+
+    assert [secret(f"2001:db8:1:{i:x}::1") for i in range(20)] == [401] * 6 + [429] * 14  # of one /56
+    assert [secret(f"2001:db8:1:{i:x}00::1") for i in range(1, 8)] == [401] * 6 + [429]  # the rest of its /48
+
+
 def test_sec_10_a_stranger_does_not_fill_memory(monkeypatch):
     """Wrong result: a key for each address that was ever wrong. The forgotten one is the longest quiet."""
     monkeypatch.setattr(throttle, "MOST_KEYS", 100)

@@ -34,7 +34,7 @@ class Still(SystemClock):
 settings = Settings(directory=Path(sys.argv[1]), port=int(sys.argv[2]))
 listener = bind("127.0.0.1", 0)
 app = create_app(open_coordinator(settings, clock=Still()), limits=Limits(100_000, 100_000, 100_000))
-Server(app, on_ready=lambda: print(listener.getsockname()[1], flush=True)).run([listener])
+Server(app, settings, on_ready=lambda: print(listener.getsockname()[1], flush=True)).run([listener])
 """
 
 

@@ -346,6 +346,24 @@ def test_sec_10_opening_the_sign_in_page_has_a_pace(make_site):
     assert site.http.get("/account").status_code == 303
 
 
+def test_sec_10_the_pace_of_the_sign_in_page_counts_ipv6_networks_too(make_site):
+    """Wrong results: each of 65,536 networks of one customer has a pace; a full one stops its neighbours."""
+    site = make_site(Limits(per_address=2), trusted_proxies=("127.0.0.1",))  # 20, 40 and 80 in a minute
+
+    def opened(address):
+        status = site.http.get("/signin", headers={"X-Forwarded-For": address}).status_code
+        site.http.cookies.clear()
+        return status
+
+    assert [opened(f"2001:db8:1:{i:x}::1") for i in range(44)] == [200] * 40 + [429] * 4, "a /56"
+    refused = [opened(f"2001:db8:1:{i:x}::1") for i in range(44, 90)]
+    assert refused == [429] * 46
+    wide = [opened(f"2001:db8:1:{i:x}00::1") for i in range(1, 46)]
+    assert wide == [200] * 40 + [429] * 5, "a /48, of which nothing was used up by what was refused"
+    assert opened("2001:db8:2::1") == 200
+    assert opened("9.9.9.9") == 200
+
+
 def test_sec_44_no_route_streams_events(run_site):
     """The promise bounds streams of events. There is none, and this finds the first one that is made."""
     site = run_site

@@ -96,7 +96,7 @@ def coordinator(
 
             application = create_app(context, runner=ServiceRunner.standard(context))
             try:
-                Server(application, on_ready=ready).run([listener])
+                Server(application, settings, on_ready=ready).run([listener])
             finally:
                 file.unlink(missing_ok=True)
         finally:

@@ -1,4 +1,4 @@
-"""uvicorn's httptools protocol with our bounds: header size, header time, body speed, idle and reading time.
+"""uvicorn's httptools protocol with our bounds: connections, header size and time, body speed, idle, reading.
 
 Leans on uvicorn's internals, so uvicorn is pinned exactly and SEC-43 is a fast test; h11 is the way back.
 """
@@ -11,6 +11,9 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.utils import get_remote_addr
+
+from bithaul.coordinator.connections import PeerConnections
 
 if sys.platform == "linux":
     import fcntl
@@ -32,7 +35,13 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     believed like those that a proxy has let through. What is neither header nor body has a header's bound.
 
     And one while bytes wait for a peer to read them: aborted when he takes none, or nearly none, in a minute.
+
+    A connection above what its address may have, or the last that there is, is told 503 and closed before
+    anything is read. The last: uvicorn answers 503 to all, also to who has long been connected, when it is
+    taken.
     """
+
+    peers: ClassVar[PeerConnections | None] = None  # None: as many as they like
 
     header_seconds: ClassVar[float] = 10.0
     body_seconds: ClassVar[float] = 30.0
@@ -41,6 +50,7 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     read_seconds: ClassVar[float] = 60.0
     read_floor: ClassVar[int] = 16 * 1024  # bytes that a peer takes in `read_seconds`, or all there are
 
+    _address: str | None = None  # while it is counted
     _in_headers = True
     _resting = False
     _header_bytes = 0
@@ -52,10 +62,18 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
     _unread = 0  # when `_reader` was armed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        address = (get_remote_addr(transport) or ("", 0))[0]
+        if self._is_full() or not (self.peers is None or self.peers.enter(address)):
+            self.transport = transport
+            self._refuse(503, b"There are too many connections; try again later.", b"retry-after: 5\r\n")
+            return
+        self._address = address
         super().connection_made(transport)
         self._arm(self.header_seconds, self._headers_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._address is not None and self.peers is not None:
+            self.peers.leave(self._address)
         self._disarm()
         self._has_read()
         super().connection_lost(exc)
@@ -128,12 +146,15 @@ class HardenedHttpToolsProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._rest()
 
+    def _is_full(self) -> bool:
+        return self.limit_concurrency is not None and len(self.connections) + 1 >= self.limit_concurrency
+
     def _refuse_headers(self) -> None:
-        text = b"The request's headers are too large."
-        head = (
-            STATUS_LINE[431] + b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-        )
-        self.transport.write(head % len(text) + text)
+        self._refuse(431, b"The request's headers are too large.")
+
+    def _refuse(self, status: int, text: bytes, headers: bytes = b"") -> None:
+        head = b"content-type: text/plain\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(text)
+        self.transport.write(STATUS_LINE[status] + headers + head + text)
         self.transport.close()
 
     def _headers_late(self) -> None:

@@ -15,7 +15,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from bithaul.coordinator import garbage
+from bithaul.coordinator.connections import PeerConnections
 from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
+from bithaul.coordinator.settings import Settings
 from bithaul.errors import BithaulError, InvalidConfig
 
 MAX_CONNECTIONS = 4096  # a worker keeps one open between its heartbeats; an idle one costs 8 KiB
@@ -60,8 +62,8 @@ def url_of(host: str, listener: socket.socket) -> str:
 class Server(uvicorn.Server):
     """uvicorn's server with a call when it is ready."""
 
-    def __init__(self, app: ASGIApp, *, on_ready: Callable[[], None]) -> None:
-        super().__init__(config(app))
+    def __init__(self, app: ASGIApp, settings: Settings, *, on_ready: Callable[[], None]) -> None:
+        super().__init__(config(app, settings))
         self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -85,17 +87,22 @@ def most_connections() -> int:
     return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(64, min(wanted, soft) - OTHER_FILES)
 
 
-def config(app: ASGIApp) -> uvicorn.Config:
+def config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    most = most_connections()
+
+    class Protocol(HardenedHttpToolsProtocol):
+        peers = PeerConnections.of(settings, in_all=most)
+
     return uvicorn.Config(
         app,
         loop="asyncio",
-        http=HardenedHttpToolsProtocol,
+        http=Protocol,
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=most_connections(),
+        limit_concurrency=most,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )

@@ -19,15 +19,16 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from bithaul.coordinator.identity.names import TAKEN, is_for_people, is_name
 from bithaul.coordinator.identity.transport import is_safe_url
 from bithaul.errors import InvalidConfig
 
 SECRET = "oidc_client_secret"  # noqa: S105 - its name
 """The one setting that is a secret. `database_url` can hold one too, but such a run has other backups."""
 
-_SECRET_LINE = re.compile(rf"""[\t ]*#?[\t ]*["']?{SECRET}["']?[\t ]*=""")
+_SECRET_SET = re.compile(rf"""["']?{SECRET}["']?[\t ]*=""")
+_SECRET_LINE = re.compile(rf"""[\t ]*#?[\t ]*{_SECRET_SET.pattern}""")
 _LEFT_OUT = f"# {SECRET} is not in a backup: give it again."
-_PERSON = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class Settings(BaseSettings):
@@ -53,6 +54,7 @@ class Settings(BaseSettings):
     database_url: str = ""  # empty: SQLite in `directory`
 
     worker_requests_per_minute: int = Field(default=3000, ge=60)  # of each worker; then 429 for a moment
+    connections_per_address: int = Field(default=512, ge=16)  # open at once; proxies and this machine: any
     heartbeat_seconds: float = Field(default=10.0, gt=0)
     worker_gone_seconds: float = Field(default=60.0, gt=0)
     merge_interval: float = Field(default=0.2, gt=0)
@@ -96,10 +98,12 @@ class Settings(BaseSettings):
             raise ValueError("oidc_issuer must be an https URL.")
         for name, account in self.oidc_admins.items():
             kind, _, value = account.partition(":")
-            if not _PERSON.fullmatch(name) or kind not in ("sub", "email") or not value:
+            if not is_name(name) or kind not in ("sub", "email") or not value:
                 raise ValueError(
                     'oidc_admins has names (a-z, 0-9, ".", "_", "-") and "sub:..." or "email:...".'
                 )
+            if not is_for_people(name):
+                raise ValueError(f"oidc_admins: the name {name!r} {TAKEN}.")
         return self
 
     @property
@@ -166,18 +170,24 @@ def load_settings(directory: Path, *, config: Path | None = None, **overrides: o
         raise InvalidConfig(f"The coordinator's settings are not valid: {problems}.") from error
 
 
-def without_secret(text: str) -> str:
-    """A settings file with a remark in place of its secret. Raises `InvalidConfig` when that cannot be."""
-    lines = [_LEFT_OUT if _SECRET_LINE.match(line) else line for line in text.split("\n")]
+def without_secret(text: str, *, secret: str = "") -> str:
+    """A settings file with a remark in place of its secret. Raises `InvalidConfig` when that cannot be.
+
+    `secret`: the one in force, which may come from elsewhere. Neither it nor the file's own may be left in a
+    remark, nor anything that a remark gives the secret's name.
+    """
+    left = "\n".join(_LEFT_OUT if _SECRET_LINE.match(line) else line for line in text.split("\n"))
     try:
-        wanted = {name: value for name, value in tomllib.loads(text).items() if name != SECRET}
-        if tomllib.loads("\n".join(lines)) == wanted:
-            return "\n".join(lines)
+        given = tomllib.loads(text)
+        known = {secret, str(given.pop(SECRET, ""))} - {""}
+        told = _SECRET_SET.search(left) is not None or any(value in left for value in known)
+        if tomllib.loads(left) == given and not told:
+            return left
     except tomllib.TOMLDecodeError:
         pass
     raise InvalidConfig(
-        f"{SECRET} cannot be left out of the backup: write it in one line of its own in bithaul.toml, or "
-        f"give it as BITHAUL_{SECRET.upper()} instead."
+        f"{SECRET} cannot be left out of the backup: write it in one line of its own in bithaul.toml and "
+        f"nowhere else in it, or give it as BITHAUL_{SECRET.upper()} instead."
     )
 
 

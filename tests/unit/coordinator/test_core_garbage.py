@@ -6,12 +6,14 @@ import gc
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bithaul.coordinator import garbage
 from bithaul.coordinator.server import Server, bind
+from bithaul.coordinator.settings import Settings
 
 PROGRAM = """
 import gc, weakref
@@ -48,7 +50,9 @@ def test_a_full_collection_leaves_out_what_start_up_made() -> None:
     assert told == ["True"] * 4
 
 
-def test_a_server_settles_before_it_says_that_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_settles_before_it_says_that_it_is_ready(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     order: list[str] = []
     monkeypatch.setattr(garbage, "settle", lambda: order.append("settled"))
 
@@ -62,7 +66,7 @@ def test_a_server_settles_before_it_says_that_it_is_ready(monkeypatch: pytest.Mo
         order.append("ready")
         server.should_exit = True
 
-    server = Server(app, on_ready=ready)
+    server = Server(app, Settings(directory=tmp_path), on_ready=ready)
     thread = threading.Thread(target=server.run, args=([bind("127.0.0.1", 0)],))
     thread.start()  # browser tests in this process may have left a loop running in this thread
     thread.join(30)

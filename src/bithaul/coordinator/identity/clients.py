@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database.prepared import Prepared
 from bithaul.coordinator.identity import secretfiles
 from bithaul.coordinator.identity.audit import record
+from bithaul.coordinator.identity.names import ACTORS, TAKEN, is_name
 from bithaul.coordinator.identity.secretfiles import RandomBytes
 from bithaul.coordinator.identity.tables import clients, codes
 from bithaul.errors import Conflict, InvalidInput, NotFound, UnknownName
@@ -32,7 +32,6 @@ APP_SCOPE = "openid profile"  # of the code flow's clients
 PREFIXES = {WORKER_SCOPE: "bhw_", ADMIN_SCOPE: "bha_", APP_SCOPE: "bho_"}
 ADMIN_SITE = "bithaul-admin"  # the client id of the coordinator's own admin site
 LONGEST_GRACE = 7 * 24 * 3600.0
-_CLIENT_ID = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 HINT = 8
 
 
@@ -202,12 +201,14 @@ def find(connection: Connection, client_id: str) -> Mapping[Any, Any] | None:
 
 
 def check_client_id(client_id: str) -> None:
-    if not _CLIENT_ID.fullmatch(client_id):
+    if not is_name(client_id):
         raise InvalidInput(
             f"The client id {client_id[:80]!r} is not allowed: use 1 to 64 characters a-z, 0-9, '.', '_', "
             "'-', starting with a letter or digit.",
             code="invalid_client_id",
         )
+    if client_id in ACTORS:
+        raise InvalidInput(f"The client id {client_id!r} {TAKEN}.", code="invalid_client_id")
 
 
 def first_cv() -> int:

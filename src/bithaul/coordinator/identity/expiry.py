@@ -27,7 +27,7 @@ def forget_expired(c: Coordinator, connection: Connection) -> int:
     """Delete them; how many sessions. Nothing here was still good for anything."""
     now, settings = c.clock.now(), c.settings
     idle = sessions.c.last_seen_at <= now - settings.session_idle_seconds
-    over = idle | (sessions.c.created_at <= now - settings.session_days * DAY)
+    over = idle | (sessions.c.created_at <= now - settings.session_days * DAY) | (sessions.c.ends_at <= now)
     ended = connection.execute(delete(sessions).where(over)).rowcount
     connection.execute(delete(sign_ins).where(sign_ins.c.created_at <= now - SIGN_IN_SECONDS))
     connection.execute(delete(codes).where(codes.c.expires_at <= now))

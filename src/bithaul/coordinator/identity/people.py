@@ -6,7 +6,6 @@ ends the person's sessions in the same transaction, and with them every token th
 
 from __future__ import annotations
 
-import re
 import secrets
 from dataclasses import dataclass
 
@@ -16,10 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity import passwords
 from bithaul.coordinator.identity.audit import record
+from bithaul.coordinator.identity.names import TAKEN, is_for_people, is_name
 from bithaul.coordinator.identity.tables import people, sessions
 from bithaul.errors import Conflict, InvalidInput, NotFound
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -36,11 +34,13 @@ class Person:
 
 def create_person(c: Coordinator, name: str, *, actor: str = "cli") -> str:
     """Create a person and return the generated password, which is never shown again."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise InvalidInput(
             f"The name {name[:80]!r} is not allowed: use 1 to 64 characters a-z, 0-9, '.', '_', '-'.",
             code="invalid_name",
         )
+    if not is_for_people(name):
+        raise InvalidInput(f"The name {name!r} {TAKEN}.", code="invalid_name")
     password = passwords.generate_password()
     now = c.clock.now()
     row = {

@@ -23,7 +23,7 @@ from bithaul.coordinator.identity.adapter import (
 from bithaul.coordinator.identity.apps import ensure_admin_site
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import ADMIN_SITE, SecretHasher
-from bithaul.coordinator.identity.emergency import are_passwords_open
+from bithaul.coordinator.identity.emergency import passwords_open_until
 from bithaul.coordinator.identity.foreign import ForeignProvider
 from bithaul.coordinator.identity.grants import GRANTS, provider_server
 from bithaul.coordinator.identity.keys import SigningKeys
@@ -61,13 +61,12 @@ class Identity:
         self._revoke_throttle = Throttle(c, "revoke", limits=limits)
         self._introspect_throttle = Throttle(c, "introspect", limits=limits)
         ensure_admin_site(c)
-        if not self.passwords_count:  # who was taken out of the settings is out with the start that does it
-            self.sessions.end_others(c.settings.oidc_admins)
+        self.sessions.end_others()
 
     @property
     def passwords_count(self) -> bool:
         """Whether people may sign in by password: no foreign provider, or the machine lets them."""
-        return self.foreign is None or are_passwords_open(self._c)
+        return self.foreign is None or passwords_open_until(self._c) is not None
 
     def token(self, form: TokenForm, *, address: str) -> TokenAnswer:
         """Answer a token request, or raise `TooManyAttempts`, as `revoke` and `introspect` do.

@@ -3,6 +3,7 @@
 The cookie holds 256 random bits, the row their SHA-256. The id changes at sign-in, when the admin site
 accepts the session, and at a password change; `sid` names the session in tokens and lists and opens
 nothing. The CSRF token is an HMAC of the cookie under the pepper, so it is per session and stored nowhere.
+Each remembers the way by which its person came in, and ends with the start whose settings have it no more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -22,12 +22,14 @@ from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import secrets_folder
 from bithaul.coordinator.identity.people import Person
 from bithaul.coordinator.identity.tables import people, sessions, sign_ins
+from bithaul.coordinator.settings import Settings
 from bithaul.errors import NotFound
 
 SIGN_IN_SECONDS: Final = 600.0
 MOST_SIGN_INS: Final = 10_000  # begun at the same time; a flood pushes the oldest out, not the disk
 TOUCH_SECONDS: Final = 60.0  # activity is written at most so often
 DAY: Final = 86_400.0
+PASSWORD: Final = ""  # the way of a session that a password has opened
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,12 @@ class Sessions:
         address: str,
         agent: str,
         proven_at: float | None = None,
+        ends_at: float | None = None,
     ) -> str:
         """A new id for a person who has just proven the password. The browser's former id is dead.
 
         `proven_at`: when a foreign provider has seen the person; the admin site accepts this session at once.
+        `ends_at`: whatever happens, not later.
 
         The same person's session goes on under its `sid` (its tokens live); another person's ends.
         """
@@ -118,6 +122,8 @@ class Sessions:
             "last_seen_at": now,
             "address": address[:64],
             "agent": agent[:200],
+            "way": PASSWORD if proven_at is None else way_of(self._c.settings, person.name),
+            "ends_at": ends_at,
         }
         if proven_at is not None:
             fresh["admin_since"] = now
@@ -184,11 +190,20 @@ class Sessions:
             record(connection, self._c.clock.now(), actor=actor, action="session.end-all", subject=person_id)
         return ended
 
-    def end_others(self, names: Collection[str]) -> int:
-        """End the sessions of everybody but these people; how many."""
-        kept = select(people.c.id).where(people.c.name.in_(list(names)))
+    def end_others(self) -> int:
+        """End the sessions whose way in the settings no longer have; how many. At the start they changed for.
+
+        A password's that counts for a while only has an end of its own, and goes on until then.
+        """
+        columns = (sessions.c.sid, sessions.c.way, sessions.c.ends_at, people.c.name)
+        query = select(*columns).join(people, people.c.id == sessions.c.person_id)
         with self._c.database.write() as connection:
-            ended = connection.execute(delete(sessions).where(sessions.c.person_id.not_in(kept))).rowcount
+            gone = [
+                row.sid
+                for row in connection.execute(query)
+                if row.ends_at is None and row.way != way_of(self._c.settings, row.name)
+            ]
+            ended = connection.execute(delete(sessions).where(sessions.c.sid.in_(gone))).rowcount
             if ended:
                 record(
                     connection,
@@ -196,7 +211,7 @@ class Sessions:
                     actor="system",
                     action="session.end-others",
                     subject="",
-                    detail=f"{ended} of people who are not in oidc_admins",
+                    detail=f"{ended} whose way in is no longer in the settings",
                 )
         return ended
 
@@ -218,7 +233,16 @@ class Sessions:
             not row["disabled"]
             and now < row["last_seen_at"] + settings.session_idle_seconds
             and now < row["created_at"] + settings.session_days * DAY
+            and (row["ends_at"] is None or now < row["ends_at"])
         )
+
+
+def way_of(settings: Settings, name: str) -> str | None:
+    """How the settings let this person in: by password, by an account of the provider's, or not at all."""
+    if not settings.oidc_issuer:
+        return PASSWORD
+    account = settings.oidc_admins.get(name)
+    return None if account is None else f"{settings.oidc_issuer} {account}"
 
 
 def _joined() -> Select[*tuple[Any, ...]]:

@@ -14,6 +14,7 @@ from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity import passwords, people, secretfiles
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.identity.clients import secrets_folder
+from bithaul.coordinator.identity.emergency import passwords_open_until
 from bithaul.coordinator.identity.foreign import Recognised
 from bithaul.coordinator.identity.sessions import Session, Sessions
 from bithaul.coordinator.identity.tables import people as people_rows
@@ -26,6 +27,13 @@ class WrongPassword(Unauthorized):
 
     def __init__(self) -> None:
         super().__init__("The name or the password is not right.")
+
+
+class PasswordsOff(Forbidden):
+    code = "passwords_off"
+
+    def __init__(self, issuer: str) -> None:
+        super().__init__(f"Sign in through {issuer}; passwords are off.")
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,10 @@ def sign_in(
     replaces: str | None,
     visitor: Visitor,
 ) -> str:
-    """The cookie of the session. Raises `WrongPassword` or `TooManyAttempts`."""
+    """The cookie of the session. Raises `WrongPassword`, `TooManyAttempts`, `PasswordsOff`.
+
+    Beside a foreign provider passwords count for a while only, and so does what they open.
+    """
     _refuse_guessers(throttle, name, visitor)
     with c.database.read() as connection:
         found = people.find_by_name(connection, name)
@@ -60,12 +71,20 @@ def sign_in(
         again = people.find_by_id(connection, person.id)
         if again is None or again[0].disabled or again[0].password_changed_at != person.password_changed_at:
             raise WrongPassword  # changed while we hashed
+        ends_at = passwords_open_until(c) if c.settings.oidc_issuer else None
+        if c.settings.oidc_issuer and ends_at is None:  # closed while we hashed
+            raise PasswordsOff(c.settings.oidc_issuer)
         if rehashed is not None:
             connection.execute(
                 update(people_rows).where(people_rows.c.id == person.id).values(password_hash=rehashed)
             )
         cookie = sessions.start(
-            connection, person, replaces=replaces, address=visitor.address, agent=visitor.agent
+            connection,
+            person,
+            replaces=replaces,
+            address=visitor.address,
+            agent=visitor.agent,
+            ends_at=ends_at,
         )
         record(connection, now, actor=name, action="sign-in", subject=name, detail=visitor.address)
     return cookie

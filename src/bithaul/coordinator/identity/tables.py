@@ -71,6 +71,8 @@ sessions = Table(
     Column("admin_since", Double),  # the admin site has accepted it as a relying party
     Column("address", String(64), nullable=False),
     Column("agent", String(200), nullable=False),
+    Column("way", Text, nullable=False, server_default=""),  # "": a password; else the provider's account
+    Column("ends_at", Double),  # at the latest: opened by a password that counts for a while only
 )
 
 sign_ins = Table(  # begun and not finished: what the sign-in form and the admin site's state are bound to

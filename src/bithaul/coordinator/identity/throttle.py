@@ -93,17 +93,46 @@ class Window:
         return times
 
 
+class Networks:
+    """A window for every network of an address; each wider one of IPv6 takes twice as many."""
+
+    def __init__(self, limit: int) -> None:
+        self._windows = [Window(limit * 2**n) for n in range(len(_IPV6_NETWORKS))]
+
+    def wait(self, address: str, *, limit: int | None = None) -> int | None:
+        """Seconds until none of them is full, the narrowest asked first; None when none is.
+
+        `limit`: of the narrowest, when it is less than usual.
+        """
+        for n, (window, network) in enumerate(zip(self._windows, networks_of(address), strict=False)):
+            wait = window.wait(network, limit=None if limit is None else limit * 2**n)
+            if wait is not None:
+                return wait
+        return None
+
+    def hit(self, address: str) -> int | None:
+        """Count once more in each of them, or in none and say how long to wait: then one is full.
+
+        What a full network does more is nobody else's: it does not use up what its neighbours have.
+        """
+        wait = self.wait(address)
+        if wait is None:
+            for window, network in zip(self._windows, networks_of(address), strict=False):
+                window.hit(network)
+        return wait
+
+
 class Pace:
     """How often one address may do what costs us a write and proves nothing. In memory only."""
 
     def __init__(self, *, per_minute: int) -> None:
-        self._window = Window(per_minute)
+        self._networks = Networks(per_minute)
 
     def step(self, address: str) -> None:
         """Raises `TooManyAttempts`."""
-        source = next(networks_of(address))
-        if not self._window.hit(source):
-            raise TooManyAttempts(self._window.wait(source) or 1)
+        wait = self._networks.hit(address)
+        if wait is not None:
+            raise TooManyAttempts(wait)
 
 
 class Throttle:
@@ -118,7 +147,7 @@ class Throttle:
         self._path = path
         self._guessable = guessable
         self._all = Window(limits.in_all)
-        self._networks = [Window(limits.per_address * 2**n) for n in range(len(_IPV6_NETWORKS))]
+        self._networks = Networks(limits.per_address)
         self._pairs = Window(limits.per_client_and_address)
         since = c.clock.now() - WINDOW_SECONDS
         recent = select(failed_attempts).where(failed_attempts.c.path == path, failed_attempts.c.time > since)
@@ -133,12 +162,8 @@ class Throttle:
         whoever mistypes once gets in with the next try.
         """
         crowd = self._all.wait("") is not None
-        networks = list(networks_of(address))
-        for n, (window, network) in enumerate(zip(self._networks, networks, strict=False)):
-            wait = window.wait(network, limit=TRIES_IN_A_CROWD * 2**n if crowd else None)
-            if wait is not None:
-                return wait
-        return self._pairs.wait(_pair(networks[0], client_id))
+        wait = self._networks.wait(address, limit=TRIES_IN_A_CROWD if crowd else None)
+        return wait or self._pairs.wait(_pair(address, client_id))
 
     def failed(self, client_id: str, address: str) -> int | None:
         """Count a failed attempt. None: answer as usual; a number: answer 429 with this Retry-After."""
@@ -155,19 +180,18 @@ class Throttle:
         return None
 
     def _count(self, client_id: str, address: str) -> int | None:
-        """Retry-After when one of them is full. From wide to narrow: behind a full one nothing is counted."""
-        networks = list(networks_of(address))
-        wait = self._networks[0].wait(networks[0])
+        """Retry-After when one of them is full; then nothing is counted behind it."""
+        wait = self._networks.wait(address)
         if wait is not None:  # what it does more is nobody else's: not its neighbours', not everybody's
             return wait
         crowded = None if self._all.hit("") else self._all.wait("") or 1
         if crowded is not None and not self._guessable:
             return crowded
-        counted = [*zip(self._networks, networks, strict=False)][::-1]
-        for window, key in (*counted, (self._pairs, _pair(networks[0], client_id))):
-            if not window.hit(key):
-                return crowded or window.wait(key) or 1
-        return crowded
+        wait = self._networks.hit(address)
+        pair = _pair(address, client_id)
+        if wait is None and not self._pairs.hit(pair):
+            wait = self._pairs.wait(pair) or 1
+        return crowded or wait
 
 
 def networks_of(address: str) -> Iterator[str]:
@@ -186,5 +210,5 @@ def networks_of(address: str) -> Iterator[str]:
             yield str(ipaddress.IPv6Network((int(parsed) >> (128 - length) << (128 - length), length)))
 
 
-def _pair(network: str, client_id: str) -> str:
-    return f"{network} {client_id[:64]}"
+def _pair(address: str, client_id: str) -> str:
+    return f"{next(networks_of(address))} {client_id[:64]}"

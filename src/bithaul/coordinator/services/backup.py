@@ -167,7 +167,8 @@ def _small(c: Coordinator, staging: Path) -> Iterator[BackupFile]:
         if path.is_file():
             if name == SETTINGS:
                 text = path.read_bytes().decode()
-                (staging / name).write_bytes(without_secret(text).encode())
+                left = without_secret(text, secret=c.settings.oidc_client_secret)
+                (staging / name).write_bytes(left.encode())
             else:
                 shutil.copyfile(path, staging / name)
             yield _described(name, staging / name)

@@ -15,11 +15,10 @@ from bithaul.coordinator.api.problems import headers_of
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.authorize import AUTHORIZE_PATH
 from bithaul.coordinator.identity.provider import Identity
-from bithaul.coordinator.identity.signin import WrongPassword, sign_in
+from bithaul.coordinator.identity.signin import PasswordsOff, WrongPassword, sign_in
 from bithaul.coordinator.identity.throttle import TooManyAttempts
 from bithaul.coordinator.site.pages import Pages, go, safe_next
 from bithaul.coordinator.site.visits import ADMIN_SIGN_IN, Visits
-from bithaul.errors import Forbidden
 
 ENDED = "You had been signed out; nothing was changed."
 
@@ -76,9 +75,7 @@ def sign_in_pages(
     @router.post("/signin")
     async def answer(request: Request) -> Response:
         if identity.foreign is not None and not await run_in_threadpool(lambda: identity.passwords_count):
-            raise Forbidden(
-                f"Sign in through {identity.foreign.issuer}; passwords are off.", code="passwords_off"
-            )
+            raise PasswordsOff(identity.foreign.issuer)
         fields = await read_form(request)
         with identity.password_threads.place():
             return await prove(request, fields)

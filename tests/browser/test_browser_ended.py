@@ -71,6 +71,28 @@ def test_an_action_after_the_session_is_not_lost(chromium, coordinator, elsewher
     context.close()
 
 
+def test_a_file_asked_for_after_the_session_leads_back_to_its_table(chromium, coordinator) -> None:
+    """Catches: a sign-in page saved to the disk as if it were the table, or signing in and then no page."""
+    context = chromium.new_context()
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    sign_in(page, coordinator.url)
+    table = "/admin/workers?q=intel"
+    page.goto(coordinator.url + table)
+    page.locator("[data-interval]").select_option("0")
+    with page.expect_download() as saved:
+        page.get_by_role("link", name="CSV").click()
+    assert saved.value.suggested_filename == "workers.csv"
+    context.clear_cookies()
+    page.get_by_role("link", name="CSV").click()
+    page.wait_for_selector("input[type=password]")
+    page.get_by_label("Name").fill(NAME)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    page.wait_for_url(f"**{table}")
+    context.close()
+
+
 def test_forms_work_over_plain_http_on_a_network(chromium) -> None:
     """Catches: a policy under which a browser hides where our own forms come from, and is refused."""
     with socket.socket() as free:

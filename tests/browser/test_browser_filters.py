@@ -49,6 +49,20 @@ def test_filters_work_without_script(open_tab, path: str, field: str, choice: st
     ), "nothing is offered that needs one"
 
 
+def test_a_filter_is_chosen_with_the_arrow_keys(open_tab) -> None:
+    """Catches: a page that comes at the first step and has the focus nowhere, so that no key goes on."""
+    tab = open_tab()
+    page = tab.go("/admin/tasks")
+    page.locator("[name=state]").focus()
+    for state in ("pending", "leased", "accepted"):
+        page.keyboard.press("ArrowDown")
+        page.wait_for_url(f"**state={state}*")
+        page.wait_for_function("() => document.activeElement.name === 'state'")
+    page.reload()
+    assert page.evaluate("document.activeElement.tagName") == "BODY"
+    tab.assert_quiet()
+
+
 def test_with_script_there_is_no_second_button(open_tab) -> None:
     page = open_tab().go("/admin/tasks")
     assert page.locator("main form.filters button").count() == 0
@@ -112,13 +126,24 @@ def test_the_tables_fit_a_desk(open_tab, coordinator, width: int) -> None:
     with coordinator.c.database.write() as connection:  # words that take place: "49 min 30 s ago"
         fleet.update_worker(connection, "loft-mini", last_seen=coordinator.c.clock.now() - 2970, gone=True)
     page = open_tab(width=width).go("/admin")
-    for path in ("/admin", "/admin/workers", "/admin/tasks", "/admin/runs", "/admin/logs", "/admin/keys"):
+    paths = ["/admin", "/admin/workers", "/admin/tasks", "/admin/runs", "/admin/logs", "/admin/keys"]
+    for path in (*paths, "/admin/workers/hall-thinkpad"):  # of which updates were refused, with long reasons
         page.goto(page.url.partition("/admin")[0] + path)
         over = "[...document.querySelectorAll('.scroll')].map((box) => box.scrollWidth - box.clientWidth)"
         assert max(page.evaluate(over)) <= 0, path
     page.goto(page.url.partition("/admin")[0] + "/admin/workers")
     lines = "(node) => node.getClientRects().length"
     assert {name.evaluate(lines) for name in page.locator("td.name strong").all()} == {1}
+
+
+@pytest.mark.parametrize("width", [360, 768, 1280, 1366, 1920])
+def test_a_workers_day_is_drawn_at_every_width(open_tab, width: int) -> None:
+    """Catches: a card with a title and nothing below it, on a desk where columns of tables make way."""
+    page = open_tab(width=width).go("/admin/workers/desk-ryzen")
+    box = page.get_by_role("img", name="Tokens per second in the last 24 hours").bounding_box()
+    assert box is not None
+    assert box["width"] > 250
+    assert box["height"] > 40
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,20 @@ def test_the_tail_moves_only_when_it_may(open_tab, coordinator) -> None:
     tab.assert_quiet()
 
 
+def test_a_flood_is_caught_up_with_and_never_held_whole(open_tab, coordinator) -> None:
+    """Catches: a tail a hundred entries a second behind for ever, and a page that holds a whole night."""
+    tab = open_tab()
+    page = tab.go("/admin/logs")
+    page.get_by_role("button", name="Pause").click()
+    write_logs(coordinator, *(f"flood {number}" for number in range(6_500)))
+    page.wait_for_selector("[data-fresh]:has-text('6,500 new')", timeout=8_000)
+    page.locator("[data-fresh]").click()
+    assert page.locator("#lines tr").count() == 1000
+    assert "flood 6499" in page.locator("#lines tr").first.inner_text()
+    assert "flood 5500" in page.locator("#lines tr").last.inner_text()
+    tab.assert_quiet()
+
+
 def test_an_empty_log_is_live_too(open_tab, coordinator) -> None:
     """Catches: somebody who waits for an error before a page that never asks again."""
     tab = open_tab()

@@ -27,11 +27,12 @@ from bithaul.errors import OutOfDisk
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import write_frame
 from bithaul.exchange.messages import WORKER_SCOPE, Receipt, ReportHeader, Verdict
+from bithaul.rounds.sizing import FIRST_SPEED, LONGEST_LEASE
 
 OCTETS = {"Content-Type": "application/octet-stream"}
 
 
-def register(site, client_id="w1"):
+def register(site, client_id="w1", *, speed=50.0):
     """A registered worker with a lease: its headers and its task."""
     headers = site.worker(client_id)
     message = {"codecs": ["int8-block-v1"], "weight_formats": ["weights-v1"]}
@@ -40,11 +41,12 @@ def register(site, client_id="w1"):
         "device": "cpu",
         "threads": 1,
         "memory_bytes": 1,
-        "tokens_per_second": 50.0,
+        "tokens_per_second": speed,
         "software": "1",
     }
     ready = {**message, "layout_hash": run["layout_hash"], "capabilities": capabilities}
-    assert site.http.post("/register", json=ready, headers=headers).status_code == 200
+    answer = site.http.post("/register", json=ready, headers=headers)
+    assert answer.status_code == 200, answer.status_code
     task = site.http.get("/work", headers=headers)
     assert task.status_code == 200, task.text
     return headers, task.json()
@@ -270,12 +272,12 @@ def test_sec_04_rotation_while_the_update_is_judged(run_site, way):
     object.__setattr__(site.c, "crash_points", CrashPoints(hit))
     if way == "whole":
         answer = site.http.post(path_of(task), content=update, headers={**headers, **OCTETS})
-        assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token")
     else:
         place = begin(site, headers, task, len(update)).headers["location"]
         sent = {**headers, "Tus-Resumable": "1.0.0", "Upload-Offset": "0"}
         sent["Content-Type"] = "application/offset+octet-stream"
-        site.http.patch(place, content=update, headers=sent)
+        answer = site.http.patch(place, content=update, headers=sent)
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_token")
     assert at_gate
     assert nothing_kept(site)
     fresh = site.worker("w1")
@@ -412,6 +414,24 @@ def test_sec_41_hostile_json_is_bounded(run_site):
     assert status(b"\xff\xfe") in (400, 422)
     assert status(b"{}", "text/plain") == 415
     assert status(b"{}", "") == 415
+
+
+@pytest.mark.parametrize("speed", [1e15, 1e-10, 5e-324])
+def test_sec_47_a_number_does_not_lease_the_rest_of_a_run(run_site, speed):
+    """Wrong results: all that is left for a worker that says it is fast; a lease of ages; a 500."""
+    with run_site.c.database.write() as connection:
+        runs.update_run(connection, 1, budget_tokens=10**12)
+        run = runs.get_run(connection)
+    _, task = register(run_site, speed=speed)
+    tokens = task["examples"] * run.tokens_per_example
+    assert tokens <= 2 * run.task_seconds * FIRST_SPEED + run.batch_examples * run.tokens_per_example
+    assert task["deadline_seconds"] <= LONGEST_LEASE
+
+
+def test_sec_47_a_speed_that_adds_up_to_infinity_is_refused(run_site):
+    """Wrong result: pages and plans with an infinite sum."""
+    with pytest.raises(AssertionError, match="422"):
+        register(run_site, speed=1e308)
 
 
 @pytest.mark.parametrize("number", [2**63, 10**30, -(10**30)])

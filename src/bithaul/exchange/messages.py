@@ -18,7 +18,7 @@ AUDIENCE = "bithaul"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fence = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]  # sums of many stay finite
 Count = Annotated[int, Field(ge=0, le=2**53)]  # what JSON carries exactly, and every database keeps
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 

@@ -1,7 +1,8 @@
 """How much work a lease carries and how long it may take: in time first, then in examples.
 
-Speeds are tokens per second of one worker. What a worker says about itself never shortens a lease; its
-measured speed takes over from calibration with the first accepted report.
+Speeds are tokens per second of one worker. What a worker says about itself never shortens a lease, and it
+neither takes the rest of a run nor keeps a lease for years: until its first accepted report its calibration
+counts up to `FIRST_SPEED`, and after that its speed is at most `PROOF` times what the clock here saw.
 """
 
 from __future__ import annotations
@@ -21,13 +22,20 @@ UPLOAD_BYTES_PER_SECOND = 1e6
 USUAL_ROUND = 8.0  # seconds
 LONGEST_RETRY = 60.0  # times the usual one
 DEFAULT_SPEED = 500.0  # tokens per second, before anything is known
+FIRST_SPEED = 20_000.0  # a fast CPU's with `small`; a GPU's first task is a short one
+SLOWEST = 1.0
+PROOF = 10.0  # a worker may spend nine tenths of a lease with transfers
+LONGEST_LEASE = 6 * 3600.0  # without renewal
 
 
-def next_speed(old: float, *, tokens: int, seconds: float, calibrated: float) -> float:
-    """Moving average over finished tasks, at most three times the calibration."""
+def next_speed(old: float, *, tokens: int, seconds: float, elapsed: float, calibrated: float) -> float:
+    """Moving average over finished tasks, at most three times the calibration.
+
+    `seconds` is what the worker says it trained, `elapsed` how old its lease was at the report.
+    """
     if seconds <= 0 or tokens <= 0:
         return old
-    measured = tokens / seconds
+    measured = tokens / max(seconds, elapsed / PROOF)
     if calibrated > 0:
         measured = min(measured, 3 * calibrated)
     return measured if old <= 0 else old + SMOOTHING * (measured - old)
@@ -35,7 +43,9 @@ def next_speed(old: float, *, tokens: int, seconds: float, calibrated: float) ->
 
 def speed_of(*, measured: float, calibrated: float) -> float:
     """The speed to plan with."""
-    return measured if measured > 0 else calibrated if calibrated > 0 else DEFAULT_SPEED
+    if measured > 0:
+        return max(measured, SLOWEST)
+    return min(max(calibrated, SLOWEST), FIRST_SPEED) if calibrated > 0 else DEFAULT_SPEED
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ def lease_seconds(*, task_seconds: float, duration: float, weights_bytes: int, p
     """How long a lease runs without renewal: work three times over, and a slow home line's transfers."""
     work = LEASE_FACTOR * max(task_seconds, duration)
     transfer = transfer_seconds(weights_bytes=weights_bytes, payload_bytes=payload_bytes)
-    return max(work, SHORTEST_LEASE) + transfer
+    return min(max(work, SHORTEST_LEASE) + transfer, LONGEST_LEASE)
 
 
 def transfer_seconds(*, weights_bytes: int, payload_bytes: int) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bithaul.coordinator.blobs.uploads import Upload, UploadInfo, Uploads
+from bithaul.errors import NotFound
 
 FENCE = "f" * 32
 
@@ -86,3 +87,27 @@ def test_what_is_over_is_found_no_more_and_what_runs_is_after_a_restart(tmp_path
         assert uploads.sweep(older_than=1.0) == 1
     assert names(uploads, ("w1", 1), ("w1", 2)) == [None, running.id[-1]]
     assert names(Uploads(tmp_path), ("w1", 1), ("w1", 2)) == [None, running.id[-1]]
+
+
+class GivenUp(Uploads):
+    """Whose worker gives an upload up in another request, right when its size is looked at."""
+
+    def _size(self, name: str) -> int:
+        size = super()._size(name)
+        if name in self._states:
+            self._states.pop(name)
+            self._remove(name)
+        return size
+
+
+def test_an_upload_that_is_given_up_meanwhile_is_not_found(tmp_path: Path) -> None:
+    """Catches a KeyError or a missing file, which a worker's two requests would see as a 500."""
+    uploads = Uploads(tmp_path)
+    first, second = begin(uploads, 1), begin(uploads, 2)
+    with uploads.writer(second.id, worker="w1", offset=0) as writer:
+        writer.write(b"1234")
+    uploads.__class__ = GivenUp
+    with pytest.raises(NotFound), uploads.writer(first.id, worker="w1", offset=0):
+        pass
+    with pytest.raises(NotFound), uploads.taking(second.id, worker="w1"):
+        pass

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from bithaul.cli.corpus import app
 from bithaul.corpus.augment import Augmentation
 from bithaul.corpus.build import CorpusManifest
+from bithaul.corpus.generator import GENERATOR_VERSION
 from bithaul.errors import InvalidData, InvalidInput
 
 
@@ -28,7 +29,11 @@ def test_generate_then_tokenize(tmp_path: Path) -> None:
     report = json.loads(call("tokenize", text, "--out", tokens, "--json"))
     manifest = CorpusManifest.load(tmp_path / "tokens")
     assert report == manifest.model_dump(mode="json")
-    assert (manifest.train_examples, manifest.heldout_examples, manifest.generator_version) == (300, 40, "5")
+    assert (manifest.train_examples, manifest.heldout_examples, manifest.generator_version) == (
+        300,
+        40,
+        GENERATOR_VERSION,
+    )
     assert "300 training examples" in call("tokenize", text, "--out", tokens)
 
 

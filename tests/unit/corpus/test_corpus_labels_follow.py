@@ -99,7 +99,7 @@ EVIDENCE = {
     "|another|an other|different|bypass|skirt|off|past|instead|on ?to|out of|clear|skip|dodge|beat|miss"
     "|avoid|a void|redo|recompute|replan|destination|track|how do i get back|what now|now what|wut now"
     "|now wut|wrong|plan|dispatch|find|drive|refuse|through|threw|thru|in to|into|rework|switch|other|back"
-    "|out|update|change|better|away|a way|think|work|draw|cook|new|trust|something else",
+    "|out|update|change|better|away|a way|think|work|draw|cook|new|knew|trust|something else",
 }  # fmt: skip
 # Intents that cannot be without a value: one of these kinds is said.
 ESSENCE = {
@@ -370,7 +370,7 @@ def mentions(words: list[str], kinds: dict[str, str]) -> list[Mention]:
             for m in reader(words, at)
             if (m.kind in kinds or (m.kind == "interstate" and "road" in kinds))
             and (m.kind != "landmark" or is_near(once(words[:at])) or words[at - 1] in CUE_ENDS)
-            and (m.kind != "facility" or not SPEAKS & set(words[m.stop : m.stop + 1]))
+            and (m.kind != "facility" or not SPEAKS & set(once(words[m.stop - 1 :])[1:2]))
         ]
         best = max(here, key=lambda m: m.stop, default=None)
         if best:

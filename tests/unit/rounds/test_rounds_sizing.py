@@ -10,6 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bithaul.rounds.sizing import (
+    FIRST_SPEED,
+    LONGEST_LEASE,
+    PROOF,
+    SLOWEST,
     Sizing,
     enough,
     lease_seconds,
@@ -102,12 +106,26 @@ def test_a_lease_outlives_its_work_whatever_the_worker_claims() -> None:
 
 
 def test_speed_follows_finished_work_and_is_bounded_by_calibration() -> None:
-    assert next_speed(0, tokens=1000, seconds=1, calibrated=0) == 1000
-    assert next_speed(1000, tokens=2000, seconds=1, calibrated=5000) == 1400
-    assert next_speed(0, tokens=10**9, seconds=1, calibrated=500) == 1500
-    assert next_speed(700, tokens=5, seconds=0, calibrated=500) == 700
+    assert next_speed(0, tokens=1000, seconds=1, elapsed=1, calibrated=0) == 1000
+    assert next_speed(1000, tokens=2000, seconds=1, elapsed=2, calibrated=5000) == 1400
+    assert next_speed(0, tokens=10**9, seconds=1, elapsed=1, calibrated=500) == 1500
+    assert next_speed(700, tokens=5, seconds=0, elapsed=1, calibrated=500) == 700
     assert speed_of(measured=0, calibrated=300) == 300
     assert speed_of(measured=200, calibrated=300) == 200
+
+
+def test_a_speed_is_believed_as_far_as_the_clock_here_saw_it() -> None:
+    """Catches: the rest of a run leased to who says a number; a lease of a billion years."""
+    assert speed_of(measured=0, calibrated=1e308) == FIRST_SPEED
+    assert speed_of(measured=0, calibrated=5e-324) == speed_of(measured=1e-300, calibrated=9) == SLOWEST
+    assert next_speed(0, tokens=1000, seconds=1e-9, elapsed=20, calibrated=1e300) == PROOF * 1000 / 20
+    assert next_speed(0, tokens=1000, seconds=4, elapsed=20, calibrated=1e300) == 250, (
+        "transfers took the rest"
+    )
+    longest = lease_seconds(
+        task_seconds=600, duration=1e18, weights_bytes=28_000_000, payload_bytes=7_000_000
+    )
+    assert longest == LONGEST_LEASE
 
 
 def test_half_a_batch_is_not_worth_another_round() -> None:

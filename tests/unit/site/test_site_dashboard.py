@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable
 
 import pytest
+from pretend import STEP
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
 from bithaul.coordinator.commands.steer import pause_run, resume_run
 from bithaul.coordinator.context import Coordinator
+from bithaul.coordinator.database.tables import runs
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.queries.curve import curve
 from bithaul.coordinator.queries.dashboard import dashboard
@@ -54,6 +57,23 @@ def test_totals_are_what_the_tables_say(c: Coordinator) -> None:
     assert view.eta_seconds is not None
     assert view.eta_seconds > 0
     assert view.tokens_per_second > 1000
+
+
+def test_a_fleet_that_has_stopped_is_not_told_to_be_fast(
+    make_coordinator: Callable[..., Coordinator],
+) -> None:
+    """Catches: "29.5k tok/s" in the morning, of machines that went away in the evening."""
+    c = make_coordinator(versions=60)
+    running = totals(c).tokens_per_second
+    c.clock.time += STEP - 1
+    assert totals(c).tokens_per_second == running, "the next version is not late yet"
+    c.clock.time += 10 * STEP
+    assert running / 4 < totals(c).tokens_per_second < running / 2
+    c.clock.time += 86_400
+    assert totals(c).tokens_per_second < running / 50
+    with c.database.write() as connection:
+        connection.execute(update(runs).values(state="finished"))
+    assert totals(c).tokens_per_second == 0
 
 
 def test_totals_without_a_run(make_coordinator: Callable[..., Coordinator], visit) -> None:

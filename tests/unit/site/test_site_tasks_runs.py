@@ -232,6 +232,7 @@ def test_no_form_sends_its_token_in_an_address() -> None:
         ("tasks/1/reports", "verdict"),
         ("runs/100/workers", "tokens"),
         ("workers/attic-nuc/reports", "verdict"),
+        ("keys/operators", "scope"),
     ],
 )
 def test_the_small_tables_are_exported_too(site: TestClient, table: str, column: str) -> None:

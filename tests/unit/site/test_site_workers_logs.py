@@ -251,7 +251,26 @@ def test_the_tail_brings_only_what_is_new(own: Coordinator, visit) -> None:
     text = site.get(f"/admin/logs/tail?after={newest}").text
     assert text.index("second") < text.index("first")
     assert "first" not in site.get(f"/admin/logs/tail?after={newest}&level=error").text
-    assert len(log_tail(own, make_filter(own), after=newest)) == 2
+    assert len(log_tail(own, make_filter(own), after=newest).lines) == 2
+
+
+def test_a_tail_never_looks_at_an_entry_twice(own: Coordinator, visit) -> None:
+    """Catches: a search left open that reads all that came since, every two seconds; and one that skips."""
+    site = visit(own)
+    start = int(re.search(r'data-newest="(\d+)"', site.get("/admin/logs").text)[1])
+    write_logs(own, *(("w1", "info", f"e{i}") for i in range(7)))
+    nothing = log_tail(own, make_filter(own, text="breakfast"), after=start)
+    assert (nothing.lines, nothing.newest, nothing.more) == ([], start + 7, False)
+    seen, at, more = [], start, True
+    while more:
+        part = log_tail(own, make_filter(own, level="info"), after=at, count=3)
+        seen += reversed([line.event for line in part.lines])
+        at, more = part.newest, part.more
+    assert seen == [f"e{i}" for i in range(7)]
+    assert at == start + 7
+    answer = site.get(f"/admin/logs/tail?after={start}&q=breakfast")
+    assert answer.headers["bithaul-newest"] == str(start + 7)
+    assert "bithaul-more" not in answer.headers
 
 
 def test_hostile_words_appear_as_text(own: Coordinator, visit) -> None:

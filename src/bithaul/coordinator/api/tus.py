@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any
@@ -32,7 +31,7 @@ from bithaul.coordinator.commands.begin_upload import largest_update, resume_upl
 from bithaul.coordinator.commands.submit_gradient import submit_gradient
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
-from bithaul.errors import BithaulError, InvalidInput
+from bithaul.errors import BithaulError, InvalidInput, Unauthorized
 from bithaul.exchange.messages import Fence, Receipt, Verdict
 
 VERSION = "1.0.0"
@@ -136,8 +135,12 @@ class Tus:
             end = writer.offset
         self._c.crash_points.hit("upload.chunk")
         if end == upload.info.length:
-            with suppress(BithaulError):  # the bytes are here; who asks for the receipt hears what is wrong
+            try:
                 await self._submit(request, upload)
+            except Unauthorized:
+                raise  # rotated meanwhile
+            except BithaulError:
+                pass  # the bytes are here; who asks for the receipt hears what is wrong
         return end
 
     async def _receive(self, request: Request, writer: Writer) -> bool:

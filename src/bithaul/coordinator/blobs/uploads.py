@@ -115,11 +115,7 @@ class Uploads:
 
     def get(self, name: str, *, worker: str) -> Upload:
         """Raises `NotFound`, for another worker's upload too."""
-        with self._lock:
-            state = self._states.get(name)
-        if state is None or state.info.worker != worker:
-            raise NotFound("There is no such upload; begin again with POST /gradient.")
-        return self._upload(name, state)
+        return self._upload(name, self._state(name, worker))
 
     def of_lease(self, worker: str, *, task: int, fence: str) -> Upload | None:
         """The running upload for a lease."""
@@ -148,8 +144,7 @@ class Uploads:
 
         Raises `Conflict` (`upload_offset`), `NotFound`.
         """
-        self.get(name, worker=worker)
-        state, me = self._states[name], object()
+        state, me = self._state(name, worker), object()
         state.writer = me
         with state.lock:  # the older writer's last piece is in the file now
             size = self._size(name)
@@ -158,7 +153,7 @@ class Uploads:
                     f"The upload stands at {size} bytes, not at {offset}; ask with HEAD and go on there.",
                     code="upload_offset",
                 )
-            with disk_errors():
+            with disk_errors(), _gone():
                 file = self._data(name).open("r+b")
         with file:
             file.seek(offset)
@@ -171,8 +166,8 @@ class Uploads:
         Only one at a time. Raises `Conflict` (`upload_busy`, `upload_incomplete`; `upload_sha256` when the
         whole is not what was announced, and then the upload is gone), `NotFound`.
         """
-        upload = self.get(name, worker=worker)
-        state = self._states[name]
+        state = self._state(name, worker)
+        upload = self._upload(name, state)
         if not upload.complete:
             missing = upload.info.length - upload.offset
             raise Conflict(f"{missing} bytes are missing.", code="upload_incomplete")
@@ -181,9 +176,10 @@ class Uploads:
                 raise Conflict("This update is being judged; ask again soon.", code="upload_busy")
             state.taken = True
         try:
-            with state.lock, disk_errors(), self._data(name).open("r+b") as file:
-                os.fsync(file.fileno())
-            sha256 = file_sha256(self._data(name))
+            with _gone():  # given up meanwhile
+                with state.lock, disk_errors(), self._data(name).open("r+b") as file:
+                    os.fsync(file.fileno())
+                sha256 = file_sha256(self._data(name))
             if upload.info.sha256 not in (None, sha256):
                 self.delete(name, worker=worker)
                 raise Conflict(
@@ -200,7 +196,7 @@ class Uploads:
 
     def delete(self, name: str, *, worker: str) -> None:
         """Raises `NotFound`."""
-        self.get(name, worker=worker)
+        self._state(name, worker)
         with self._lock:
             self._drop(name)
         self._remove(name)
@@ -233,6 +229,14 @@ class Uploads:
         if not names:
             del self._of_lease[state.info.lease]
 
+    def _state(self, name: str, worker: str) -> _State:
+        """Raises `NotFound`, for another worker's upload too."""
+        with self._lock:
+            state = self._states.get(name)
+        if state is None or state.info.worker != worker:
+            raise _no_such_upload()
+        return state
+
     def _upload(self, name: str, state: _State) -> Upload:
         return Upload(name, state.info, self._size(name), state.taken)
 
@@ -251,6 +255,19 @@ class Uploads:
 
     def _about(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+
+def _no_such_upload() -> NotFound:
+    return NotFound("There is no such upload; begin again with POST /gradient.")
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    """A file that its worker gave up in another request is `NotFound`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise _no_such_upload() from None
 
 
 class Writer:

@@ -357,7 +357,11 @@ def _accept(connection: Connection, asked: Asked, report: ReportRow, *, now: flo
     if tail:
         work.write_free(connection, run, work.read_free(connection, run).give_back(tail))
     speed = next_speed(
-        worker.speed, tokens=report.tokens, seconds=report.seconds, calibrated=worker.calibrated_speed
+        worker.speed,
+        tokens=report.tokens,
+        seconds=report.seconds,
+        elapsed=now - lease.granted_at,
+        calibrated=worker.calibrated_speed,
     )
     fleet.update_worker(connection, worker.id, speed=speed)
     fleet.insert_telemetry(

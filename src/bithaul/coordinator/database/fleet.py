@@ -14,7 +14,7 @@ from bithaul.coordinator.database.tables import leases, logs, telemetry, workers
 from bithaul.errors import Gone
 from bithaul.exchange.messages import LogEntry
 from bithaul.rounds.leases import LeaseState
-from bithaul.rounds.sizing import DEFAULT_SPEED, speed_of
+from bithaul.rounds.sizing import DEFAULT_SPEED, FIRST_SPEED, SLOWEST, speed_of
 from bithaul.rounds.trust import Standing, Trust
 
 
@@ -83,8 +83,11 @@ _MAY_WORK = (  # as `WorkerRow.may_work` says it
     workers.c.rest_until <= bindparam("now"),
 )
 _PLANNED = case(  # as `speed_of` says it
-    (workers.c.speed > 0, workers.c.speed),
-    (workers.c.calibrated_speed > 0, workers.c.calibrated_speed),
+    (workers.c.speed >= SLOWEST, workers.c.speed),
+    (workers.c.speed > 0, SLOWEST),
+    (workers.c.calibrated_speed > FIRST_SPEED, FIRST_SPEED),
+    (workers.c.calibrated_speed >= SLOWEST, workers.c.calibrated_speed),
+    (workers.c.calibrated_speed > 0, SLOWEST),
     else_=DEFAULT_SPEED,
 )
 _BUSY = workers.c.id.in_(select(leases.c.worker).where(leases.c.state == LeaseState.OPEN))

@@ -30,6 +30,8 @@ SENTENCES = {
     "client.disable": "The key {subject} is disabled; it is refused from now on.",
     "client.enable": "The key {subject} works again.",
     "client.delete": "The key {subject} is deleted.",
+    "session.end": "Session {subject:.6} has ended; its browser has to sign in again.",
+    "person.change-password": "{subject} has a new password; every other session has ended.",
 }
 
 

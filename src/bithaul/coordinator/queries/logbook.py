@@ -15,6 +15,7 @@ from bithaul.coordinator.database.logbook import LEVELS, MOST_COUNTED, LogFilter
 from bithaul.errors import InvalidInput
 
 PAGE = 200
+TAIL = 1_000  # rows of one answer to a live tail
 PERIODS: Mapping[str, float | None] = {"": None, "15m": 900.0, "1h": 3600.0, "1d": 86_400.0}
 
 
@@ -28,6 +29,16 @@ class LogLine(BaseModel):
     level: str
     event: str
     fields: dict[str, object]
+
+
+class TailView(BaseModel):
+    """What came since an entry, newest first. `newest`: go on from there; `more`: there is more already."""
+
+    model_config = ConfigDict(frozen=True)
+
+    lines: list[LogLine]
+    newest: int
+    more: bool
 
 
 class LogView(BaseModel):
@@ -168,10 +179,20 @@ def _neighbours(
     return (rows[-1].id if more else None), (rows[0].id if fresh else None)
 
 
-def log_tail(c: Coordinator, wanted: LogFilter, *, after: int, count: int = PAGE) -> list[LogLine]:
-    """What came after entry `after`, newest first; of a flood the oldest `count`, the rest next time."""
+def log_tail(c: Coordinator, wanted: LogFilter, *, after: int, count: int = TAIL) -> TailView:
+    """What came after entry `after`; of a flood the oldest `count`, the rest next time.
+
+    What was looked through without finding anything is not looked through again.
+    """
     with c.database.read() as connection:
-        return [line_of(row) for row in logbook.page(connection, wanted, count=count, after=after)]
+        looked = max(after, logbook.newest_id(connection))
+        rows = logbook.page(connection, wanted, count=count, after=after)
+    more = len(rows) == count
+    return TailView(
+        lines=[line_of(row) for row in rows],
+        newest=rows[0].id if more else looked,
+        more=more,
+    )
 
 
 def line_of(row: LogRow) -> LogLine:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
@@ -91,7 +92,9 @@ def progress(c: Coordinator) -> ProgressView:
             seconds=seconds,
             version=rows[-1].version,
             versions=len(rows),
-            tokens_per_second=recent_speed(rows),
+            tokens_per_second=recent_speed(
+                rows, now=rows[-1].created_at if run.state is RunState.FINISHED else now
+            ),
             eta_seconds=eta_seconds(run, tokens=tokens, seconds=seconds),
             tasks=work.task_counts(connection, run.id),
             open_leases=len(work.open_leases(connection, run.id)),
@@ -114,10 +117,16 @@ def _point(row: VersionRow) -> SeriesPoint:
     )
 
 
-def recent_speed(rows: Sequence[VersionRow]) -> float:
-    """Tokens per second over the last versions, merging and waiting included."""
+def recent_speed(rows: Sequence[VersionRow], *, now: float) -> float:
+    """Tokens per second over the last versions, merging and waiting included.
+
+    The wait for the next one counts as well once it is longer than each of them took, so that a fleet which
+    has stopped is not told to be as fast as ever.
+    """
     recent = rows[-RECENT_VERSIONS:]
-    passed = recent[-1].created_at - recent[0].created_at
+    steps = [after.created_at - before.created_at for before, after in pairwise(recent)]
+    late = max(0.0, now - recent[-1].created_at - max(steps, default=0.0))
+    passed = sum(steps) + late
     return (recent[-1].tokens_total - recent[0].tokens_total) / passed if passed > 0 else 0.0
 
 

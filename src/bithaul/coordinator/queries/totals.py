@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, runs, versions, work
 from bithaul.coordinator.queries.progress import RECENT_VERSIONS, eta_seconds, recent_speed
+from bithaul.exchange.messages import RunState
 
 
 class TotalsView(BaseModel):
@@ -56,7 +57,7 @@ def totals_in(c: Coordinator, connection: Connection) -> TotalsView:
         done=tasks["accepted"] + tasks["merged"],
         failed=tasks["failed"],
         tokens=tokens,
-        tokens_per_second=recent_speed(recent),
+        tokens_per_second=0.0 if run.state is RunState.FINISHED else recent_speed(recent, now=now),
         eta_seconds=eta_seconds(run, tokens=tokens, seconds=run.seconds_at(now)),
         version=recent[-1].version,
         active=active,

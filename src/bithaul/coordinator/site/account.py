@@ -11,38 +11,48 @@ from starlette.responses import Response
 
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.forms import read_form, read_query
-from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.provider import Identity
 from bithaul.coordinator.identity.sessions import Session
 from bithaul.coordinator.identity.signin import WrongPassword, change_password
 from bithaul.coordinator.identity.throttle import TooManyAttempts
-from bithaul.coordinator.site.pages import HOME, Pages, go, safe_next
-from bithaul.coordinator.site.visits import Visits
+from bithaul.coordinator.queries.actions import newest_action
+from bithaul.coordinator.queries.sessions import sessions_view
+from bithaul.coordinator.site.export import export
+from bithaul.coordinator.site.frame import Frame
+from bithaul.coordinator.site.pages import HOME, go, safe_next
 from bithaul.errors import Forbidden, InvalidInput
 
 
-def account_pages(
-    router: APIRouter, c: Coordinator, identity: Identity, cookies: Cookies, pages: Pages, visits: Visits
-) -> None:
+def account_pages(router: APIRouter, frame: Frame, identity: Identity, cookies: Cookies) -> None:
+    c, pages, visits = frame.c, frame.pages, frame.visits
     sessions = identity.sessions
 
     @router.get(HOME)
     async def account(request: Request) -> Response:
         here = await visits.signed_in(request)
-        live = await run_in_threadpool(sessions.live, here.person_id)
-        return pages.show(
-            "account.html",
-            name=here.name,
-            here=here.sid,
-            sessions=[_row(session) for session in live],
-            csrf_token=visits.csrf(request),
+
+        def build() -> Response:
+            values = {"name": here.name, "sessions": sessions_view(sessions, here)}
+            return frame.own(request, here, "account.html", values)
+
+        return await run_in_threadpool(build)
+
+    @router.get(f"{HOME}/sessions.{{kind}}")
+    async def sessions_file(request: Request, kind: str) -> Response:
+        here = await visits.signed_in(request)
+        return await run_in_threadpool(
+            lambda: export([sessions_view(sessions, here)], name="sessions", kind=kind)
         )
 
     @router.post("/account/sessions/{sid}/end")
     async def end(request: Request, sid: str) -> Response:
         here = await visits.signed_in(request)
         await run_in_threadpool(sessions.end, sid, actor=here.name, person_id=here.person_id)
-        return go(HOME)
+        return await home(here)
+
+    async def home(session: Session) -> Response:
+        """The page that shows what was just done."""
+        return go(f"{HOME}?did={await run_in_threadpool(newest_action, c, session.name)}")
 
     @router.post("/account/sign-out")
     async def sign_out(request: Request) -> Response:
@@ -100,18 +110,9 @@ def account_pages(
                 cookie = await identity.password_threads.run(attempt)
         except (WrongPassword, TooManyAttempts, InvalidInput, Forbidden) as error:
             return form(request, session, next_page, status=error.http_status, problem=error.message)
-        response = go(next_page)
+        response = await home(session) if next_page == HOME else go(next_page)
         cookies.put(response, cookies.session, cookie)
         return response
-
-
-def _row(session: Session) -> dict[str, object]:
-    return {
-        "sid": session.sid,
-        "last_seen": session.last_seen_at,
-        "address": session.address,
-        "agent": session.agent,
-    }
 
 
 def _signed_out(cookies: Cookies) -> Response:

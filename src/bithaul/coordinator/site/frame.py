@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.identity.sessions import Session
-from bithaul.coordinator.queries.actions import NOTHING, done, newest_action
+from bithaul.coordinator.queries.actions import NOTHING, DoneView, done, newest_action
 from bithaul.coordinator.queries.totals import totals
 from bithaul.coordinator.site.admin import ADMIN_HOME
 from bithaul.coordinator.site.pages import Pages, go
@@ -66,15 +66,30 @@ class Frame:
     def render(
         self, request: Request, session: Session, template: str, values: Mapping[str, Any]
     ) -> Response:
-        asked = request.query_params.get("did", "")
         return self.pages.show(
             template,
             totals=totals(self.c),
-            flash=done(self.c, int(asked[:18])) if asked.isdecimal() else None,
+            flash=self._flash(request),
             person=session,
             csrf_token=self.visits.csrf(request),
             **{"here": here(request), "query": dict(request.query_params), **values},
         )
+
+    def own(self, request: Request, session: Session, template: str, values: Mapping[str, Any]) -> Response:
+        """A page of a person's own: alone, unless the admin site has accepted the session."""
+        if session.admin_since is not None and not session.must_change:
+            return self.render(request, session, template, {"layout": "shell.html", **values})
+        return self.pages.show(
+            template,
+            layout="base.html",
+            flash=self._flash(request),
+            csrf_token=self.visits.csrf(request),
+            **values,
+        )
+
+    def _flash(self, request: Request) -> DoneView | None:
+        asked = request.query_params.get("did", "")
+        return done(self.c, int(asked[:18])) if asked.isdecimal() else None
 
 
 def here(request: Request) -> str:

@@ -62,6 +62,11 @@ def key_pages(router: APIRouter, frame: Frame) -> None:
 
         return await frame.data(request, build)
 
+    @router.get(f"{KEYS}/operators.{{kind}}")
+    async def others_file(request: Request, kind: str) -> Response:
+        """Of operators and applications."""
+        return await frame.data(request, lambda: export([keyring(c).others], name="operators", kind=kind))
+
     @router.get(f"{KEYS}/{{key}}/rotate")
     async def rotated(request: Request, key: KeyName) -> Response:
         """The address of a page with a secret, which has no other way to be asked for."""

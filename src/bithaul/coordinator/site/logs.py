@@ -16,6 +16,8 @@ from bithaul.coordinator.site.frame import Frame
 Key = Annotated[int | None, Query(ge=0, le=10**15)]
 From = Annotated[str, Query(alias="from", max_length=40)]
 Until = Annotated[str, Query(max_length=40)]
+NEWEST_SEEN = "bithaul-newest"  # the entry that the next question of a live tail goes on from
+MORE = "bithaul-more"  # there is more already
 
 
 def log_pages(router: APIRouter, frame: Frame) -> None:
@@ -60,13 +62,17 @@ def log_pages(router: APIRouter, frame: Frame) -> None:
     async def tail(
         request: Request, after: Annotated[int, Query(ge=0)], worker: str = "", level: str = "", q: str = ""
     ) -> Response:
-        """Rows of the table that came after one entry, for the live tail."""
+        """Rows of the table that came after one entry, for the live tail; headers say how it goes on."""
 
-        def build() -> dict[str, object]:
-            wanted = make_filter(c, worker=worker, level=level, text=q)
-            return {"lines": log_tail(c, wanted, after=after), "fresh": True}
+        def build() -> Response:
+            view = log_tail(c, make_filter(c, worker=worker, level=level, text=q), after=after)
+            part = frame.pages.show("logrows.html", lines=view.lines, fresh=True)
+            part.headers[NEWEST_SEEN] = str(view.newest)
+            if view.more:
+                part.headers[MORE] = "yes"
+            return part
 
-        return await frame.part(request, "logrows.html", build)
+        return await frame.data(request, build)
 
     @router.get(f"{ADMIN_HOME}/logs.{{kind}}")
     async def logs_file(

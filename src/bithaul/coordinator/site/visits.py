@@ -22,6 +22,7 @@ from bithaul.coordinator.site.pages import HOME, GoTo, safe_next
 AUTO_REFRESH = "x-auto-refresh"
 ADMIN_SIGN_IN = "/admin/signin"
 PAGES_WITH_FORMS = ("/admin", "/account")
+FILES = (".csv", ".json", "/weights")  # ends of addresses whose answers are kept, not looked at
 
 
 class Visits:
@@ -75,8 +76,8 @@ class Visits:
         return session
 
     def page_of(self, request: Request) -> str:
-        """The page to come back to, as a path: this one, or that which a form was on; "" for none."""
-        if request.method != "GET":
+        """The page to come back to, as a path: this one, or that of a form or a file; "" for none."""
+        if request.method != "GET" or request.scope["path"].endswith(FILES):
             return self.page_of_form(request)
         query = request.scope["query_string"].decode("ascii", errors="replace")
         path: str = request.scope["path"]

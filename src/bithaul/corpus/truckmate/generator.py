@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from bithaul.corpus.example import Example, merge_slots
 from bithaul.corpus.truckmate.dice import Dice, reserved
 from bithaul.corpus.truckmate.frames import WEIGHTS, frames_of
-from bithaul.corpus.truckmate.grammar import Part, draw
+from bithaul.corpus.truckmate.grammar import Part, Shape, fill, shape
 from bithaul.corpus.truckmate.noise import add_noise, punctuate
 from bithaul.corpus.truckmate.talk import around
+from bithaul.corpus.truckmate.values import is_city
 from bithaul.errors import InvalidInput
 
-GENERATOR_VERSION = "5"
+GENERATOR_VERSION = "6"
 RESERVED_PAIRS = 10  # one pair of values in so many never meets in training
 DIALOGUE_SHARE = 0.07
 ATTEMPTS = 8  # draws before a repeated line is let through
+FILLINGS = 40  # draws of values before a shape is given up for a split
 
 Split = Literal["train", "heldout"]
 Reason = Literal["train", "frame", "value", "pair"]
@@ -81,9 +84,8 @@ def _draw(intent: str, dice: Dice, split: Split) -> Traced:
         frame = dice.pick(frames_of(intent, dialogue=dialogue, held=reason == "frame"))
         if reason in ("value", "pair") and not frame.has_values:
             continue
-        parts = draw(frame.phrase, dice, held=reason == "value")
-        found = _judge(parts, reason)
-        if found is not None:
+        parts = _filled(shape(frame.phrase, dice), dice, reason)
+        if parts is not None:
             noisy = add_noise(around([_forget(part) for part in parts], dice), dice)
             slots = merge_slots((p.slot, p.value) for p in noisy if p.slot)
             example = Example(punctuate(noisy, dice), intent, slots)
@@ -92,17 +94,44 @@ def _draw(intent: str, dice: Dice, split: Split) -> Traced:
     raise AssertionError(f"no {reason} example of {intent} after 200 draws")
 
 
-def _judge(parts: Sequence[Part], reason: Reason) -> Reason | None:
-    """`reason` when these parts may be used for it, else None."""
-    keys = _keys(parts)
-    has_pair = any(reserved(pair, RESERVED_PAIRS) for pair in _pairs(keys))
-    if reason == "train":
-        return None if has_pair else reason
-    if reason == "pair":
-        return reason if has_pair else None
+def _filled(items: Shape, dice: Dice, reason: Reason) -> list[Part] | None:
+    """The shape with values that may be used for `reason`, or None when none were found.
+
+    Values are drawn again, not shapes: otherwise requests of many values, which have more pairs, would be
+    rare in training and frequent in what is held out.
+    """
+    for _ in range(FILLINGS):
+        parts = fill(items, dice, held=reason == "value")
+        if _fits(parts, reason) and not _runs_together(parts):
+            return parts
+    return None
+
+
+def _fits(parts: Sequence[Part], reason: Reason) -> bool:
+    """Whether these parts may be used for `reason`."""
+    if reason == "frame":
+        return True
     if reason == "value":
-        return reason if any(part.held and _kept(part) for part in parts) else None
-    return reason
+        return any(part.held and _kept(part) for part in parts)
+    has_pair = any(reserved(pair, RESERVED_PAIRS) for pair in _pairs(_keys(parts)))
+    return has_pair == (reason == "pair")
+
+
+def _runs_together(parts: Sequence[Part]) -> bool:
+    """Whether two cities with no word between can be heard as others: "austin bay bend"."""
+    return any(
+        first.slot
+        and second.slot
+        and is_city(first.words)
+        and is_city(second.words)
+        and _heard_as_others(first.words + second.words, len(first.words))
+        for first, second in pairwise(parts)
+    )
+
+
+def _heard_as_others(words: tuple[str, ...], border: int) -> bool:
+    longer = any(is_city(words[:end]) for end in range(border + 1, len(words) + 1))
+    return longer or any(is_city(words[:end]) and is_city(words[end:]) for end in range(1, border))
 
 
 def _kept(part: Part) -> bool:

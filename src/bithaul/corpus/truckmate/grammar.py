@@ -44,6 +44,9 @@ class Choice:
     options: tuple[Phrase, ...]
 
 
+Shape = tuple[Word | Hole, ...]
+
+
 @dataclass(frozen=True)
 class Phrase:
     items: tuple[Word | Hole | Choice, ...]
@@ -97,23 +100,37 @@ def _choice(tokens: list[re.Match[str]], at: int, rules: Mapping[str, str]) -> t
     return Choice(tuple(options)), at
 
 
-def draw(phrase: Phrase, dice: Dice, *, held: bool) -> list[Part]:
-    """One utterance of a phrase. With `held`, about half of the values come from the held-out pools."""
+def shape(phrase: Phrase, dice: Dice) -> Shape:
+    """One way through a phrase, all choices made: its words and holes in order."""
+    found: list[Word | Hole] = []
+    _walk(phrase, dice, found)
+    return tuple(found)
+
+
+def _walk(phrase: Phrase, dice: Dice, out: list[Word | Hole]) -> None:
+    for item in phrase.items:
+        if isinstance(item, Choice):
+            _walk(dice.pick(item.options) if len(item.options) > 1 else item.options[0], dice, out)
+        else:
+            out.append(item)
+
+
+def fill(items: Shape, dice: Dice, *, held: bool) -> list[Part]:
+    """One utterance of a shape. With `held`, about half of the values come from the held-out pools."""
     parts: list[Part] = []
-    _draw(phrase, dice, held, parts)
+    for item in items:
+        if isinstance(item, Word):
+            parts.append(Part((item.word,)))
+        else:
+            from_heldout = held and item.kind in OPEN_KINDS and dice.chance(0.7)
+            spoken = KINDS[item.kind](dice, from_heldout)
+            parts.append(as_part(item.slot, item.kind, spoken, held=from_heldout))
     return parts
 
 
-def _draw(phrase: Phrase, dice: Dice, held: bool, out: list[Part]) -> None:
-    for item in phrase.items:
-        if isinstance(item, Word):
-            out.append(Part((item.word,)))
-        elif isinstance(item, Hole):
-            from_heldout = held and item.kind in OPEN_KINDS and dice.chance(0.7)
-            spoken = KINDS[item.kind](dice, from_heldout)
-            out.append(as_part(item.slot, item.kind, spoken, held=from_heldout))
-        else:
-            _draw(dice.pick(item.options) if len(item.options) > 1 else item.options[0], dice, held, out)
+def draw(phrase: Phrase, dice: Dice, *, held: bool) -> list[Part]:
+    """One utterance of a phrase: a shape of it, filled."""
+    return fill(shape(phrase, dice), dice, held=held)
 
 
 def as_part(slot: str, kind: str, spoken: Spoken, *, held: bool = False) -> Part:

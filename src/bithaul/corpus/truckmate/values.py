@@ -17,6 +17,10 @@ from bithaul.corpus.truckmate.dice import Dice, reserved
 RESERVED_VALUES = 8  # one in so many numbers, ids, times, towns and tasks is held out
 _TOWN_SHAPES = (*((0, 1),) * 3, *((1, 2),) * 3, (0, 1, 2))  # of lead, base and tail
 _LISTED = frozenset(term.value for term in (*lex.CITIES, *lex.CITIES_HELDOUT))
+_SAID = frozenset(form for term in (*lex.CITIES, *lex.CITIES_HELDOUT) for form in term.forms)
+_TOWN_WORDS = tuple(
+    frozenset(word.lower() for word in words) for words in (lex.TOWN_LEADS, lex.TOWN_BASES, lex.TOWN_TAILS)
+)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,15 @@ def _town(dice: Dice, held: bool) -> Spoken:
 
     value = _until(draw, "town", dice, held)
     return Spoken(value.lower(), value)
+
+
+def is_city(words: Sequence[str]) -> bool:
+    """Whether these words, as they are said, are a listed city or could be a small town."""
+    return " ".join(words) in _SAID or any(
+        len(words) == len(parts)
+        and all(word in _TOWN_WORDS[part] for word, part in zip(words, parts, strict=True))
+        for parts in set(_TOWN_SHAPES)
+    )
 
 
 def _city(dice: Dice, held: bool) -> Spoken:

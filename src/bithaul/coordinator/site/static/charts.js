@@ -197,7 +197,8 @@
     if (busy) return;
     busy = true;
     try {
-      take(await fetchCurve(rows.size > MOST || !cursor ? "" : `?after=${cursor}`));
+      const anew = !cursor || (rows.size > MOST && !zoomed); // what a zoom has fetched stays while one looks at it
+      take(await fetchCurve(anew ? "" : `?after=${cursor}`));
       if (!plots.loss) { $$("[data-waiting]").forEach((node) => node.remove()); draw(); }
       else {
         const d = data();
@@ -250,6 +251,7 @@
     if (!button) return;
     if (button.dataset.x) { axis = button.dataset.x; localStorage.setItem("bithaul.axis", axis); press("x", axis); }
     else if (button.dataset.scale) { scale = button.dataset.scale; localStorage.setItem("bithaul.scale", scale); press("scale", scale); }
+    if (!plots.loss) return; // the curve is still on its way, and will come as it was asked for
     if ("reset" in button.dataset) { zoom(false); return; }
     const before = zoomed && !button.dataset.x ? { ...plots.loss.scales.x } : null;
     draw();
@@ -264,6 +266,7 @@
     for (const [name, plot] of Object.entries(plots)) plot.setSize({ width: box(name).clientWidth - 24, height: box(name).clientHeight - 16 });
   }).observe(box("loss"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    if (!plots.loss) return;
     const { min, max } = plots.loss.scales.x;
     draw();
     if (zoomed) for (const plot of Object.values(plots)) plot.setScale("x", { min, max });

@@ -19,19 +19,19 @@
   const pause = $("[data-tail]");
   const fresh = $("[data-fresh]");
   if (!body || !pause || body.dataset.live !== "yes") return;
-  const KEEP = 1000; // rows in the page; older ones are a page away
+  const KEEP = 1000; // rows in the page, and of those that wait; older ones are a page away
   let newest = Number(body.dataset.newest);
   let paused = false;
-  let waiting = "";
+  let waiting = []; // newest first
   let count = 0;
   let busy = false;
 
   const show = () => {
-    body.insertAdjacentHTML("afterbegin", waiting);
-    if (waiting) { body.closest(".scroll").hidden = false; $("[data-empty]")?.remove(); }
+    body.prepend(...waiting);
+    if (waiting.length) { body.closest(".scroll").hidden = false; $("[data-empty]")?.remove(); }
     localise(body);
     while (body.rows.length > KEEP) body.lastElementChild.remove();
-    waiting = "";
+    waiting = [];
     count = 0;
     fresh.hidden = true;
   };
@@ -43,6 +43,7 @@
   const poll = async () => {
     if (busy) return;
     busy = true;
+    let more = false;
     try {
       const query = new URLSearchParams(location.search);
       query.set("after", newest);
@@ -50,18 +51,21 @@
       const answer = await fetch(`/admin/logs/tail?${query}`, { headers: { "X-Auto-Refresh": "1" }, redirect: "manual" });
       if (answer.type === "opaqueredirect" || answer.status === 401) leave();
       if (!answer.ok) return;
-      const text = await answer.text();
-      const ids = [...text.matchAll(/data-id="(\d+)"/g)].map((m) => Number(m[1]));
-      if (!ids.length) return;
-      newest = Math.max(newest, ...ids);
-      waiting = text + waiting;
-      count += ids.length;
+      const came = document.createElement("template");
+      came.innerHTML = await answer.text();
+      newest = Number(answer.headers.get("bithaul-newest"));
+      more = answer.headers.has("bithaul-more");
+      const rows = [...came.content.querySelectorAll("tr")];
+      if (!rows.length) return;
+      waiting = [...rows, ...waiting].slice(0, KEEP);
+      count += rows.length;
       if (!paused && scrollY < 80) show();
       else {
         fresh.hidden = false;
-        fresh.textContent = `${count} new`;
+        fresh.textContent = `${count.toLocaleString("en")} new`;
       }
     } catch { /* the banner of site.js tells when the coordinator is away */ } finally { busy = false; }
+    if (more && awake()) poll(); // after a night in a drawer, not 100 rows a second
   };
   pause.addEventListener("click", () => {
     paused = !paused;

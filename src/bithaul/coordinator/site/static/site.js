@@ -175,7 +175,16 @@
   });
 
   // Filters apply when a choice changes, words and times at Enter or the button; copying says that it did.
-  document.addEventListener("change", (event) => { if (event.target.closest("form[data-auto]") && event.target.tagName === "SELECT") event.target.form.requestSubmit(); });
+  // The page that comes has the focus where it was: with arrow keys each step is a choice.
+  const FIELD = "bithaul.field";
+  document.addEventListener("change", (event) => {
+    if (!event.target.closest("form[data-auto]") || event.target.tagName !== "SELECT") return;
+    sessionStorage.setItem(FIELD, event.target.name);
+    event.target.form.requestSubmit();
+  });
+  const chosen = sessionStorage.getItem(FIELD);
+  sessionStorage.removeItem(FIELD);
+  if (chosen) $(`form[data-auto] select[name="${CSS.escape(chosen)}"]`)?.focus();
   document.addEventListener("click", async (event) => {
     const button = event.target.closest("[data-copy]");
     if (!button) return;

@@ -13,11 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
+from starlette.requests import Request
 
 import bithaul
 from bithaul.coordinator.api import public
 from bithaul.coordinator.api.cookies import Cookies
 from bithaul.coordinator.api.middleware import host_of
+from bithaul.coordinator.api.peer import Peers
 from bithaul.coordinator.identity.transport import check_public_url
 from bithaul.coordinator.protocol import HardenedHttpToolsProtocol
 from bithaul.coordinator.server import Server, bind
@@ -318,6 +320,16 @@ def test_sec_50_foreign_hosts_are_refused(site):
         response = site.http.get("/.well-known/jwks.json", headers={"Host": host})
         assert response.status_code == 400, host
         assert response.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"), [("::ffff:10.0.0.2", "9.9.9.9"), ("::ffff:10.0.0.3", "::ffff:10.0.0.3")]
+)
+def test_sec_50_a_proxy_is_known_on_a_listener_for_ipv4_and_ipv6(tmp_path, peer, address):
+    """Wrong result: with `--host ::` all visitors of a trusted proxy share its address and one throttle."""
+    peers = Peers(Settings(directory=tmp_path, trusted_proxies=("10.0.0.2",)))
+    headers = [(b"x-forwarded-for", b"9.9.9.9")]
+    assert peers.address_of(Request({"type": "http", "client": (peer, 1), "headers": headers})) == address
 
 
 def test_sec_50_two_hosts_or_none(site):

@@ -34,6 +34,8 @@ class Peers:
         if not _is_address(text):
             return False
         address = ipaddress.ip_address(text)
+        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped  # how a listener for both tells an IPv4 peer
         return any(address in network for network in self._trusted)
 
 

@@ -136,6 +136,22 @@ def test_the_tables_fit_a_desk(open_tab, coordinator, width: int) -> None:
     assert {name.evaluate(lines) for name in page.locator("td.name strong").all()} == {1}
 
 
+@pytest.mark.parametrize("width", [360, 768, 1023, 1024, 1152])
+def test_nothing_is_out_of_sight_on_a_small_screen(open_tab, coordinator, width: int) -> None:
+    """Catches: Rotate and Drain to the right of what a tablet shows, in a table that has to be pushed."""
+    tab = open_tab(width=width)
+    paths = ["/admin", "/admin/workers", "/admin/workers/hall-thinkpad", "/admin/tasks", "/admin/tasks/1"]
+    paths += ["/admin/tasks/seed", "/admin/runs", "/admin/runs/300", "/admin/logs", "/admin/keys", "/account"]
+    over = "[...document.querySelectorAll('.scroll')].map((box) => box.scrollWidth - box.clientWidth)"
+    found = {path: max([0, *tab.go(path).evaluate(over)]) for path in paths}
+    assert {path: wide for path, wide in found.items() if wide > 0} == {}
+    for path, word in (("/admin/workers", "Drain"), ("/admin/keys", "Rotate")):
+        for button in tab.go(path).locator("table").get_by_role("button", name=word, exact=True).all():
+            box = button.bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= width
+
+
 @pytest.mark.parametrize("width", [360, 768, 1280, 1366, 1920])
 def test_a_workers_day_is_drawn_at_every_width(open_tab, width: int) -> None:
     """Catches: a card with a title and nothing below it, on a desk where columns of tables make way."""

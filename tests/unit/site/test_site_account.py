@@ -8,10 +8,12 @@ import re
 from collections.abc import Callable
 
 import pytest
+from starlette.testclient import TestClient
 
 from bithaul.coordinator.api.cookies import Cookies
+from bithaul.coordinator.app import create_app
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.identity.people import find_by_name
+from bithaul.coordinator.identity.people import create_person, find_by_name
 from bithaul.coordinator.identity.sessions import Session, Sessions
 from bithaul.coordinator.queries.sessions import sessions_view
 
@@ -80,3 +82,18 @@ def test_sessions_are_exported_as_shown(own: Coordinator, visit) -> None:
     rows = list(csv.DictReader(io.StringIO(site.get("/account/sessions.csv").text)))
     assert sorted(row["agent"] for row in rows)[0] == "'=1+1", "a spreadsheet runs no browser's name"
     assert site.get("/account/sessions.csv", headers={"cookie": ""}).status_code == 303
+
+
+def test_a_wrong_password_does_not_forget_the_name(own: Coordinator) -> None:
+    """Catches: a name typed again at each try; and one that is markup."""
+    create_person(own, "ada")
+    site = TestClient(create_app(own), base_url="http://127.0.0.1", follow_redirects=False)
+    for typed, shown in (("ada", "ada"), ('"><b>', "&#34;&gt;&lt;b&gt;")):
+        page = site.get("/signin").text
+        assert re.search(r'<input name="name"[^>]* autofocus>', page)
+        token = page.partition('name="csrf_token" value="')[2].partition('"')[0]
+        answer = site.post("/signin", data={"csrf_token": token, "name": typed, "password": "not it at all"})
+        assert answer.status_code == 401
+        assert re.search(rf'<input name="name"[^>]* value="{re.escape(shown)}">', answer.text)
+        assert re.search(r'<input name="password"[^>]* autofocus>', answer.text)
+        assert "not it at all" not in answer.text

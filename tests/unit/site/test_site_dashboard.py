@@ -13,11 +13,12 @@ from starlette.testclient import TestClient
 
 from bithaul.coordinator.commands.steer import pause_run, resume_run
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database.tables import runs
+from bithaul.coordinator.database.tables import leases, runs, workers
 from bithaul.coordinator.identity.audit import record
 from bithaul.coordinator.queries.curve import curve
 from bithaul.coordinator.queries.dashboard import dashboard
 from bithaul.coordinator.queries.machines import machines
+from bithaul.coordinator.queries.progress import progress
 from bithaul.coordinator.queries.totals import totals
 from bithaul.coordinator.services.startup import note_start
 
@@ -74,6 +75,31 @@ def test_a_fleet_that_has_stopped_is_not_told_to_be_fast(
     with c.database.write() as connection:
         connection.execute(update(runs).values(state="finished"))
     assert totals(c).tokens_per_second == 0
+
+
+def test_the_time_left_stands_still_with_nobody_there(
+    make_coordinator: Callable[..., Coordinator], visit
+) -> None:
+    """Catches: "2 h 05 min" left all night, of a run whose machines went away in the evening."""
+    c = make_coordinator(versions=60)
+    site = visit(c)
+    with c.database.write() as connection:
+        connection.execute(update(workers).values(drained=True))
+    assert totals(c).eta_seconds, "those that are drained finish what they hold"
+    with c.database.write() as connection:
+        connection.execute(update(leases).where(leases.c.state == "open").values(state="released"))
+    assert (totals(c).eta_seconds, totals(c).still) == (None, True)
+    assert progress(c).eta_seconds is None
+    assert "stands still" in site.get("/admin/logs").text
+    with c.database.write() as connection:
+        connection.execute(update(workers).where(workers.c.id == "attic-nuc").values(drained=False))
+    assert totals(c).eta_seconds, "a machine that waits for a task is there"
+    assert "stands still" not in site.get("/admin/logs").text
+    with c.database.write() as connection:
+        connection.execute(update(workers).values(gone=True))
+    assert totals(c).still
+    pause_run(c, actor="ada")
+    assert not totals(c).still, "paused is the reason then"
 
 
 def test_totals_without_a_run(make_coordinator: Callable[..., Coordinator], visit) -> None:

@@ -91,8 +91,12 @@ def test_many_stalled_machines_are_counted_not_listed(
     with own.database.write() as connection:
         connection.execute(update(leases).values(moved_at=own.clock.now() - 900))
     text = visit(own).get("/admin").text
-    assert text.count("Running without progress.") == STALLED
-    assert "32 more without progress." in text
+    notes = text.partition('id="notices"')[2].partition('class="grid"')[0]
+    assert notes.count('class="note') == 1, "one note, whatever their number"
+    said = notes.partition('id="stalled"')[2].partition("</summary>")
+    assert f"{30 + 8} workers run without progress." in said[0]
+    assert said[2].count("has not got further for") == STALLED
+    assert 'href="/admin/workers?state=stalled">All 38<' in said[2]
 
 
 def test_workers_come_in_pages_and_are_exported_whole(site: TestClient) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -16,14 +17,19 @@ from starlette.testclient import TestClient
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database.tables import leases, reports, runs, tasks, versions
+from bithaul.coordinator.identity.clients import create_client
 from bithaul.coordinator.queries.blobs import weights_blob
 from bithaul.coordinator.queries.machines import machines
 from bithaul.coordinator.queries.runpage import run_page, version_page
 from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
 from bithaul.coordinator.queries.ternary import ternary
+from bithaul.coordinator.site import export
 from bithaul.coordinator.site.environment import make_environment
 from bithaul.errors import InvalidInput, NotFound
+from bithaul.exchange.messages import ADMIN_SCOPE
 from bithaul.exchange.weights import open_weights
+
+NOW = 1_795_000_000.0  # the clock of these coordinators
 
 
 @pytest.fixture(scope="module")
@@ -252,3 +258,27 @@ def test_clipped_updates_are_counted(own: Coordinator, visit) -> None:
         connection.execute(update(reports).where(reports.c.seq == first[0]).values(clip=0.5))
     assert [m.clipped for m in machines(own, only={"desk-ryzen"}).machines] == [1]
     assert "1 of the accepted ones" in visit(own).get("/admin/workers/desk-ryzen").text
+
+
+def test_times_in_a_spreadsheet_are_dates(own: Coordinator, visit) -> None:
+    """Catches: 1795000000.0 in a column called last_seen; and dates in JSON, where the API has numbers."""
+    site = visit(own)
+    create_client(own, "attic-nuc", scope="bithaul.worker")
+    create_client(own, "ops", scope=ADMIN_SCOPE)
+    tables = ["workers", "tasks", "runs", "logs", "keys", "keys/operators", "workers/attic-nuc/reports"]
+    tables += ["tasks/1/attempts", "tasks/1/reports"]
+    found = set()
+    for table in (*(f"/admin/{name}" for name in tables), "/account/sessions"):
+        rows = list(csv.DictReader(io.StringIO(site.get(f"{table}.csv").text)))
+        assert rows, table
+        for plain, row in zip(site.get(f"{table}.json").json(), rows, strict=True):
+            for name, cell in row.items():
+                value = plain[name]
+                if isinstance(value, float) and abs(value - NOW) < 30 * 86_400:
+                    assert datetime.fromisoformat(cell).timestamp() == pytest.approx(value, abs=0.001), name
+                    assert cell.endswith("Z"), (table, name, cell)
+                    found.add(name)
+                else:
+                    assert "T" not in cell or not cell.endswith("Z"), (table, name, cell)
+    assert {"time", "last_seen", "registered_at", "changed_at", "received_at", "last_seen_at"} <= found
+    assert export._cell("time", 1e300) == 1e300, "of a clock that is out of its mind"

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from bithaul import __version__
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, logbook
-from bithaul.coordinator.database.tables import leases, logs, workers
+from bithaul.coordinator.database.tables import leases, logs, reports, workers
 from bithaul.coordinator.identity.tables import audit
 from bithaul.coordinator.queries import logbook as logbook_query
 from bithaul.coordinator.queries.logbook import log_page, log_rows, log_tail, make_filter
@@ -110,6 +110,41 @@ def test_drain_resume_and_gone_do_it_audit_it_and_say_so(own: Coordinator, visit
         query = select(leases.c.state).where(leases.c.worker == "kitchen-laptop", leases.c.state == "open")
         assert connection.execute(query).first() is None
     assert worker_page(own, "kitchen-laptop").machine.state == "gone"
+
+
+def test_what_a_state_and_a_number_mean_is_said_in_words(own: Coordinator, visit) -> None:
+    """Catches: "136/0/0/1", and a reason that only a mouse finds."""
+    with own.database.write() as connection:
+        mine = select(reports.c.seq).where(reports.c.worker == "attic-nuc").limit(1)
+        lost = {"verdict": "rejected", "reason": "It was empty.", "code": "empty"}
+        connection.execute(update(reports).where(reports.c.seq == mine.scalar_subquery()).values(lost))
+    machine = worker_page(own, "attic-nuc").machine
+    assert machine.rejected == 1
+    page = visit(own).get("/admin/workers").text
+    row = row_of(page, "attic-nuc")
+    assert f"{machine.accepted} accepted" in row
+    assert "1 rejected" in row
+    assert "clipped" not in row, "what is none is not told"
+    row = row_of(page, "kitchen-laptop")
+    assert "has not got further for" in re.sub(r"<[^>]*>", "", row)
+
+
+def row_of(page: str, worker: str) -> str:
+    return page.partition(f'href="/admin/workers/{worker}"')[2].partition("</tr>")[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/admin/logs", "worker"), ("/admin/tasks", "worker"), ("/admin/workers", "state")],
+)
+def test_a_filter_tells_what_the_address_asks_for(site: TestClient, path: str, field: str) -> None:
+    """Catches: "all" in the choice above a table that shows one worker that the list has no more."""
+    page = site.get(f"{path}?{field}=long-gone").text
+    choice = page.partition(f'<select name="{field}">')[2].partition("</select>")[0]
+    assert re.findall(r"<option[^>]* selected>([^<]*)<", choice) == ["long-gone"]
+    assert choice.count("attic-nuc") <= 1
+    choice = site.get(path).text.partition(f'<select name="{field}">')[2].partition("</select>")[0]
+    assert "selected" not in choice
 
 
 @pytest.mark.parametrize("name", ["kitchen-laptop", "lab-xeon"])

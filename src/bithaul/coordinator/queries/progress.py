@@ -62,7 +62,7 @@ class ProgressView(BaseModel):
     version: int  # newest
     versions: int  # made so far, the first included
     tokens_per_second: float  # whole fleet, recent
-    eta_seconds: float | None
+    eta_seconds: float | None  # None when it cannot be told, as while nobody works
     tasks: Mapping[str, int]
     open_leases: int
     receipts: Mapping[str, int]  # by verdict
@@ -82,6 +82,7 @@ def progress(c: Coordinator) -> ProgressView:
         tokens = runs.spent(connection, run.id).merged
         share = run.progress_at(now, tokens=tokens)
         seconds = run.seconds_at(now)
+        still = stands_still(connection, run)
         return ProgressView(
             run=run.name,
             state=run.state,
@@ -95,7 +96,7 @@ def progress(c: Coordinator) -> ProgressView:
             tokens_per_second=recent_speed(
                 rows, now=rows[-1].created_at if run.state is RunState.FINISHED else now
             ),
-            eta_seconds=eta_seconds(run, tokens=tokens, seconds=seconds),
+            eta_seconds=None if still else eta_seconds(run, tokens=tokens, seconds=seconds),
             tasks=work.task_counts(connection, run.id),
             open_leases=len(work.open_leases(connection, run.id)),
             receipts=ledger.verdict_counts(connection, run.id),
@@ -128,6 +129,14 @@ def recent_speed(rows: Sequence[VersionRow], *, now: float) -> float:
     late = max(0.0, now - recent[-1].created_at - max(steps, default=0.0))
     passed = sum(steps) + late
     return (recent[-1].tokens_total - recent[0].tokens_total) / passed if passed > 0 else 0.0
+
+
+def stands_still(connection: Connection, run: RunRow) -> bool:
+    """Whether nobody is there who works on a running run: neither its tokens nor its time go on."""
+    if run.state is not RunState.RUNNING:
+        return False
+    active, _ = fleet.count_workers(connection)
+    return not active and not work.open_leases(connection, run.id)
 
 
 def eta_seconds(run: RunRow, *, tokens: int, seconds: float) -> float | None:

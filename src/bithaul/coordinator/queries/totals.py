@@ -7,7 +7,7 @@ from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, runs, versions, work
-from bithaul.coordinator.queries.progress import RECENT_VERSIONS, eta_seconds, recent_speed
+from bithaul.coordinator.queries.progress import RECENT_VERSIONS, eta_seconds, recent_speed, stands_still
 from bithaul.exchange.messages import RunState
 
 
@@ -27,6 +27,7 @@ class TotalsView(BaseModel):
     tokens: int = 0  # in merged updates
     tokens_per_second: float = 0.0
     eta_seconds: float | None = None
+    still: bool = False  # nobody is there who works, so the time left does not get less
     version: int = 0
     active: int = 0  # workers that are not gone and not drained
     fleet: int = 0
@@ -47,6 +48,7 @@ def totals_in(c: Coordinator, connection: Connection) -> TotalsView:
     tasks = work.task_counts(connection, run.id)
     recent = versions.newest_versions(connection, run.id, count=RECENT_VERSIONS)
     tokens = recent[-1].tokens_total  # what the ledger adds up to, without adding it up every five seconds
+    still = stands_still(connection, run)
     return TotalsView(
         now=now,
         run=run.name,
@@ -58,7 +60,8 @@ def totals_in(c: Coordinator, connection: Connection) -> TotalsView:
         failed=tasks["failed"],
         tokens=tokens,
         tokens_per_second=0.0 if run.state is RunState.FINISHED else recent_speed(recent, now=now),
-        eta_seconds=eta_seconds(run, tokens=tokens, seconds=run.seconds_at(now)),
+        eta_seconds=None if still else eta_seconds(run, tokens=tokens, seconds=run.seconds_at(now)),
+        still=still,
         version=recent[-1].version,
         active=active,
         fleet=everybody,

@@ -1,6 +1,7 @@
 """Tables as files: CSV for spreadsheets, JSON for programs; all rows that match what the page asks for.
 
-A table may have a million rows, so a file is written while it is read, page by page.
+Moments are seconds since 1970 in JSON, as in the API, and ISO 8601 in UTC in CSV. A table may have a million
+rows, so a file is written while it is read, page by page.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from pydantic import BaseModel
@@ -20,6 +22,7 @@ from bithaul.visible import visible
 
 PAGE = 2_000  # rows read at a time
 NEWEST = 10**15  # every number of a row is below
+_MOMENTS = frozenset({"time", "last_seen", "since", "until", "deadline"})  # and what ends in _at
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 Key = TypeVar("Key")
@@ -70,14 +73,25 @@ def _csv(pages: Iterable[list[dict[str, object]]]) -> Iterator[str]:
         if not titled:
             writer.writerow(rows[0])
         titled = True
-        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+        writer.writerows([_cell(name, value) for name, value in row.items()] for row in rows)
         yield stream.getvalue()
 
 
-def _cell(value: object) -> object:
+def _cell(name: str, value: object) -> object:
     """Text that a spreadsheet would run as a formula is marked as text, and stays on its line."""
+    if isinstance(value, float) and (name in _MOMENTS or name.endswith("_at")):
+        return _moment(value)
     if isinstance(value, dict | list):
         return visible(json.dumps(value, ensure_ascii=False))
     if isinstance(value, str):
         return ("'" if value.startswith(_FORMULA) else "") + visible(value)
     return value
+
+
+def _moment(seconds: float) -> object:
+    """ISO 8601 in UTC; a number that is no moment, of a clock that is out of its mind, stays what it is."""
+    try:
+        moment = datetime.fromtimestamp(seconds, tz=UTC)
+    except (OverflowError, ValueError, OSError):
+        return seconds
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"

@@ -35,6 +35,7 @@ def sign_in_pages(
         status: int = 200,
         problem: str = "",
         note: str = "",
+        name: str = "",
         fresh: bool = False,
     ) -> Response:
         """The page; it begins a sign-in where the browser has none."""
@@ -50,6 +51,7 @@ def sign_in_pages(
             form_action=origin,
             problem=problem,
             note=note,
+            name=name,
             csrf_token=token,
             next=next_page,
             provider="" if identity.foreign is None else identity.foreign.issuer,
@@ -83,6 +85,7 @@ def sign_in_pages(
     async def prove(request: Request, fields: dict[str, str]) -> Response:
         next_page = safe_next(fields.get("next"))
         begun = visits.sign_in_cookie(request)
+        typed = fields.get("name", "").strip()[:64]
 
         def attempt() -> str | None:
             """The session's cookie; None when this browser has begun no sign-in. All in one thread's turn."""
@@ -101,13 +104,13 @@ def sign_in_pages(
         try:
             cookie = await identity.password_threads.run(attempt)
         except (WrongPassword, TooManyAttempts) as error:
-            page = await form(request, next_page, status=error.http_status, problem=error.message)
+            page = await form(request, next_page, status=error.http_status, problem=error.message, name=typed)
             if not isinstance(error, WrongPassword):  # its challenge is for programs
                 page.headers.update(headers_of(error))
             return page
         if cookie is None:
             text = "This page was open for too long, or your browser keeps no cookies. Sign in again."
-            return await form(request, next_page, status=403, problem=text)
+            return await form(request, next_page, status=403, problem=text, name=typed)
         response = go(next_page)
         cookies.put(response, cookies.session, cookie)
         return response

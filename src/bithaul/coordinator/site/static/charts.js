@@ -83,7 +83,7 @@
       { ...axisStyle(), size: 30, values: axis === "time" ? undefined : (_, ticks) => ticks.map((v) => axis === "version" && v % 1 ? "" : short(v)) },
       { ...axisStyle(), size: 54, values: yValues },
     ],
-    hooks: { setSelect: [(u) => { if (u.select.width > 0) zoom(true); }], setCursor: [(u) => { if (u.cursor.idx != null || name === "loss") legend(u.cursor.idx); }] },
+    hooks: { ready: [(u) => drag(u)], setSelect: [(u) => { if (u.select.width > 0) zoom(true); }], setCursor: [(u) => { if (u.cursor.idx != null || name === "loss") legend(u.cursor.idx); }] },
     legend: { show: false },
   });
 
@@ -218,21 +218,28 @@
   const fit = (plot, x) => plot.setScale("x", { min: x[0], max: x.length > 1 ? x[x.length - 1] : x[0] + 1 });
 
   // Zooming in asks for every version of the range: what the overview had thinned comes back.
+  let zooms = 0;
   const zoom = async (on) => {
+    const mine = (zooms += 1);
     zoomed = on;
     $("[data-reset]").hidden = !on;
     box("loss").dataset.zoomed = on ? "yes" : "no";
     if (!on) {
       const d = data();
       for (const name of Object.keys(plots)) fit(plots[name], d[name][0]);
+      say("");
       return;
     }
     await new Promise(requestAnimationFrame);
+    if (mine !== zooms) return;
     const { min, max } = plots.loss.scales.x;
+    say(`from ${xText(min)} to ${xText(max)}`);
     box("loss").dataset.min = min;
     box("loss").dataset.max = max;
     for (const name of ["speed", "staleness"]) plots[name].setScale("x", { min, max });
     if (total <= rows.size) return;
+    await new Promise((rest) => setTimeout(rest, 150));
+    if (mine !== zooms) return;
     const inside = sorted().filter((row) => xOf(row) >= min && xOf(row) <= max);
     if (inside.length < 2) return;
     try {
@@ -240,10 +247,56 @@
       ready = null;
       view.version.forEach((version, i) => rows.set(version, Object.fromEntries(COLUMNS.map((name) => [name, view[name][i]]))));
       const d = data();
-      for (const name of Object.keys(plots)) { plots[name].setData(d[name], false); plots[name].setScale("x", { min, max }); }
+      for (const name of Object.keys(plots)) {
+        const seen = plots[name].scales.x; // one may have looked elsewhere meanwhile
+        plots[name].setData(d[name], false);
+        plots[name].setScale("x", { min: seen.min, max: seen.max });
+      }
       legend(null);
     } catch { /* the overview stays */ }
   };
+
+  // By keyboard: nearer, further, along. The range is clamped to the run; all of it is no zoom.
+  const say = (text) => { $("[data-range]").textContent = text; };
+  const look = (middle, width) => {
+    const x = data().loss[0];
+    const [first, last] = [x[0], x[x.length - 1]];
+    if (!(last > first) || width >= last - first) { zoom(false); return; }
+    const min = Math.min(Math.max(middle - width / 2, first), last - width);
+    plots.loss.setScale("x", { min, max: min + width });
+    zoom(true);
+  };
+  const drag = (u) => { // a finger that moves sideways moves a zoomed curve along; up and down stays the page's
+    let from = null;
+    u.over.addEventListener("pointerdown", (event) => {
+      from = event.pointerType === "touch" && zoomed ? { at: event.clientX, ...u.scales.x } : null;
+    });
+    u.over.addEventListener("pointermove", (event) => {
+      if (!from) return;
+      const width = from.max - from.min;
+      look((from.min + from.max) / 2 - ((event.clientX - from.at) / u.over.clientWidth) * width, width);
+    });
+    for (const name of ["pointerup", "pointercancel"]) u.over.addEventListener(name, () => { from = null; });
+  };
+  const LEAST = 1 / 2000; // of what is seen at first
+  const keyed = (key) => {
+    const { min, max } = plots.loss.scales.x;
+    const x = data().loss[0];
+    const [middle, width] = [(min + max) / 2, max - min];
+    if (key === "+" || key === "=") look(middle, Math.max(width / 2, (x[x.length - 1] - x[0]) * LEAST));
+    else if (key === "-") look(middle, width * 2);
+    else if (key === "ArrowLeft") look(middle - width / 4, width);
+    else if (key === "ArrowRight") look(middle + width / 4, width);
+    else if (key === "Home") look(x[0], width);
+    else if (key === "End") look(x[x.length - 1], width);
+    else if (key === "0" || key === "Escape") zoom(false);
+    else return false;
+    return true;
+  };
+  box("loss").addEventListener("keydown", (event) => {
+    if (!plots.loss || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (keyed(event.key)) event.preventDefault();
+  });
 
   const press = (name, value) => $$(`[data-${name}]`).forEach((b) => b.setAttribute("aria-pressed", String(b.dataset[name] === value)));
   $("[data-curve-controls]").addEventListener("click", (event) => {
@@ -253,6 +306,7 @@
     else if (button.dataset.scale) { scale = button.dataset.scale; localStorage.setItem("bithaul.scale", scale); press("scale", scale); }
     if (!plots.loss) return; // the curve is still on its way, and will come as it was asked for
     if ("reset" in button.dataset) { zoom(false); return; }
+    if (button.dataset.zoom) { keyed(button.dataset.zoom); return; }
     const before = zoomed && !button.dataset.x ? { ...plots.loss.scales.x } : null;
     draw();
     if (before) for (const plot of Object.values(plots)) plot.setScale("x", { min: before.min, max: before.max });

@@ -88,6 +88,7 @@ class _HeadLoss(Function):
         uniform = torch.empty_like(cross_entropy)
         for group in _blocks(hidden.shape[0], max(_GROUP_ROWS, _GROUP_VALUES // vocabulary)):
             d_logits = scratch("d_logits", (group.stop - group.start, width), dtype)
+            d_logits[:, vocabulary:] = 0.0  # a product with AMX reads whole tiles: 0 times NaN would be NaN
             for inner in _blocks(d_logits.shape[0], max(_BLOCK_ROWS, _BLOCK_VALUES // vocabulary)):
                 block = slice(group.start + inner.start, group.start + inner.stop)
                 logits = d_logits[inner] if needed else scratch("logits", (block.stop - block.start, width))

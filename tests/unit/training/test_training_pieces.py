@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from bithaul.errors import InvalidConfig
+from bithaul.model.scratch import release, scratch
 from bithaul.training.batches import GRANULE, inner_batches, pack
 from bithaul.training.loss import head_loss
 from bithaul.training.recipe import TrainingRecipe, read_recipe_changes
@@ -174,6 +175,17 @@ def test_head_loss_in_bf16_stays_close() -> None:
     (found,) = torch.autograd.grad(rounded, hidden)
     assert rounded.item() == pytest.approx(exact.item(), abs=5e-3)
     assert (found - expected).norm() <= 1e-2 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [97, 100, 5174])
+def test_what_lies_in_memory_is_not_learned_from(vocabulary: int, dtype: torch.dtype) -> None:
+    """Catches: a CPU with AMX multiplies whole tiles, and 0 times a NaN beside the logits drops a step."""
+    release()
+    scratch("d_logits", (64, -(-vocabulary // 32) * 32), dtype).fill_(math.nan)
+    hidden, embedding = torch.randn(64, 32, requires_grad=True), torch.randn(vocabulary, 32)
+    loss, _ = head_loss(hidden, embedding, torch.randint(0, vocabulary, (64,)), torch.ones(64), dtype=dtype)
+    assert torch.autograd.grad(loss, hidden)[0].isfinite().all()
 
 
 def test_a_hopeless_target_has_a_finite_loss() -> None:

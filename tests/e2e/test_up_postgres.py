@@ -119,6 +119,7 @@ def test_a_run_on_postgresql_is_switched_on_backed_up_and_restored_as_the_page_s
     assert not (folder / "runs" / "demo" / "coordinator.db").exists()
     coordinator = Serving(follower, "demo")
     dump, restore = blocks("sh", "Back up")
+    before = rows(server, "demo")
     follower.shell(
         replaced(dump, ("postgresql://bithaul@db.example/demo", f"postgresql://trainer@{here}/demo")),
         password="choose one",
@@ -129,7 +130,7 @@ def test_a_run_on_postgresql_is_switched_on_backed_up_and_restored_as_the_page_s
     follower.shell(
         replaced(restore, ("--owner=bithaul", "--owner=trainer"), ("--role=bithaul", "--role=trainer"))
     )
-    assert rows(server, "again") == rows(server, "demo")
+    assert rows(server, "again") in (before, rows(server, "demo")), "old versions may go while it is dumped"
     again = folder / "runs" / "again"
     address = (again / "bithaul.toml").read_text(encoding="utf-8")
     (again / "bithaul.toml").write_text(address.replace("/demo", "/again"), encoding="utf-8")

@@ -41,6 +41,8 @@ from bithaul.exchange.messages import ADMIN_SCOPE, WORKER_SCOPE
 from bithaul.model.config import ModelConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
+sys.path.insert(0, str(Path(__file__).parent))
+from foreign_provider import ADMINS, CLIENT, PASSWORD, SECRET, WIDE, Provider
 from postgresql_server import PostgresServer, postgres, postgres_server  # noqa: F401 - fixtures
 
 DATABASE = os.environ.get("BITHAUL_TEST_DATABASE", "sqlite")
@@ -68,7 +70,6 @@ ON_BOTH = {  # what is decided by rows that processes share
 
 START = 1_800_000_000.0
 FENCE = "0" * 32
-PASSWORD = "correct horse battery staple"
 
 
 @dataclass
@@ -403,9 +404,6 @@ def make_site(
         assert resting == [], f"a secret that was given out rests in {resting}"
 
 
-WIDE = Limits(per_client_and_address=100_000, per_address=100_000, in_all=100_000)
-
-
 @pytest.fixture
 def site(make_site: MakeSite) -> Site:
     """A coordinator without a run; throttling so wide that it never answers."""
@@ -416,3 +414,24 @@ def site(make_site: MakeSite) -> Site:
 def run_site(make_site: MakeSite) -> Site:
     """A coordinator with a small run."""
     return make_site(WIDE, with_run=True)
+
+
+@pytest.fixture
+def provider():
+    provider = Provider()
+    provider.start()
+    yield provider
+    provider.stop()
+
+
+@pytest.fixture
+def make(make_site, provider):
+    """A coordinator whose people sign in at `provider`, which has its clock."""
+
+    def make(admins=ADMINS, **options):
+        settings = {"oidc_issuer": provider.url, "oidc_client_id": CLIENT, "oidc_client_secret": SECRET}
+        site = make_site(WIDE, **{**settings, "oidc_admins": admins, **options})
+        provider.now = site.clock.now
+        return site
+
+    return make

@@ -25,13 +25,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import httpx2
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from bithaul.coordinator.identity.throttle import Limits
+
 CLIENT, SECRET = "bithaul at home", "a secret: of 100 %"
+PASSWORD = "correct horse battery staple"
+ADMINS = {"olga": "sub:248289761001"}
+WIDE = Limits(per_client_and_address=100_000, per_address=100_000, in_all=100_000)
 
 
 def b64(data: bytes) -> str:
@@ -223,3 +229,19 @@ class Provider:
         header = {"alg": "RS256", "kid": key.kid, **self.lie.get("header", {})}
         token = self.lie.get("token") or key.sign(header, claims)
         return 200, {"access_token": access, "token_type": "Bearer", "id_token": token}
+
+
+def begin(browser, url="/admin"):
+    """The address at the provider that the browser is sent to."""
+    asked = browser.follow(url, stop="/authorize?")
+    return asked.headers["location"]
+
+
+def sign_in(site, browser, url="/admin"):
+    """The answer to what the provider sent."""
+    came = httpx2.get(begin(browser, url), follow_redirects=False, trust_env=False)
+    return browser.get(came.headers["location"])
+
+
+def is_in(browser):
+    return browser.get("/admin").status_code == 200

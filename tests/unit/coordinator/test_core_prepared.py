@@ -93,6 +93,9 @@ def test_sums_in_the_database_are_what_python_adds_up(house: Any) -> None:
     values: dict[str, dict[str, Any]] = {
         "measured": {"ready": True, "speed": 700.0, "calibrated_speed": 5.0},
         "calibrated": {"ready": True, "calibrated_speed": 300.0},
+        "boaster": {"ready": True, "calibrated_speed": 1e15},
+        "crawler": {"ready": True, "calibrated_speed": 1e-10},
+        "crawled": {"ready": True, "speed": 1e-10},
         "unknown": {"ready": True},
         "new": {"speed": 1e6},
         "drained": {"ready": True, "speed": 2e6, "drained": True},

@@ -11,9 +11,9 @@ from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.corpus.truckmate import lexicon as lex
 from bithaul.corpus.truckmate.dice import Dice
 from bithaul.corpus.truckmate.frames import WEIGHTS, frames
-from bithaul.corpus.truckmate.generator import Traced
-from bithaul.corpus.truckmate.grammar import phrasings
-from bithaul.corpus.truckmate.values import KINDS, OPEN_KINDS
+from bithaul.corpus.truckmate.generator import Traced, _runs_together
+from bithaul.corpus.truckmate.grammar import Part, as_part, phrasings
+from bithaul.corpus.truckmate.values import KINDS, OPEN_KINDS, Spoken, is_city
 
 OFTEN = 5  # a word seen less often in 50,000 lines is not learned
 
@@ -64,6 +64,46 @@ def test_no_heldout_name_is_a_value_of_training(train: list[Traced]) -> None:
     held = {term.value for term in (*lex.CITIES_HELDOUT, *lex.WEATHER_HELDOUT)}
     held |= {f"I-{number}" for number in lex.INTERSTATES_HELDOUT} | {f"US-{n}" for n in lex.US_ROUTES_HELDOUT}
     assert not said & held
+
+
+def test_lists_are_as_frequent_in_training_as_held_out(train: list[Traced], heldout: list[Traced]) -> None:
+    """Catches: phrasings of many values, which have many pairs, drawn for the held-out set only."""
+
+    def share(found: list[Traced]) -> float:
+        return sum(sum(key.startswith("stops=") for key in t.values) > 1 for t in found) / len(found)
+
+    assert share(train) > 0.015
+    assert share(heldout) < 1.5 * share(train)
+
+
+@pytest.mark.parametrize(
+    ("words", "city"),
+    [
+        ("austin", True),
+        ("bay bend", True),
+        ("fort madison", True),
+        ("bend bay", False),
+        ("madison fort", False),
+    ],
+)
+def test_what_could_be_a_city(words: str, city: bool) -> None:
+    assert is_city(tuple(words.split())) is city
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "others"),
+    [
+        ("austin", "bay bend", True),
+        ("lincoln", "junction park", True),
+        ("denver", "fort madison", False),
+        ("fort madison", "denver", False),
+    ],
+)
+def test_two_cities_that_can_be_heard_as_others(first: str, second: str, others: bool) -> None:
+    """Catches a label that nobody could tell from its words."""
+    parts = [as_part("stops", "city", Spoken(name, name)) for name in (first, second)]
+    assert _runs_together(parts) is others
+    assert not _runs_together([parts[0], Part(("and",)), parts[1]])
 
 
 @pytest.mark.parametrize("kind", sorted(OPEN_KINDS))

@@ -32,15 +32,11 @@ _CODES = {
 }
 
 
-class TooManyRequests(BithaulError):
+class TooManyRequests(TooManyAttempts):
     """One worker asks for more than any needs."""
 
     code = "too_many_requests"
-    http_status = 429
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"Too many requests of this worker in a minute; try again in {retry_after} s.")
-        self.retry_after = retry_after
+    said = "Too many requests of this worker in a minute"
 
 
 class BadRequest(BithaulError):
@@ -197,7 +193,7 @@ def headers_of(error: BithaulError) -> dict[str, str]:
             return {"WWW-Authenticate": 'Bearer realm="bithaul", error="insufficient_scope"'}
         case RangeNotSatisfiable():
             return {"Content-Range": f"bytes */{error.size}"}
-        case TooManyAttempts() | TooManyRequests():
+        case TooManyAttempts():
             return {"Retry-After": str(error.retry_after)}
         case Unavailable():
             return {"Retry-After": "5"}

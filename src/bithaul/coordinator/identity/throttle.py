@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from sqlalchemy import delete, insert, select
 
@@ -45,9 +46,10 @@ class TooManyAttempts(BithaulError):
 
     code = "throttled"
     http_status = 429
+    said: ClassVar[str] = "Too many failed attempts"
 
     def __init__(self, retry_after: int) -> None:
-        super().__init__(f"Too many failed attempts; try again in {retry_after} s.")
+        super().__init__(f"{self.said}; try again in {retry_after} s.")
         self.retry_after = retry_after
 
 

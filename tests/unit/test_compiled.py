@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numba
+import pytest
+from numba.core.codegen import get_host_cpu_features
 
 from bithaul.compiled import sources_digest
 from bithaul.model import kernels
@@ -26,3 +31,27 @@ def test_the_kernels_lie_there_and_the_setting_of_others_is_put_back() -> None:
     assert not numba.config.CACHE_DIR
     kept = kernels.largest_size._cache.cache_path
     assert sources_digest(Path(kernels.__file__).parent) in kept
+
+
+@pytest.mark.skipif("+avx512fp16" not in get_host_cpu_features().split(","), reason="not such a CPU")
+@pytest.mark.parametrize(("own", "register"), [({}, "zmm"), ({"NUMBA_CPU_FEATURES": "+avx2"}, "ymm")])
+def test_loops_use_whole_vectors_unless_told_otherwise(own: dict[str, str], register: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASSEMBLY], env=os.environ | own, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == register
+
+
+ASSEMBLY = """
+import numba, numpy as np
+import bithaul.compiled
+
+@numba.njit
+def double(x):
+    for i in range(len(x)):
+        x[i] += x[i]
+
+double(np.ones(64, np.float32))
+text = "".join(double.inspect_asm().values())
+print("zmm" if "zmm" in text else "ymm" if "ymm" in text else "xmm")
+"""

@@ -24,7 +24,7 @@ from bithaul.model import kernels
 from bithaul.model.autograd import array_of, differentiable
 from bithaul.model.bitlinear import TernaryCodes
 from bithaul.model.products import product_rows
-from bithaul.model.scratch import scratch
+from bithaul.model.scratch import lasting, scratch
 from bithaul.model.segments import Segments
 from bithaul.model.wayback import BLOCK_ROWS, WayBack, blocks, way_back
 
@@ -70,13 +70,23 @@ class Places:
 
     def rows_of(self, flat: Tensor) -> Tensor:
         """The rows [N, H] of a flat array."""
-        out = torch.empty(len(self.place), self.heads * self.size)
+        out = lasting((len(self.place), self.heads * self.size))
         kernels.gather_heads(array_of(flat), self.size, self.place, self.stride, array_of(out))
         return out
 
+    def empty(self) -> Tensor:
+        """A flat array to be filled with rows; 0 where there is none."""
+        flat = lasting((self.total,))
+        self._clear(flat)
+        return flat
+
+    def _clear(self, flat: Tensor) -> None:
+        if self.total != len(self.place) * self.heads * self.size:
+            flat.zero_()
+
     def scatter(self, rows: Tensor, flat: Tensor) -> Tensor:
         """The way back of `rows_of`; 0 where there is no row."""
-        flat.zero_()
+        self._clear(flat)
         kernels.scatter_heads(array_of(rows), self.size, self.place, self.stride, array_of(flat))
         return flat
 
@@ -85,7 +95,7 @@ class _Input:
     """The normed and quantised rows of one stacked product: what its forward made and its backward needs."""
 
     def __init__(self, rows: int, width: int, ternary: TernaryCodes) -> None:
-        self._codes = torch.empty((rows, width), dtype=torch.int8)
+        self._codes = lasting((rows, width), torch.int8)
         self._codes_array = array_of(self._codes)
         self._rstd: Floats = np.empty(rows, np.float32)
         self.inverse: Floats = np.empty(rows, np.float32)
@@ -121,7 +131,7 @@ class _Norm:
 
     def __init__(self, x: Tensor, gain: Tensor, source: _Input) -> None:
         self._x, self._gain, self._source = array_of(x), array_of(gain), source
-        self.dx, self.d_gain = torch.empty_like(x), torch.zeros_like(gain)
+        self.dx, self.d_gain = lasting(tuple(x.shape)), torch.zeros_like(gain)
         self._dx, self._d_gain = array_of(self.dx), array_of(self.d_gain)
 
     def backward(self, rows: slice, p: Any, residual: Any) -> None:
@@ -133,7 +143,7 @@ class _Norm:
 
 def _heads_of(source: _Input, places: Places) -> tuple[Tensor, Tensor, Tensor]:
     """Rotated queries and keys, and values, flat in attention's layout; 0 where there is no row."""
-    parts = (torch.zeros(places.total), torch.zeros(places.total), torch.zeros(places.total))
+    parts = (places.empty(), places.empty(), places.empty())
     arrays = [array_of(part) for part in parts]
 
     def use(rows: slice, sums: Any, inverse: Any) -> None:
@@ -181,7 +191,8 @@ class _Attention(Function):
         mixed, weights = scratch("mixed", (places.total,)), []
         ctx.scale = np.float32(places.size**-0.5)
         for q, k, v, group in zip(*map(places.split, (*flat, mixed)), strict=True):
-            scores = torch.bmm(q, k.transpose(1, 2))
+            scores = lasting((len(q), q.shape[1], q.shape[1]))
+            torch.bmm(q, k.transpose(1, 2), out=scores)
             kernels.causal_softmax(array_of(scores), ctx.scale)
             weights.append(scores)
             torch.bmm(scores, v, out=group)
@@ -231,7 +242,7 @@ def _attention_backward(
 
 
 def _joined(source: _Input, residual: Tensor) -> Tensor:
-    out, before = torch.empty_like(residual), array_of(residual)
+    out, before = lasting(tuple(residual.shape)), array_of(residual)
     after = array_of(out)
 
     def use(rows: slice, sums: Any, inverse: Any) -> None:
@@ -262,7 +273,7 @@ class _FeedForward(Function):
     ) -> Tensor:
         source = _Input.of(x, gain, eps, gate_up)
         width, dtype = gate_up.widths[0], gate_up.path.gradient_dtype
-        kept, inner = torch.empty((len(x), 2 * width), dtype=dtype), _Input(len(x), width, down)
+        kept, inner = lasting((len(x), 2 * width), dtype), _Input(len(x), width, down)
         kept_array, sub = array_of(kept), array_of(sub_gain)
 
         def use(rows: slice, sums: Any, inverse: Any) -> None:

@@ -1,19 +1,29 @@
 """Memory that a step uses again and again.
 
 Writing to memory that has left the caches costs more than most of the arithmetic of a small model, and fresh
-memory has. Whatever does not outlive one function of `fused` is therefore taken from here. `release` gives it
-back to the system.
+memory has; memory that went back to the system has to be mapped and cleared anew besides. What does not
+outlive one function of `fused` is taken by name (`scratch`), and what is kept for the way back by size
+(`lasting`). `release` gives all of it back to the system.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import sys
 import threading
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 _MOST_VIEWS = 4096  # of a thread; batches come in many shapes over the days
+_LINE = 64  # bytes of a cache line, where products want their operands to begin
+_LEAST = 1 << 16  # bytes; less than this the library keeps by itself
+_UNUSED = 4096  # requests of a thread, some thirty steps: what is free and none of them took goes back
 
 
 class _Buffers(threading.local):
@@ -45,7 +55,66 @@ def scratch(name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float3
     return view
 
 
+@dataclass
+class _Block:
+    """Memory that tensors may stand in; it is free when nothing else refers to it."""
+
+    memory: npt.NDArray[np.uint8]
+    used: int  # the request that took it last
+
+    def references(self) -> int:
+        return sys.getrefcount(self.memory)
+
+
+_FREE = _Block(np.empty(0, np.uint8), 0).references()
+
+
+class _Pool(threading.local):
+    """A thread's blocks by their size; a tensor of them may be let go by any thread."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, list[_Block]] = {}
+        self.requests = itertools.count()
+
+    def take(self, size: int) -> npt.NDArray[np.uint8]:
+        request, capacity = next(self.requests), _capacity(size)
+        if request % _UNUSED == 0:
+            self._give_back(before=request - _UNUSED)
+        blocks = self.blocks.setdefault(capacity, [])
+        for block in blocks:
+            if block.references() == _FREE:
+                block.used = request
+                return block.memory
+        blocks.append(_Block(np.empty(capacity + _LINE, np.uint8), request))
+        return blocks[-1].memory
+
+    def _give_back(self, before: int) -> None:
+        for blocks in self.blocks.values():
+            blocks[:] = [b for b in blocks if b.used >= before or b.references() != _FREE]
+
+
+_pool = _Pool()
+
+
+def _capacity(size: int) -> int:
+    """Bytes of the block for `size` bytes, at most an eighth more: batches of about the same size share."""
+    step = 1 << max(0, size.bit_length() - 4)
+    return -(-size // step) * step
+
+
+def lasting(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised memory that is the caller's while this tensor, or anything made of it, is referred to."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < _LEAST:
+        return torch.empty(shape, dtype=dtype)
+    memory = _pool.take(size)
+    start = -memory.ctypes.data % _LINE
+    part: Any = memory[start : start + size]
+    return torch.from_numpy(part).view(dtype).view(shape)
+
+
 def release() -> None:
-    """Forget all memory of this thread; views that are still held stay valid."""
+    """Forget all memory of this thread; what is held stays valid."""
     _buffers.flat.clear()
     _buffers.views.clear()
+    _pool.blocks.clear()

@@ -20,7 +20,7 @@ from bithaul.model import kernels, tiles
 from bithaul.model.autograd import array_of
 from bithaul.model.bitlinear import TernaryCodes
 from bithaul.model.products import WORDS, StepPath
-from bithaul.model.scratch import scratch
+from bithaul.model.scratch import lasting, scratch
 
 BLOCK_ROWS = 256
 
@@ -76,7 +76,7 @@ class FloatWay:
         gradients = []
         widths, scales = list(self._ternary.widths), self._ternary.scales
         for part, g in zip(torch.split(product, widths), scales, strict=True):
-            gradient = torch.empty(part.shape)
+            gradient = lasting(tuple(part.shape))
             kernels.widen_scaled(array_of(part), np.float32(1.0) / g, array_of(gradient))
             gradients.append(gradient)
         return gradients
@@ -95,7 +95,7 @@ class WordWay:
             np.full(n, np.float32(1.0) / g) for n, g in zip(ternary.widths, ternary.scales, strict=True)
         ]
         self._inverse: npt.NDArray[np.float32] = np.concatenate(inverse)
-        self._sum = torch.empty((self._outputs, self._width))
+        self._sum = lasting((self._outputs, self._width))
         self._fresh = True  # nothing is in the sum yet
         self._block: Any = None
 

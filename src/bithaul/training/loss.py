@@ -19,7 +19,7 @@ from torch.autograd.function import Function, once_differentiable
 
 from bithaul.model import kernels
 from bithaul.model.autograd import array_of, differentiable
-from bithaul.model.scratch import scratch
+from bithaul.model.scratch import lasting, scratch
 
 _BLOCK_VALUES = 1 << 20  # logits at a time: 4 MiB, but
 _BLOCK_ROWS = 256  # no fewer rows: each block reads the whole embedding
@@ -83,8 +83,8 @@ class _HeadLoss(Function):
         share = weights / total_weight
         table, rows = embedding.to(dtype), hidden.to(dtype)
         left, right = (rows, table) if needed else (hidden.detach(), embedding.detach())
-        d_hidden = torch.empty_like(hidden)
-        d_embedding = torch.zeros_like(embedding) if needed else None
+        d_hidden = lasting(tuple(hidden.shape))
+        d_embedding = lasting(tuple(embedding.shape)).zero_() if needed else None
         uniform = torch.empty_like(cross_entropy)
         for group in _blocks(hidden.shape[0], max(_GROUP_ROWS, _GROUP_VALUES // vocabulary)):
             d_logits = scratch("d_logits", (group.stop - group.start, width), dtype)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bithaul.errors import InvalidInput
+from bithaul.model import scratch as memory
 from bithaul.model.config import ModelConfig
 from bithaul.model.init import initial_vector
 from bithaul.model.products import FORWARD, refusal
@@ -51,6 +52,31 @@ def test_eight_examples_can_be_learned_by_heart(ternary: bool) -> None:
     assert subject.evaluate(items).loss == pytest.approx(math.log(97), abs=0.15)
     subject.train(items * 150, progress_start=0.1, progress_end=1.0, seed=0)
     assert subject.evaluate(items).loss < 0.05
+
+
+def test_memory_that_is_used_again_brings_nothing_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a block keeps stands where an earlier step had something else, here only NaN."""
+    items = [item[: 5 + i] for i, item in enumerate(examples(4))]  # segments of different lengths
+    path = Trainer(CONFIG, RECIPE, label_token=None, threads=1).path
+    monkeypatch.setattr(memory, "_LEAST", 1)
+    memory.release()
+    vectors, dropped = [], 0
+    for _ in range(2):
+        subject = Trainer(CONFIG, RECIPE, label_token=None, threads=1, path=path)
+        subject.load(initial_vector(CONFIG, seed=11))
+        result = subject.train(items * 2, progress_start=0.1, progress_end=0.2, seed=1)
+        dropped += result.dropped_steps
+        vectors.append(subject.vector())
+        del subject
+        memory._buffers.flat.clear()
+        memory._buffers.views.clear()
+        blocks = [b for blocks in memory._pool.blocks.values() for b in blocks]
+        assert blocks, "the step took none of it"
+        for block in blocks:
+            assert block.references() == memory._FREE, "something is still held after the step"
+            block.memory[:] = 0xFF
+    assert not dropped
+    np.testing.assert_array_equal(*vectors)
 
 
 def test_fast_path_overfits_like_the_reference() -> None:

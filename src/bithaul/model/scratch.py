@@ -12,6 +12,7 @@ import itertools
 import math
 import sys
 import threading
+from bisect import bisect_left, insort
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,36 +71,38 @@ _FREE = _Block(np.empty(0, np.uint8), 0).references()
 
 
 class _Pool(threading.local):
-    """A thread's blocks by their size; a tensor of them may be let go by any thread."""
+    """A thread's blocks, the smallest first; a tensor of them may be let go by any thread."""
 
     def __init__(self) -> None:
-        self.blocks: dict[int, list[_Block]] = {}
+        self.blocks: list[_Block] = []
         self.requests = itertools.count()
 
     def take(self, size: int) -> npt.NDArray[np.uint8]:
-        request, capacity = next(self.requests), _capacity(size)
+        """The smallest free block of `size` to twice as many bytes: batches differ, and share it so."""
+        request = next(self.requests)
         if request % _UNUSED == 0:
             self._give_back(before=request - _UNUSED)
-        blocks = self.blocks.setdefault(capacity, [])
-        for block in blocks:
+        for at in range(bisect_left(self.blocks, size, key=_size), len(self.blocks)):
+            block = self.blocks[at]
+            if _size(block) > 2 * size:
+                break
             if block.references() == _FREE:
                 block.used = request
                 return block.memory
-        blocks.append(_Block(np.empty(capacity + _LINE, np.uint8), request))
-        return blocks[-1].memory
+        made = _Block(np.empty(size + size // 16 + _LINE, np.uint8), request)
+        insort(self.blocks, made, key=_size)
+        return made.memory
 
     def _give_back(self, before: int) -> None:
-        for blocks in self.blocks.values():
-            blocks[:] = [b for b in blocks if b.used >= before or b.references() != _FREE]
+        self.blocks = [b for b in self.blocks if b.used >= before or b.references() != _FREE]
+
+
+def _size(block: _Block) -> int:
+    """Bytes that fit in wherever the first cache line begins."""
+    return len(block.memory) - _LINE
 
 
 _pool = _Pool()
-
-
-def _capacity(size: int) -> int:
-    """Bytes of the block for `size` bytes, at most an eighth more: batches of about the same size share."""
-    step = 1 << max(0, size.bit_length() - 4)
-    return -(-size // step) * step
 
 
 def lasting(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -70,9 +70,8 @@ def test_memory_that_is_used_again_brings_nothing_along(monkeypatch: pytest.Monk
         del subject
         memory._buffers.flat.clear()
         memory._buffers.views.clear()
-        blocks = [b for blocks in memory._pool.blocks.values() for b in blocks]
-        assert blocks, "the step took none of it"
-        for block in blocks:
+        assert memory._pool.blocks, "the step took none of it"
+        for block in memory._pool.blocks:
             assert block.references() == memory._FREE, "something is still held after the step"
             block.memory[:] = 0xFF
     assert not dropped

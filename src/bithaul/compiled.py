@@ -24,6 +24,9 @@ EXACT = {"contract", "nsz"}
 SUMS = {"contract", "nsz", "reassoc"}
 """For plain sums, which may be reordered."""
 
+_SHARED = Path(__file__).parent
+"""Where the flags are, which numba does not look at either, and loops that several folders call."""
+
 
 def _use_whole_vectors() -> None:
     """512 bits where AVX-512 came with 16-bit floats, Intel's servers of 2023 on.
@@ -73,6 +76,6 @@ def _folder_of_these_sources(room: Path) -> Iterator[None]:
 
 @functools.cache
 def sources_digest(room: Path) -> str:
-    """Of every file in the folder that numba compiles."""
-    texts = [file.read_bytes() for file in sorted(room.glob("*.py"))]
+    """Of every file in the folder that numba compiles, and of those that all folders share."""
+    texts = [file.read_bytes() for place in (room, _SHARED) for file in sorted(place.glob("*.py"))]
     return hashlib.sha256(b"\0".join(t for t in texts if b"numba" in t or b"compiled" in t)).hexdigest()[:12]

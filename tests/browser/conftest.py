@@ -6,24 +6,20 @@ Skipped, with the reason, where Playwright or a Chromium is missing; `.ci/run` i
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from bithaul.coordinator.context import open_coordinator
-from bithaul.coordinator.settings import load_settings
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
 
 sys.path.insert(0, str(Path(__file__).parent))
-from served import Process, chromium_path, prepare
+from served import Process, chromium_path, prepare, serving
 from steps import sign_in
 
 WATCH = """
@@ -48,15 +44,8 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-browser-"))
-    prepare(folder, versions=300)
-    running = Process(folder)
-    running.start()
-    running.c = open_coordinator(load_settings(folder))
-    yield running
-    running.c.close()
-    running.stop()
-    shutil.rmtree(folder)
+    with serving(partial(prepare, versions=300)) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

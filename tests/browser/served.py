@@ -7,6 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,9 +32,15 @@ def chromium_path() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def prepare(folder: Path, *, versions: int) -> None:
-    """A run folder with a pretended run, keys for its machines and one person with a known password."""
+def set_up(folder: Path) -> Path:
+    """Settings under which nobody is gone meanwhile and any disk is large enough; no run, no person."""
     (folder / "bithaul.toml").write_text("worker_gone_seconds = 86400\ndisk_reserve_bytes = 0\n")
+    return folder
+
+
+def prepare(folder: Path, *, versions: int) -> Path:
+    """Makes of `folder` a pretended run with keys for its machines and one person with a known password."""
+    set_up(folder)
     c = open_coordinator(load_settings(folder))
     pretend_run(c, count=versions, weights=True)
     for machine in MACHINES:
@@ -39,10 +48,11 @@ def prepare(folder: Path, *, versions: int) -> None:
     _use_keys(c, versions=versions)
     welcome(c)
     c.close()
+    return folder
 
 
-def train_tiny(folder: Path) -> None:
-    """`bithaul up` in `folder`/run until it is finished: a small real run of two workers, in seconds."""
+def train_tiny(folder: Path) -> Path:
+    """`bithaul up` in the returned `folder`/run until it is finished: two real workers, in seconds."""
     model = folder / "tiny.toml"
     model.write_text(TINY, encoding="utf-8")
     words = ["up", "--dir", str(folder / "run"), "--preset", str(model), "--examples", "600", "--json"]
@@ -55,6 +65,7 @@ def train_tiny(folder: Path) -> None:
         env={**os.environ, "BITHAUL_CALIBRATION_SECONDS": "0.5"},
     )
     assert done.returncode == 0, done.stderr
+    return folder / "run"
 
 
 def _use_keys(c: Coordinator, *, versions: int) -> None:
@@ -107,3 +118,18 @@ class Process:
         self.process.wait(20)
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+@contextmanager
+def serving(fill: Callable[[Path], Path], *changes: Callable[[Coordinator], object]) -> Iterator[Process]:
+    """A process on the run that `fill` makes in a new folder, after all `changes`; nothing of it is left."""
+    with tempfile.TemporaryDirectory(prefix="bithaul-browser-") as scratch:
+        running = Process(fill(Path(scratch)))
+        with closing(open_coordinator(load_settings(running.folder))) as running.c:
+            for change in changes:
+                change(running.c)
+            running.start()
+            try:
+                yield running
+            finally:
+                running.stop()

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from pretend import pretend_run
-from served import Process, welcome
-
-from bithaul.coordinator.context import open_coordinator
-from bithaul.coordinator.settings import load_settings
+from served import Process, serving, set_up, welcome
 
 pytestmark = pytest.mark.browser
 
@@ -29,16 +23,8 @@ WORDS = {
 
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-empty-"))
-    (folder / "bithaul.toml").write_text("worker_gone_seconds = 86400\ndisk_reserve_bytes = 0\n")
-    running = Process(folder)
-    running.c = open_coordinator(load_settings(folder))
-    welcome(running.c)
-    running.start()
-    yield running
-    running.c.close()
-    running.stop()
-    shutil.rmtree(folder)
+    with serving(set_up, welcome) as running:
+        yield running
 
 
 @pytest.mark.parametrize("width", [360, 1920])

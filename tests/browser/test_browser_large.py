@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import pytest
 from large import crowd
-from served import Process, prepare
-
-from bithaul.coordinator.context import open_coordinator
-from bithaul.coordinator.settings import load_settings
+from served import Process, prepare, serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-large-"))
-    prepare(folder, versions=400)
-    running = Process(folder)
-    running.c = open_coordinator(load_settings(folder))
-    crowd(running.c)
-    running.start()
-    yield running
-    running.c.close()
-    running.stop()
-    shutil.rmtree(folder)
+    with serving(partial(prepare, versions=400), crowd) as running:
+        yield running
 
 
 def test_the_dashboard_is_there_within_a_second(open_tab) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,33 +14,27 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from served import Process, train_tiny, welcome
+from served import Process, serving, train_tiny, welcome
 from sqlalchemy import select, text, update
 from steps import SCALE, zoom
 
-from bithaul.coordinator.context import open_coordinator
+from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database.tables import leases, runs, versions
 from bithaul.coordinator.identity.clients import create_client
-from bithaul.coordinator.settings import load_settings
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
 
+def reopen(c: Coordinator) -> None:
+    """Goes on with a finished run, under a budget that nobody uses up here."""
+    with c.database.write() as connection:
+        connection.execute(update(runs).values(state="running", budget_tokens=1e12))
+
+
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
-    """A finished run, opened again with a budget that nobody uses up here."""
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-live-"))
-    train_tiny(folder)
-    running = Process(folder / "run")
-    running.c = open_coordinator(load_settings(folder / "run"))
-    welcome(running.c)
-    with running.c.database.write() as connection:
-        connection.execute(update(runs).values(state="running", budget_tokens=1e12))
-    running.start()
-    yield running
-    running.c.close()
-    running.stop()
-    shutil.rmtree(folder)
+    with serving(train_tiny, welcome, reopen) as running:
+        yield running
 
 
 @contextmanager

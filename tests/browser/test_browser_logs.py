@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
 from large import NEEDLE, crowd
-from served import Process, prepare
+from served import Process, prepare, serving
 from sqlalchemy import func, select
 
-from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import logs
-from bithaul.coordinator.settings import load_settings
 
 pytestmark = pytest.mark.browser
 
@@ -26,16 +22,8 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
     """Fifty machines do here; `test_browser_large.py` has a thousand."""
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-million-"))
-    prepare(folder, versions=20)
-    running = Process(folder)
-    running.c = open_coordinator(load_settings(folder))
-    crowd(running.c, machines=50, points=5_000)
-    running.start()
-    yield running
-    running.c.close()
-    running.stop()
-    shutil.rmtree(folder)
+    with serving(partial(prepare, versions=20), partial(crowd, machines=50, points=5_000)) as running:
+        yield running
 
 
 def test_an_error_is_found_in_a_million_log_rows(open_tab, coordinator) -> None:

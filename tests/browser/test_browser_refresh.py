@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from functools import partial
 
 import pytest
-from served import Process, prepare
+from served import Process, prepare, serving
 from steps import refresh, zoom
 
 from bithaul.coordinator.commands.steer import pause_run, pin_version, resume_run
-from bithaul.coordinator.context import open_coordinator
-from bithaul.coordinator.settings import load_settings
 
 pytestmark = pytest.mark.browser
 
@@ -23,15 +19,8 @@ VERSIONS = 9000  # more than an overview shows; with a zoom into it more than th
 
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-refresh-"))
-    prepare(folder, versions=VERSIONS)
-    running = Process(folder)
-    running.c = open_coordinator(load_settings(folder))
-    running.start()
-    yield running
-    running.c.close()
-    running.stop()
-    shutil.rmtree(folder)
+    with serving(partial(prepare, versions=VERSIONS)) as running:
+        yield running
 
 
 def test_the_title_follows_what_happens(open_tab, coordinator) -> None:

@@ -6,20 +6,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from served import Process, train_tiny, welcome
+from served import Process, serving, train_tiny, welcome
 from sqlalchemy import select, text
 
-from bithaul.coordinator.context import open_coordinator
 from bithaul.coordinator.database.tables import reports
-from bithaul.coordinator.settings import load_settings
 
 pytestmark = [pytest.mark.browser, pytest.mark.process]
 
@@ -28,16 +23,8 @@ SENTENCES = ("take me to dallas", "how many hours can i still drive today")
 
 @pytest.fixture(scope="module")
 def coordinator() -> Iterator[Process]:
-    folder = Path(tempfile.mkdtemp(prefix="bithaul-try-"))
-    train_tiny(folder)
-    running = Process(folder / "run")
-    running.c = open_coordinator(load_settings(folder / "run"))
-    welcome(running.c)
-    running.start()
-    yield running
-    running.c.close()
-    running.stop()
-    shutil.rmtree(folder)
+    with serving(train_tiny, welcome) as running:
+        yield running
 
 
 def classified(coordinator: Process) -> list[dict[str, object]]:

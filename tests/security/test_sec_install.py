@@ -1,7 +1,7 @@
 """SEC-57: the lines of the install page, run by real shells; the commands they call are recorders.
 
-No PowerShell can be had where these tests run, so its lines are read by `powershell.py`, which was written
-from the language's specification.
+PowerShell's lines are run where there is a `pwsh`. Everywhere they are read twice: by `powershell.py`, which
+was written from the language's specification, and by a grammar that others wrote (`powershell_tree.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from bithaul.coordinator.queries.wheel import wheel_name
 
 sys.path.insert(0, str(Path(__file__).parent))
 import powershell
+import powershell_tree
 
 SECRET = "bhw_" + "s3cret'\"$(touch pwned)`touch pwned`"
 BASE = "http://host'; touch pwned; $(touch pwned):5000"
@@ -47,40 +48,95 @@ DOCKER = RECORDER + 'exec "${@: -3}"\n'
 def run(folder: Path, text: str) -> list[list[str]]:
     """What was called: command, secret in the environment, arguments."""
     tools, inside = folder / "tools", folder / ".bithaul" / "env" / "bin"
-    for directory in (tools, inside):
-        directory.mkdir(parents=True)
-    for path in (tools / "python3", tools / "pip", tools / "bithaul", inside / "pip", inside / "bithaul"):
-        path.write_text(RECORDER)
+    put(RECORDER, tools / "python3", tools / "pip", tools / "bithaul", inside / "pip", inside / "bithaul")
+    put(DOCKER, tools / "docker")
+    bash = shutil.which("bash")
+    assert bash is not None
+    done = subprocess.run(
+        [bash, "-c", text], cwd=folder, env=environment(folder), capture_output=True, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
+    return calls(folder)
+
+
+def put(script: str, *paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script)
         path.chmod(0o755)
-    (tools / "docker").write_text(DOCKER)
-    (tools / "docker").chmod(0o755)
-    environment = {
-        "PATH": f"{tools}:{os.environ['PATH']}",
+
+
+def environment(folder: Path) -> dict[str, str]:
+    return {
+        "PATH": f"{folder / 'tools'}:{os.environ['PATH']}",
         "HOME": str(folder),
         "RECORD": str(folder / "record"),
     }
-    bash = shutil.which("bash")
-    assert bash is not None
-    done = subprocess.run([bash, "-c", text], cwd=folder, env=environment, capture_output=True, timeout=20)
-    assert done.returncode == 0, done.stderr
-    calls = (folder / "record").read_bytes().decode().split("\0\n\0")
-    return [call.split("\0") for call in calls if call]
+
+
+def calls(folder: Path) -> list[list[str]]:
+    found = (folder / "record").read_bytes().decode().split("\0\n\0")
+    return [call.split("\0") for call in found if call]
+
+
+def assert_secret_in_environment(called: list[list[str]]) -> None:
+    for command, secret, *arguments in called:
+        assert secret == SECRET, command
+        assert not any(SECRET in argument for argument in arguments), command
 
 
 @pytest.mark.parametrize("kind", ["bash", "docker"])
 @pytest.mark.parametrize("name", NAMES)
 def test_sec_57_a_real_shell_takes_every_value_as_text(tmp_path, kind, name):
     """Wrong result: a name or an address that runs, or a secret among the arguments of any command."""
-    calls = run(tmp_path, getattr(install_lines(BASE, worker=name, secret=SECRET), kind))
+    called = run(tmp_path, getattr(install_lines(BASE, worker=name, secret=SECRET), kind))
     assert not list(tmp_path.rglob("pwned"))
-    for command, secret, *arguments in calls:
-        assert secret == SECRET, command
-        assert not any(SECRET in argument for argument in arguments), command
-    assert [call[0] for call in calls] == [{"bash": "python3"}.get(kind, "docker"), "pip", "bithaul"]
-    pip, worker = calls[-2][2:], calls[-1][2:]
+    assert_secret_in_environment(called)
+    assert [call[0] for call in called] == [{"bash": "python3"}.get(kind, "docker"), "pip", "bithaul"]
+    pip, worker = called[-2][2:], called[-1][2:]
     assert pip == ["install", "-q", f"{BASE}/install/{wheel_name()}"]
     assert worker[worker.index("--url") + 1] == BASE
     assert worker[worker.index("--client-id") + 1] == name
+
+
+@pytest.fixture(scope="session")
+def pwsh(tmp_path_factory) -> str:
+    """A PowerShell that hands arguments on as they are (7.3 and later), on a system that runs `RECORDER`."""
+    program = shutil.which("pwsh")
+    if program is None or os.name == "nt":
+        pytest.skip("no pwsh on PATH, or Windows: PowerShell's lines are only read, not run")
+    home = tmp_path_factory.mktemp("home")
+    asked = [program, "-NoProfile", "-NonInteractive", "-Command", "$PSNativeCommandArgumentPassing"]
+    said = subprocess.run(asked, env=environment(home), capture_output=True, text=True, timeout=120)
+    if said.stdout.strip() != "Standard":
+        pytest.skip("pwsh is older than 7.3 and changes quotes in what it hands to a program")
+    return program
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sec_57_a_real_powershell_takes_every_value_as_text(tmp_path, pwsh, name):
+    """Wrong result: as in bash. Both names of a file are there, should `\\` not part folders off Windows."""
+    inside = [tmp_path / ".bithaul" / "env" / "Scripts" / tool for tool in ("pip", "bithaul")]
+    as_one_name = [Path(f"{tmp_path}\\.bithaul\\env\\Scripts\\{tool}") for tool in ("pip", "bithaul")]
+    put(RECORDER, tmp_path / "tools" / "py", *inside, *as_one_name)
+    lines = tmp_path / "lines.ps1"
+    lines.write_text(install_lines(BASE, worker=name, secret=SECRET).powershell, encoding="utf-8")
+    done = subprocess.run(
+        [pwsh, "-NoProfile", "-NonInteractive", "-File", str(lines)],
+        cwd=tmp_path,
+        env=environment(tmp_path) | {"POWERSHELL_TELEMETRY_OPTOUT": "1"},
+        capture_output=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not list(tmp_path.rglob("pwned"))
+    called = calls(tmp_path)
+    assert_secret_in_environment(called)
+    py, pip, worker = (call[2:] for call in called)
+    assert py == ["-m", "venv", f"{tmp_path}\\.bithaul\\env"]
+    assert pip == ["install", "-q", f"{BASE}/install/{wheel_name()}"]
+    told = ["worker", "--url", BASE, "--client-id", name, "--state-dir", f"{tmp_path}\\.bithaul\\{name}"]
+    assert worker == [*told, "--allow-insecure-lan"]
 
 
 QUOTES = "'\"\u2018\u2019\u201a\u201b\u201c\u201d\u201e"
@@ -111,6 +167,17 @@ def assert_told(lines, *, base, worker, secret):
     assert bithaul[8:] in ([], ["--allow-insecure-lan"])
 
 
+def assert_parsed(lines, *, base, worker, secret):
+    """The same tree as with plain values, and every value whole in a literal."""
+    root = powershell_tree.parse(lines.powershell)
+    lan = lines.powershell.endswith(" --allow-insecure-lan")
+    usual = install_lines(f"http{'' if lan else 's'}://h", worker="w", secret="s").powershell
+    assert powershell_tree.shape(root) == powershell_tree.shape(powershell_tree.parse(usual))
+    assert powershell_tree.around(root) == powershell_tree.around(powershell_tree.parse(usual))
+    values = [secret, f"{base}/install/{wheel_name()}", base, worker, worker]
+    assert powershell_tree.literals(root) == [powershell_tree.plain(value) for value in values]
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_sec_57_powershell_takes_every_value_as_text(name):
     """Wrong result: a name, an address or a secret that runs, or that is more than one argument."""
@@ -121,6 +188,7 @@ def test_sec_57_powershell_takes_every_value_as_text(name):
         base = "https://host'; calc; $(calc)"
         lines = install_lines(base, worker=name, secret=SECRET + name)
     assert_told(lines, base=base, worker=name, secret=SECRET + name)
+    assert_parsed(lines, base=base, worker=name, secret=SECRET + name)
 
 
 MARKS = st.sampled_from(QUOTES + "$`;&|()@#{}\n\r\\ -")
@@ -129,12 +197,47 @@ ANY = st.lists(MARKS | st.characters(codec="utf-8"), min_size=1, max_size=20).ma
 
 @given(worker=ANY, secret=ANY)
 def test_sec_57_powershell_takes_any_text_as_text(worker, secret):
-    assert_told(
-        install_lines("http://h:1", worker=worker, secret=secret),
-        base="http://h:1",
-        worker=worker,
-        secret=secret,
-    )
+    lines = install_lines("http://h:1", worker=worker, secret=secret)
+    assert_told(lines, base="http://h:1", worker=worker, secret=secret)
+
+
+HARD = st.sampled_from(["--%", "$(calc)", "$env:PATH", "'; calc; '", "\u2019; calc \u2018", "@'\n", "\n'@\n"])
+WITHOUT_NUL = st.lists(
+    MARKS | HARD | st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20
+).map("".join)
+PATHS = WITHOUT_NUL.map("https://h/".__add__)
+
+
+@given(base=PATHS, worker=WITHOUT_NUL, secret=WITHOUT_NUL)
+def test_sec_57_a_grammar_of_others_sees_any_text_as_a_literal(base, worker, secret):
+    """Wrong result: a value that ends its literal, or that adds a command, a variable or a statement."""
+    lines = install_lines(base, worker=worker, secret=secret)
+    assert_parsed(lines, base=base, worker=worker, secret=secret)
+
+
+def test_sec_57_the_grammar_sees_the_commands_we_mean():
+    """Wrong result: a shape that is the same for all values, and already holds more than it should."""
+    root = powershell_tree.parse(install_lines("https://h", worker="w", secret="s").powershell)
+    assert powershell_tree.around(root).splitlines() == [
+        "$env:BITHAUL_CLIENT_SECRET = ''",
+        'py -m venv "$HOME\\.bithaul\\env"',
+        "& \"$HOME\\.bithaul\\env\\Scripts\\pip\" install -q ''",
+        "& \"$HOME\\.bithaul\\env\\Scripts\\bithaul\" worker --url '' "
+        "--client-id '' --state-dir \"$HOME\\.bithaul\\$('')\"",
+    ]
+    assert len(powershell_tree.texts(root, "assignment_expression")) == 1
+    assert len(powershell_tree.texts(root, "command")) == 3
+    assert powershell_tree.texts(root, "variable") == ["$env:BITHAUL_CLIENT_SECRET"] + 4 * ["$HOME"]
+    assert powershell_tree.texts(root, "sub_expression") == ["$('w')"]
+
+
+@pytest.mark.parametrize("mark", powershell.SINGLE)
+def test_sec_57_the_grammar_sees_a_quote_that_is_not_doubled(mark):
+    """Wrong result: a reading to which some mark that PowerShell takes for a quote is a letter."""
+    meant = powershell_tree.shape(powershell_tree.parse(f"& x 'a{mark}{mark}; calc #'"))
+    assert powershell_tree.shape(powershell_tree.parse(f"& x 'a{mark}; calc #'")) != meant
+    with pytest.raises(powershell_tree.NotPowerShell):
+        powershell_tree.parse(f"& x 'a{mark}b'")
 
 
 @pytest.mark.parametrize(

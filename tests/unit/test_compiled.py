@@ -27,6 +27,19 @@ def test_it_is_kept_by_the_text_of_all_compiled_files_of_a_room(tmp_path: Path) 
     assert digest(tmp_path) != before
 
 
+def test_it_is_kept_by_what_all_rooms_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: other flags, or another loop that two folders call, and machine code of before."""
+    room, shared = tmp_path / "room", tmp_path / "shared"
+    for folder in (room, shared):
+        folder.mkdir()
+        (folder / "kernels.py").write_text("from bithaul.compiled import compiled")
+    monkeypatch.setattr("bithaul.compiled._SHARED", shared)
+    digest = sources_digest.__wrapped__
+    before = digest(room)
+    (shared / "kernels.py").write_text("from bithaul.compiled import compiled, STRICT")
+    assert digest(room) != before
+
+
 def test_the_kernels_lie_there_and_the_setting_of_others_is_put_back() -> None:
     assert not numba.config.CACHE_DIR
     kept = kernels.largest_size._cache.cache_path

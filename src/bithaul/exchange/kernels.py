@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from bithaul.compiled import EXACT, STRICT, compiled
+from bithaul.kernels import square_distance
 
 
 @compiled(STRICT)
@@ -46,7 +47,7 @@ def move_int8(q, scales, bounds, factor, rate, theta, new):
     for b in range(scales.shape[0]):
         begin, end = bounds[b], bounds[b + 1]
         _move_block(q[begin:end], scales[b], factor, rate, theta[begin:end], new[begin:end])
-        square += _square_distance(theta[begin:end], new[begin:end])
+        square += square_distance(theta[begin:end], new[begin:end])
     return square
 
 
@@ -55,15 +56,6 @@ def _move_block(q, scale, factor, rate, theta, new):
     for j in range(q.shape[0]):
         combined = factor * np.float64(np.float32(q[j]) * scale)
         new[j] = np.float32(np.float64(theta[j]) - rate * combined)
-
-
-@compiled({"nsz", "reassoc"})
-def _square_distance(theta, new):
-    total = np.float64(0.0)
-    for j in range(theta.shape[0]):
-        moved = np.float64(new[j]) - np.float64(theta[j])
-        total += moved * moved
-    return total
 
 
 @compiled(EXACT)

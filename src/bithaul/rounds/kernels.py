@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from bithaul.compiled import STRICT, compiled
+from bithaul.kernels import square_distance
 
 _BLOCK = 2048  # values between two looks, so that the second finds them in the first-level cache
 
@@ -20,7 +21,7 @@ def plain_step(theta, combined, rate, new):
     for at in range(0, theta.shape[0], _BLOCK):
         end = min(at + _BLOCK, theta.shape[0])
         _move(theta[at:end], combined[at:end], rate, new[at:end])
-        square += _square_distance(theta[at:end], new[at:end])
+        square += square_distance(theta[at:end], new[at:end])
     return square
 
 
@@ -37,7 +38,7 @@ def nesterov_step(theta, momentum, combined, numbers, new, new_momentum):
         part = combined[at:end]
         _carry(momentum[at:end], part, fold, keep, new_momentum[at:end])
         _move_ahead(theta[at:end], part, new_momentum[at:end], direct, ahead, eta, new[at:end])
-        square += _square_distance(theta[at:end], new[at:end])
+        square += square_distance(theta[at:end], new[at:end])
     return square
 
 
@@ -58,12 +59,3 @@ def _move_ahead(theta, combined, momentum, direct, ahead, eta, new):
     for j in range(theta.shape[0]):
         move = direct * combined[j] + ahead * np.float64(momentum[j])
         new[j] = np.float32(np.float64(theta[j]) - eta * move)
-
-
-@compiled({"nsz", "reassoc"})
-def _square_distance(theta, new):
-    total = np.float64(0.0)
-    for j in range(theta.shape[0]):
-        moved = np.float64(new[j]) - np.float64(theta[j])
-        total += moved * moved
-    return total

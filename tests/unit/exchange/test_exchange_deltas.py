@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from layouts import Tensors, tensors
 
 from bithaul.errors import CorruptFile, InvalidInput, UnknownName
 from bithaul.exchange.bf16 import from_bf16, to_bf16
@@ -33,25 +33,6 @@ from bithaul.model.layout import layout_of
 
 FORMS = [INT8_DELTA, INT4_DELTA]
 Vector = np.ndarray[Any, np.dtype[np.float32]]
-
-
-@dataclass(frozen=True)
-class Place:
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True)
-class Tensors:
-    tensors: tuple[Place, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(t.size for t in self.tensors)
-
-
-def tensors(*sizes: int) -> Tensors:
-    return Tensors(tuple(Place(sum(sizes[:i]), size) for i, size in enumerate(sizes)))
 
 
 def full(version: int, vector: Vector) -> bytes:

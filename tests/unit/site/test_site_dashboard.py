@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 from pretend import STEP
-from sqlalchemy import update
+from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
 from bithaul.coordinator.commands.steer import pause_run, resume_run
@@ -100,6 +100,35 @@ def test_the_time_left_stands_still_with_nobody_there(
     assert totals(c).still
     pause_run(c, actor="ada")
     assert not totals(c).still, "paused is the reason then"
+
+
+def test_the_time_left_stands_still_with_a_stalled_fleet(
+    make_coordinator: Callable[..., Coordinator], visit
+) -> None:
+    """Catches: "2 h 05 min" left all night, of a run whose machines all hold tasks and get nowhere."""
+    c = make_coordinator(versions=60)
+    site = visit(c)
+    is_open = leases.c.state == "open"
+    with c.database.write() as connection:
+        held = list(connection.execute(select(leases.c.worker).where(is_open)).scalars())
+        connection.execute(update(workers).where(workers.c.id.not_in(held)).values(gone=True))
+    assert totals(c).eta_seconds, "they get on"
+    late = c.clock.now() - 900
+    with c.database.write() as connection:
+        connection.execute(update(leases).where(is_open).values(granted_at=late, moved_at=late))
+    assert (totals(c).eta_seconds, totals(c).still) == (None, True)
+    assert progress(c).eta_seconds is None
+    assert "stands still" in site.get("/admin").text
+    with c.database.write() as connection:
+        connection.execute(update(leases).where(leases.c.worker == held[0]).values(moved_at=c.clock.now()))
+    assert totals(c).eta_seconds, "one of them gets on"
+    with c.database.write() as connection:
+        connection.execute(update(leases).where(is_open).values(moved_at=late))
+        connection.execute(update(workers).where(workers.c.id.not_in(held)).values(gone=False))
+    assert totals(c).eta_seconds, "another one waits for a task"
+    with c.database.write() as connection:
+        connection.execute(update(workers).where(workers.c.id == held[0]).values(drained=True))
+    assert totals(c).eta_seconds, "and is no less there when one that is stalled is drained"
 
 
 def test_totals_without_a_run(make_coordinator: Callable[..., Coordinator], visit) -> None:

@@ -93,6 +93,7 @@ def test_many_stalled_machines_are_counted_not_listed(
     text = visit(own).get("/admin").text
     notes = text.partition('id="notices"')[2].partition('class="grid"')[0]
     assert notes.count('class="note') == 1, "one note, whatever their number"
+    assert '<div role="status"><details class="note warn" id="stalled">' in notes, "told to who listens"
     said = notes.partition('id="stalled"')[2].partition("</summary>")
     assert f"{30 + 8} workers run without progress." in said[0]
     assert said[2].count("has not got further for") == STALLED

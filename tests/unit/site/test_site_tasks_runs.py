@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pretend import MACHINES
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
 
+import bithaul
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database.tables import leases, reports, runs, tasks, versions
 from bithaul.coordinator.identity.clients import create_client
@@ -25,9 +27,11 @@ from bithaul.coordinator.queries.taskbrowser import task_browser, task_page
 from bithaul.coordinator.queries.ternary import ternary
 from bithaul.coordinator.site import export
 from bithaul.coordinator.site.environment import make_environment
+from bithaul.coordinator.site.formats import ending
 from bithaul.errors import InvalidInput, NotFound
 from bithaul.exchange.messages import ADMIN_SCOPE
 from bithaul.exchange.weights import open_weights
+from bithaul.rounds.leases import Ending
 
 NOW = 1_795_000_000.0  # the clock of these coordinators
 
@@ -86,6 +90,40 @@ def test_a_task_taken_back_waits_for_the_next(own: Coordinator, visit) -> None:
     assert f"Task {number} was taken back" in shown
     assert site.post(f"/admin/tasks/{number}/requeue").status_code == 409
     assert site.post("/admin/tasks/999999/requeue").status_code == 404
+
+
+CODES = r'(?:Ended|_NoTask|refused|Refused)\(\s*(?:LeaseOutcome\.\w+,\s*)?"(\w+)"|Verdict\.\w+, "(\w+)"'
+
+
+def test_how_a_lease_ended_is_said_in_words() -> None:
+    """Catches: `rejected: norm` and `weights_unavailable` shown to people, also for codes that come later."""
+    root = Path(bithaul.__file__).parent
+    files = ["worker/task.py", "worker/loop.py", "coordinator/commands/gates.py"]
+    texts = [(root / file).read_text() for file in [*files, "coordinator/commands/submit_gradient.py"]]
+    codes = {a or b for text in texts for a, b in re.findall(CODES, text)} | {str(way) for way in Ending}
+    assert len(codes) > 20
+    assert not {code for code in codes if ending(code) == code.replace("_", " ")}
+    assert ending("rejected: norm") == "refused: the update is too long"
+    assert ending("rejected: frame_sha256") == "refused: the update is damaged"
+    assert ending("too_late: too_late") == "another report came first"
+    assert ending("taken back by an operator") == "taken back by an operator"
+    assert ending("kicked by an operator: it has not got further for 95 s") == (
+        "kicked by an operator: it has not got further for 95 s"
+    )
+    assert ending("a_code_of_tomorrow") == "a code of tomorrow"
+    assert ending("") == "–"
+
+
+def test_a_task_s_page_says_how_its_leases_ended(own: Coordinator, visit) -> None:
+    """Catches: a filter that no page uses."""
+    number = open_task(own)
+    with own.database.write() as connection:
+        values = {"state": "expired", "ended_at": own.clock.now(), "reason": "rejected: norm"}
+        connection.execute(update(leases).where(leases.c.task_id == number).values(values))
+        connection.execute(update(tasks).where(tasks.c.id == number).values(reason="out_of_memory"))
+    text = visit(own).get(f"/admin/tasks/{number}").text
+    assert '<td data-label="How it ended" class="wrap">refused: the update is too long</td>' in text
+    assert "<dt>Why</dt><dd>its worker has not enough memory</dd>" in text
 
 
 def test_a_task_past_its_deadline_is_late(own: Coordinator) -> None:

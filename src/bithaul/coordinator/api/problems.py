@@ -5,7 +5,9 @@ of the input.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -75,6 +77,18 @@ def problem(
     return JSONResponse(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What an answer to an error says, before it is problem+json or a page."""
+
+    status: int
+    detail: str
+    code: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_defect: bool = False
+    """Then the body carries the request's id too."""
+
+
 class Answers:
     """How errors are answered: as problem+json, or as a `page` to whoever asks for HTML, a person's browser.
 
@@ -95,48 +109,28 @@ class Answers:
 
     def of(self, scope: Scope, error: BithaulError) -> Response:
         """The answer to one of the project's errors, at once: nobody is looked up."""
-        headers = headers_of(error)
-        return self._bare(scope, error.http_status, error.message, code=error.error_code, headers=headers)
+        return self._bare(scope, _said_of(error))
 
     async def told(self, scope: Scope, error: BithaulError) -> Response:
         """The answer to one of the project's errors, for whoever asks."""
-        headers = headers_of(error)
-        return await self._answer(
-            scope, error.http_status, error.message, code=error.error_code, headers=headers
-        )
+        return await self._answer(scope, _said_of(error))
 
-    async def _answer(
-        self,
-        scope: Scope,
-        status: int,
-        detail: str,
-        *,
-        code: str,
-        headers: Mapping[str, str] | None = None,
-        **extra: str,
-    ) -> Response:
-        if self._personal is not None and status < 500 and wants_page(Headers(scope=scope)):
-            page = await self._personal(scope, status, detail, code)
+    async def _answer(self, scope: Scope, said: _Said) -> Response:
+        if self._personal is not None and said.status < 500 and wants_page(Headers(scope=scope)):
+            page = await self._personal(scope, said.status, said.detail, said.code)
             if page is not None:
-                if page.status_code == status:
-                    page.headers.update(headers or {})
+                if page.status_code == said.status:
+                    page.headers.update(said.headers)
                 return page
-        return self._bare(scope, status, detail, code=code, headers=headers, **extra)
+        return self._bare(scope, said)
 
-    def _bare(
-        self,
-        scope: Scope,
-        status: int,
-        detail: str,
-        *,
-        code: str,
-        headers: Mapping[str, str] | None = None,
-        **extra: str,
-    ) -> Response:
+    def _bare(self, scope: Scope, said: _Said) -> Response:
+        request_id = str(scope.get("bithaul.request_id", ""))
         if self._page is None or not wants_page(Headers(scope=scope)):
-            return problem(status, detail, code=code, headers=dict(headers or {}), **extra)
-        page = self._page(status, detail, str(scope.get("bithaul.request_id", "")))
-        page.headers.update(headers or {})
+            extra = {"request_id": request_id} if said.is_defect else {}
+            return problem(said.status, said.detail, code=said.code, headers=dict(said.headers), **extra)
+        page = self._page(said.status, said.detail, request_id)
+        page.headers.update(said.headers)
         return page
 
     async def _on_error(self, request: Request, error: Exception) -> Response:
@@ -145,17 +139,7 @@ class Answers:
 
     async def _on_invalid(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return await self._answer(
-                request.scope, 400, "The body is not valid JSON.", code="malformed_json"
-            )
-        is_page = not getattr(request.scope.get("route"), "include_in_schema", True)
-        if is_page and first["loc"][0] in ("path", "query") and wants_page(request.headers):
-            return await self._answer(request.scope, 404, _no_page(first["loc"]), code="not_found")
-        where = ".".join(str(part) for part in first["loc"])[:200]
-        detail = f"{where}: {first['msg']}"[:400]
-        return await self._answer(request.scope, 422, detail, code="invalid_request")
+        return await self._answer(request.scope, _said_of_invalid(request, error.errors()[0]))
 
     async def _on_http(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -164,13 +148,27 @@ class Answers:
             detail = f"There is no {request.method} for this address."
             if wants_page(request.headers) and (status == 404 or request.method == "GET"):
                 detail = "There is no page at this address. It may have moved, or a letter is missing."
-        code = _CODES.get(status, "http_error")
-        return await self._answer(request.scope, status, detail, code=code, headers=error.headers)
+        said = _Said(status, detail, _CODES.get(status, "http_error"), headers=error.headers or {})
+        return await self._answer(request.scope, said)
 
     async def _on_defect(self, request: Request, _: Exception) -> Response:
-        request_id = str(request.scope.get("bithaul.request_id", ""))
         detail = "The coordinator failed on this request; its log has the reason under this request id."
-        return self._bare(request.scope, 500, detail, code="internal_error", request_id=request_id)
+        return self._bare(request.scope, _Said(500, detail, "internal_error", is_defect=True))
+
+
+def _said_of(error: BithaulError) -> _Said:
+    return _Said(error.http_status, error.message, error.error_code, headers=headers_of(error))
+
+
+def _said_of_invalid(request: Request, first: dict[str, Any]) -> _Said:
+    """Of the first thing that is wrong with a request, as pydantic says it."""
+    if first["type"] == "json_invalid":
+        return _Said(400, "The body is not valid JSON.", "malformed_json")
+    is_page = not getattr(request.scope.get("route"), "include_in_schema", True)
+    if is_page and first["loc"][0] in ("path", "query") and wants_page(request.headers):
+        return _Said(404, _no_page(first["loc"]), "not_found")
+    where = ".".join(str(part) for part in first["loc"])[:200]
+    return _Said(422, f"{where}: {first['msg']}"[:400], "invalid_request")
 
 
 def _no_page(where: Sequence[int | str]) -> str:

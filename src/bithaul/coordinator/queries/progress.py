@@ -13,6 +13,7 @@ from bithaul.coordinator.database import fleet, ledger, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.queries.health import problems
+from bithaul.coordinator.queries.stuck import all_stalled
 from bithaul.exchange.messages import RunState
 
 RECENT_VERSIONS = 6
@@ -62,7 +63,7 @@ class ProgressView(BaseModel):
     version: int  # newest
     versions: int  # made so far, the first included
     tokens_per_second: float  # whole fleet, recent
-    eta_seconds: float | None  # None when it cannot be told, as while nobody works
+    eta_seconds: float | None  # None when it cannot be told, as while nobody gets on
     tasks: Mapping[str, int]
     open_leases: int
     receipts: Mapping[str, int]  # by verdict
@@ -82,7 +83,7 @@ def progress(c: Coordinator) -> ProgressView:
         tokens = runs.spent(connection, run.id).merged
         share = run.progress_at(now, tokens=tokens)
         seconds = run.seconds_at(now)
-        still = stands_still(connection, run)
+        still = stands_still(c, connection, run, now=now)
         return ProgressView(
             run=run.name,
             state=run.state,
@@ -131,12 +132,18 @@ def recent_speed(rows: Sequence[VersionRow], *, now: float) -> float:
     return (recent[-1].tokens_total - recent[0].tokens_total) / passed if passed > 0 else 0.0
 
 
-def stands_still(connection: Connection, run: RunRow) -> bool:
-    """Whether nobody is there who works on a running run: neither its tokens nor its time go on."""
+def stands_still(c: Coordinator, connection: Connection, run: RunRow, *, now: float) -> bool:
+    """Whether nobody is there who gets on with a running run, or who waits for a task of it."""
     if run.state is not RunState.RUNNING:
         return False
+    held = work.open_leases(connection, run.id)
+    if not all_stalled(c, held, now=now):
+        return False
     active, _ = fleet.count_workers(connection)
-    return not active and not work.open_leases(connection, run.id)
+    stalled = {lease.worker for lease in held}
+    if not active or active > len(stalled):
+        return not active
+    return all(row.id in stalled for row in fleet.list_workers(connection) if row.state == "active")
 
 
 def eta_seconds(run: RunRow, *, tokens: int, seconds: float) -> float | None:

@@ -27,7 +27,7 @@ class TotalsView(BaseModel):
     tokens: int = 0  # in merged updates
     tokens_per_second: float = 0.0
     eta_seconds: float | None = None
-    still: bool = False  # nobody is there who works, so the time left does not get less
+    still: bool = False  # nobody is there who gets on, so the time left does not get less
     version: int = 0
     active: int = 0  # workers that are not gone and not drained
     fleet: int = 0
@@ -48,7 +48,7 @@ def totals_in(c: Coordinator, connection: Connection) -> TotalsView:
     tasks = work.task_counts(connection, run.id)
     recent = versions.newest_versions(connection, run.id, count=RECENT_VERSIONS)
     tokens = recent[-1].tokens_total  # what the ledger adds up to, without adding it up every five seconds
-    still = stands_still(connection, run)
+    still = stands_still(c, connection, run, now=now)
     return TotalsView(
         now=now,
         run=run.name,

@@ -28,6 +28,43 @@ KINDS: Mapping[str, str] = {
 """The kind of a state decides its colour and its shape; every other state is quiet."""
 
 
+ENDINGS: Mapping[str, str] = {
+    "expired": "its time ran out",
+    "released": "given back by its worker",
+    "failed": "its worker could not finish it",
+    "revoked": "taken back",
+    "rejected": "refused",
+    "stale": "too old to be merged",
+    "compared": "compared, not merged",
+    "too_late": "another report came first",
+    "task_closed": "the task was given up",
+    "rolled_back": "the run went back to an older version",
+    "no_weight": "its worker's updates do not count now",
+    "norm": "the update is too long",
+    "update_too_long": "the update is too long",
+    "copy": "the same update as another worker's",
+    "non_finite": "not all of its numbers are finite",
+    "foreign_task": "the update belongs to another task",
+    "foreign_run": "the update belongs to another run",
+    "foreign_base": "the update starts from another version",
+    "layout_mismatch": "made for another parameter layout",
+    "codec": "the update uses another codec",
+    "wrong_length": "the update has a wrong size",
+    "counts": "its numbers of examples, tokens and steps cannot be true",
+    "out_of_memory": "its worker has not enough memory",
+    "out_of_disk": "its worker's disk is full",
+    "loss_not_finite": "no loss was a finite number",
+    "weights_unavailable": "its worker could not get the weights",
+    "shard_unavailable": "its worker could not get the examples",
+    "not_started": "stopped before its first step",
+    "stopped": "its worker was stopped",
+    "internal_error": "its worker met an error of its own",
+}
+"""How a lease or a task ended, by the codes of verdicts, gates and workers."""
+DAMAGED = ("frame_", "payload_")
+"""So the codes of an update begin that cannot be read."""
+
+
 def count(value: float | None) -> str:
     """1234567 as 1,234,567."""
     return DASH if value is None else f"{value:,.0f}"
@@ -158,6 +195,20 @@ def badge(state: str, text: str = "") -> Markup:
     return Markup('<span class="badge {}">{}</span>').format(kind, shown)
 
 
+def ending(reason: str) -> str:
+    """A code in words; `rejected: norm` is both. What is a sentence already, or no code known here, stays."""
+    if not reason:
+        return DASH
+    said = [_words_of(part) for part in reason.split(": ")]
+    return ": ".join(dict.fromkeys(said))
+
+
+def _words_of(code: str) -> str:
+    if code.startswith(DAMAGED):
+        return "the update is damaged"
+    return ENDINGS.get(code, code if " " in code else code.replace("_", " "))
+
+
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
 
 
@@ -250,6 +301,7 @@ FILTERS = {
     "minute": minute,
     "browser": browser,
     "badge": badge,
+    "ending": ending,
     "spark": spark,
     "bar": bar,
     "histogram": histogram,

@@ -83,10 +83,6 @@ def tokenize(
     swap: Annotated[
         float, typer.Option(min=0, max=1, help="Chance of a slot to get another example's value.")
     ] = 0.0,
-    invent: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Chance that it gets made-up names, where values are many."),
-    ] = 0.0,
     spell: Annotated[
         float, typer.Option(min=0, max=1, help="Chance of a word to be written in its word pieces.")
     ] = 0.0,
@@ -118,7 +114,7 @@ def tokenize(
         min_frequency=min_frequency,
         word_pieces=word_pieces,
         as_given=as_given,
-        augmentation=Augmentation(copies=copies, swap=swap, invent=invent, spell=spell, drop=drop),
+        augmentation=Augmentation(copies=copies, swap=swap, spell=spell, drop=drop),
         max_tokens=max_tokens,
         shard_examples=shard_examples,
         seed=seed,

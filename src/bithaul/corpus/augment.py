@@ -1,19 +1,15 @@
 """More variety from the same examples, made once, when a corpus folder is built.
 
-Values change places between examples of the same slot or are made up of halves of their words, words fall
-apart into the parts that an unknown word would have, and words are hidden behind `[UNK]`. Text and label
-change together, so a label still follows from its words. It makes no new phrasings and no speech noise; the
-Truck Mate generator has both.
+Values change places between examples of the same slot, words fall apart into the parts that an unknown word
+would have, and words are hidden behind `[UNK]`. Text and label change together, so a label still follows from
+its words. It makes no new phrasings and no speech noise; the Truck Mate generator has both.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +17,7 @@ from bithaul.corpus.example import Example, SlotValue, TextLine
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import InvalidInput
 
+Pools = Mapping[str, Sequence[str]]
 Chance = float
 
 
@@ -31,7 +28,6 @@ class Augmentation(BaseModel):
 
     copies: int = Field(default=1, ge=1, le=1000)  # times that every example is written
     swap: Chance = Field(default=0.0, ge=0, le=1)  # of a slot to get the value of another example
-    invent: Chance = Field(default=0.0, ge=0, le=1)  # of such a value to get new words, where values are many
     spell: Chance = Field(default=0.0, ge=0, le=1)  # of a word to be written in parts
     drop: Chance = Field(default=0.0, ge=0, le=1)  # of a word to become [UNK]
 
@@ -39,9 +35,6 @@ class Augmentation(BaseModel):
 AS_IT_IS = Augmentation()
 _ENOUGH = 120_000  # examples after copying
 _MOST_COPIES = 8
-_OPEN = 100  # different values of a slot, from which on there are surely more
-_RARE = 2  # values that a name stands in; words of more are "of", "the", "november"
-_LETTERS = 4  # of a name that may be made up
 
 
 def suggested(examples: Sequence[Example | TextLine], *, generated: bool) -> Augmentation:
@@ -71,52 +64,19 @@ def parse_augmentation(text: str) -> Augmentation:
         ) from error
 
 
-@dataclass(frozen=True)
-class Pool:
-    """The values of a slot that stand in their request as they are, normalised and sorted."""
-
-    values: Sequence[str]
-    names: Sequence[str]  # words of few values, that made-up ones may stand for; none where values are few
-
-    @classmethod
-    def of(cls, values: Iterable[str]) -> Pool:
-        ordered = sorted(values)
-        counts = Counter(word for value in ordered for word in dict.fromkeys(value.split()))
-        names = sorted(w for w, n in counts.items() if n <= _RARE and len(w) >= _LETTERS and w.isalpha())
-        return cls(ordered, names if len(ordered) >= _OPEN else [])
-
-    def draw(self, invent: Chance, dice: random.Random) -> str:
-        """One of the values, by the chance of `invent` with made-up names instead of its own."""
-        value = dice.choice(self.values)
-        if not self.names or dice.random() >= invent:
-            return value
-        return " ".join(self._other(word, dice) for word in value.split())
-
-    def _other(self, word: str, dice: random.Random) -> str:
-        """For a name the first half of one and the second of another."""
-        at = bisect_left(self.names, word)
-        if at == len(self.names) or self.names[at] != word:
-            return word
-        first, second = dice.choice(self.names), dice.choice(self.names)
-        return first[: len(first) // 2] + second[len(second) // 2 :]
-
-
-def value_pools(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, Pool]:
-    """Per slot, the different values that can be replaced by one another."""
+def value_pools(examples: Sequence[Example], tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """Per slot, the different normalised values that stand in their request as they are, sorted."""
     found: dict[str, set[str]] = {}
     for example in examples:
         text = tokenizer.fold(example.text)
         for name, value in example.slots:
             if isinstance(value, str) and len(_places(tokenizer, value, text)) == 1:
                 found.setdefault(name, set()).add(tokenizer.fold(value))
-    return {name: Pool.of(values) for name, values in found.items()}
-
-
-Pools = Mapping[str, Pool]
+    return {name: sorted(values) for name, values in found.items()}
 
 
 def swap_values(
-    example: Example, pools: Pools, tokenizer: Tokenizer, augmentation: Augmentation, dice: random.Random
+    example: Example, pools: Pools, tokenizer: Tokenizer, chance: Chance, dice: random.Random
 ) -> Example:
     """The example with some values replaced, in text and label; normalised where anything changed.
 
@@ -131,8 +91,8 @@ def swap_values(
         others = [span for i, spans in enumerate(said) if i != number for span in spans]
         start, stop = said[number][0]
         alone = all(stop <= other[0] or other[1] <= start for other in others)
-        if alone and dice.random() < augmentation.swap:
-            new[start, stop] = number, pools[name].draw(augmentation.invent, dice)
+        if alone and dice.random() < chance:
+            new[start, stop] = number, dice.choice(pools[name])
     slots: list[tuple[str, SlotValue]] = list(example.slots)
     written, end = "", 0
     for (start, stop), (number, value) in sorted(new.items()):

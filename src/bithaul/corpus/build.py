@@ -218,7 +218,7 @@ def _augmented(
     order, dice = _chance("shuffle", seed), _chance("augment", seed)
     for _ in range(augmentation.copies):
         if pools:
-            items = [swap_values(e, pools, tokenizer, augmentation, dice) for e in examples]
+            items = [swap_values(e, pools, tokenizer, augmentation.swap, dice) for e in examples]
         copy, left_out = _rows(tokenizer, items, max_tokens)
         if augmentation.spell or augmentation.drop:
             changed = [noise.apply(row, dice) for row in copy]

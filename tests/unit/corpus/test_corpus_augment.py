@@ -10,7 +10,6 @@ import pytest
 
 from bithaul.corpus.augment import (
     Augmentation,
-    Pool,
     WordNoise,
     parse_augmentation,
     suggested,
@@ -29,7 +28,6 @@ SONGS = [
     Example("play heroes by david bowie please", "play", (("song", "heroes"), ("artist", "david bowie"))),
     Example("stop the music", "stop"),
 ]
-SWAPPED = Augmentation(swap=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +38,7 @@ def words() -> Tokenizer:
 def test_pools_hold_values_that_were_said(words: Tokenizer) -> None:
     unsaid = Example("play it loud", "play", (("song", "roxanne"), ("artist", "it")))
     twice = Example("play play", "play", (("song", "play"),))
-    pools = value_pools([*SONGS, unsaid, twice], words)
-    assert {slot: pool.values for slot, pool in pools.items()} == {
+    assert value_pools([*SONGS, unsaid, twice], words) == {
         "song": ["blue monday", "heroes", "yesterday"],
         "artist": ["david bowie", "it", "new order", "the beatles"],
     }
@@ -52,66 +49,33 @@ def test_a_swapped_value_changes_text_and_label_together(words: Tokenizer) -> No
     pools, dice = value_pools(SONGS, words), random.Random(0)
     seen = set()
     for _ in range(200):
-        new = swap_values(SONGS[0], pools, words, SWAPPED, dice)
+        new = swap_values(SONGS[0], pools, words, 1.0, dice)
         slots = dict(new.slots)
         assert new.text == f"play {slots['song']} by {slots['artist']}"
-        assert slots["song"] in pools["song"].values
-        assert slots["artist"] in pools["artist"].values
+        assert slots["song"] in pools["song"]
+        assert slots["artist"] in pools["artist"]
         seen.add(new.text)
     assert len(seen) == 9
-    assert swap_values(SONGS[0], pools, words, Augmentation(), dice) == SONGS[0]
-    assert swap_values(SONGS[3], pools, words, SWAPPED, dice) == SONGS[3]
-
-
-def test_made_up_names_stand_where_names_stood() -> None:
-    """Wrong result: a word that many values share gets lost, or names that were said are all there are."""
-    names = ["alderville", "birchburgh", "cedarfield", "maplehurst", "oakengates"]
-    towns = [f"fort {name}" for name in names] + [f"mount {name}" for name in names]
-    pool, dice = Pool.of([*towns, *(f"x{i}" for i in range(100))]), random.Random(0)
-    assert pool.names == sorted(names)
-    drawn = [pool.draw(1.0, dice) for _ in range(500)]
-    made_up = [value for value in drawn if not value.startswith("x")]
-    assert made_up
-    for value in made_up:
-        kind, name = value.split()
-        assert kind in ("fort", "mount")
-        assert any(name.startswith(n[:5]) for n in names)
-        assert any(name.endswith(n[5:]) for n in names)
-    assert any(value not in towns for value in made_up)
-    assert all(pool.draw(0.0, dice) in pool.values for _ in range(50))
-    assert Pool.of(towns).names == [], "ten values may be all there are"
-
-
-def test_what_is_made_up_is_said_and_labelled_alike(words: Tokenizer) -> None:
-    pool = Pool.of(f"{a}{b}song" for a in "abcdefghijkl" for b in "mnopqrstuv")
-    assert pool.names
-    seen = set()
-    for seed in range(100):
-        new = swap_values(
-            SONGS[2], {"song": pool}, words, Augmentation(swap=1.0, invent=1.0), random.Random(seed)
-        )
-        song = dict(new.slots)["song"]
-        assert new.text == f"play {song} by david bowie please"
-        seen.add(song)
-    assert len(seen) > 10
+    assert swap_values(SONGS[0], pools, words, 0.0, dice) == SONGS[0]
+    assert swap_values(SONGS[3], pools, words, 1.0, dice) == SONGS[3]
 
 
 def test_values_inside_each_other_are_not_replaced(words: Tokenizer) -> None:
     """A new artist would leave the song's label without its words."""
     example = Example("play new order live", "play", (("song", "new order live"), ("artist", "new order")))
-    pools = {"song": Pool.of(["heroes"]), "artist": Pool.of(["cher"])}
-    assert swap_values(example, pools, words, SWAPPED, random.Random(0)) == example
+    pools = {"song": ["heroes"], "artist": ["cher"]}
+    assert swap_values(example, pools, words, 1.0, random.Random(0)) == example
 
 
 def test_a_value_said_twice_stays(words: Tokenizer) -> None:
     """Which of the two places was meant is not known; replacing one would leave the other as a trap."""
     example = Example("play heroes no really play heroes", "play", (("song", "heroes"),))
-    assert swap_values(example, {"song": Pool.of(["roxanne"])}, words, SWAPPED, random.Random(0)) == example
+    assert swap_values(example, {"song": ["roxanne"]}, words, 1.0, random.Random(0)) == example
 
 
 def test_a_list_stays_as_it_is(words: Tokenizer) -> None:
     example = Example("via waco and gary", "go", (("stops", ("waco", "gary")),))
-    assert swap_values(example, {"stops": Pool.of(["rome"])}, words, SWAPPED, random.Random(0)) == example
+    assert swap_values(example, {"stops": ["rome"]}, words, 1.0, random.Random(0)) == example
 
 
 def test_word_noise_treats_a_word_alike_in_text_and_label(words: Tokenizer) -> None:

@@ -53,11 +53,10 @@ def test_tokenize_other_data_with_its_own_heldout(tmp_path: Path) -> None:
 
 def test_augmentation_reaches_the_corpus(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("go home now\tgo\nstop it now\tstop\n" * 10)
-    arguments = ["--copies", "3", "--spell", "0.5", "--drop", "0.25", "--swap", "0.1", "--invent", "0.2"]
-    arguments += ["--word-pieces", "40"]
+    arguments = ["--copies", "3", "--spell", "0.5", "--drop", "0.25", "--swap", "0.1", "--word-pieces", "40"]
     call("tokenize", str(tmp_path / "train.tsv"), "--out", str(tmp_path / "c"), *arguments)
     manifest = CorpusManifest.load(tmp_path / "c")
-    assert manifest.augmentation == Augmentation(copies=3, swap=0.1, invent=0.2, spell=0.5, drop=0.25)
+    assert manifest.augmentation == Augmentation(copies=3, swap=0.1, spell=0.5, drop=0.25)
     assert manifest.train_examples == 60
     assert manifest.unknown_share > 0
 

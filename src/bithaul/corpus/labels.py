@@ -147,7 +147,7 @@ class _Unsaid:
             if value[-1].isdigit():
                 whole = ends_whole(value, said)
                 self._wholes.setdefault(slot, Counter())[whole] += 1
-                if not whole:
+                if not whole and len(runs(value)) == 1:  # dollars are no call in front of cents
                     self._beside.update(words for words in beside(value, text) if _may_be_call(words))
         if any(map(str.isalpha, pattern)):
             self._requests.setdefault(shape(value), []).append(frozenset(words))

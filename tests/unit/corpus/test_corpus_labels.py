@@ -106,6 +106,7 @@ def test_number_words_that_are_no_part_of_a_number_are_learnt() -> None:
     behind = Example("load four eight ten four", "load", (("id", "48"),))
     before = Example("breaker one nine four eight", "load", (("id", "48"),))
     cut = Example("load four eight two", "load", (("id", "48"),))
+    cents = Example("lunch thirty six fifteen", "load", (("id", "36.15"),))
 
     def learnt(examples: list[Example]) -> list[str]:
         return LabelSet.from_examples(examples, Tokenizer.train(examples)).calls
@@ -115,3 +116,4 @@ def test_number_words_that_are_no_part_of_a_number_are_learnt() -> None:
     assert learnt([plain] * 20 + [behind] * 5) == ["ten four"]
     assert learnt([*[plain] * 20, *[behind] * 5, *[before] * 5]) == ["one nine", "ten four"]
     assert learnt([plain] * 20 + [cut] * 5) == [], "one word may be the rest of any number"
+    assert learnt([plain] * 20 + [cents] * 5) == [], "dollars are part of the amount"

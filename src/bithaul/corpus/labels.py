@@ -127,7 +127,7 @@ class _Unsaid:
         self._patterns: dict[str, Counter[str]] = {}
         self._numbers: dict[str, Counter[bool]] = {}  # by slot, whether its numbers are the request's
         self._wholes: dict[str, Counter[bool]] = {}  # by slot, whether the last of them is a whole one
-        self._beside: Counter[Call] = Counter()  # several number words beside values
+        self._beside: dict[str, list[set[Call]]] = {}  # by slot, number words beside cut values
         self._heard: Counter[str] = Counter()  # requests that hold a word
         self._requests: dict[str, list[frozenset[str]]] = {}  # the words of each request, by shape
 
@@ -148,7 +148,7 @@ class _Unsaid:
                 whole = ends_whole(value, said)
                 self._wholes.setdefault(slot, Counter())[whole] += 1
                 if not whole and len(runs(value)) == 1:  # dollars are no call in front of cents
-                    self._beside.update(words for words in beside(value, text) if _may_be_call(words))
+                    self._beside.setdefault(slot, []).append(set(filter(_may_be_call, beside(value, text))))
         if any(map(str.isalpha, pattern)):
             self._requests.setdefault(shape(value), []).append(frozenset(words))
 
@@ -166,14 +166,21 @@ class _Unsaid:
         ]
 
     def whole(self) -> list[str]:
+        calls = self._calls()
+        called = {name: sum(not calls.isdisjoint(f) for f in found) for name, found in self._beside.items()}
         return [
             name
             for name, whole in sorted(self._wholes.items())
-            if whole.total() >= _SEEN_OFTEN and whole[False] <= _NEW_SHARE * whole.total()
+            if whole.total() >= _SEEN_OFTEN
+            and whole[False] - called.get(name, 0) <= _NEW_SHARE * whole.total()
         ]
 
     def calls(self) -> list[str]:
-        return sorted(" ".join(words) for words, n in self._beside.items() if n >= _CALLED_OFTEN)
+        return sorted(" ".join(words) for words in self._calls())
+
+    def _calls(self) -> set[Call]:
+        heard = Counter(words for slot in self._beside.values() for found in slot for words in found)
+        return {words for words, n in heard.items() if n >= _CALLED_OFTEN}
 
     def evidence(self, shapes: set[str]) -> dict[str, list[str]]:
         """For each shape that was seen often, a few words: every request with it holds one of them."""

@@ -117,3 +117,5 @@ def test_number_words_that_are_no_part_of_a_number_are_learnt() -> None:
     assert learnt([*[plain] * 20, *[behind] * 5, *[before] * 5]) == ["one nine", "ten four"]
     assert learnt([plain] * 20 + [cut] * 5) == [], "one word may be the rest of any number"
     assert learnt([plain] * 20 + [cents] * 5) == [], "dollars are part of the amount"
+    called = [*[plain] * 20, *[behind] * 5]
+    assert LabelSet.from_examples(called, Tokenizer.train(called)).whole == ["id"], "a call is no cut"

@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bithaul.corpus.example import Example
 from bithaul.corpus.files import write_bytes
-from bithaul.corpus.spoken import NUMBER_WORDS, are_said, ends_whole, readings, runs, shape
+from bithaul.corpus.spoken import NUMBER_WORDS, Call, are_said, beside, ends_whole, readings, runs, shape
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.errors import CorruptFile, NotFound
 
 LARGEST_GAP = 2  # words a speaker may put inside a value: "cedar um city"
 _NEW_SHARE = 0.01  # largest share of values outside all patterns, estimated by those seen once (Good-Turing)
 _SEEN_OFTEN = 20  # requests with an unsaid value from which its evidence is known
+_CALLED_OFTEN = 5  # values beside the same number words from which these are known to be no part of them
 _DOUBT = 10  # occurrences that a word must outweigh to be evidence
 _DIGIT = re.compile(r"\d")
 _WORD = re.compile(r"[^\W\d]+|\d|[^\w\s]")
@@ -46,6 +47,8 @@ class LabelSet(BaseModel):
     """Slots whose numbers are always numbers of the request, said in whatever way."""
     whole: list[str] = []
     """Slots whose values, when they end with a number, end where that of the request does."""
+    calls: list[str] = []
+    """Number words that are no part of the number they stand beside, such as "ten four"."""
     evidence: dict[str, list[str]] = {}
     """Patterns that were seen often, a number of any length as one 0, with words of which every request with
     such a value holds one."""
@@ -92,6 +95,7 @@ class LabelSet(BaseModel):
             patterns=patterns,
             spoken=unsaid.spoken(),
             whole=unsaid.whole(),
+            calls=unsaid.calls(),
             evidence=unsaid.evidence({shape(pattern) for found in patterns.values() for pattern in found}),
             bare=sorted(bare),
             in_order=order.holds(),
@@ -123,6 +127,7 @@ class _Unsaid:
         self._patterns: dict[str, Counter[str]] = {}
         self._numbers: dict[str, Counter[bool]] = {}  # by slot, whether its numbers are the request's
         self._wholes: dict[str, Counter[bool]] = {}  # by slot, whether the last of them is a whole one
+        self._beside: dict[str, list[set[Call]]] = {}  # by slot, number words beside cut values
         self._heard: Counter[str] = Counter()  # requests that hold a word
         self._requests: dict[str, list[frozenset[str]]] = {}  # the words of each request, by shape
 
@@ -140,7 +145,10 @@ class _Unsaid:
             said = readings(text)
             self._numbers.setdefault(slot, Counter())[are_said(value, said)] += 1
             if value[-1].isdigit():
-                self._wholes.setdefault(slot, Counter())[ends_whole(value, said)] += 1
+                whole = ends_whole(value, said)
+                self._wholes.setdefault(slot, Counter())[whole] += 1
+                if not whole and len(runs(value)) == 1:  # dollars are no call in front of cents
+                    self._beside.setdefault(slot, []).append(set(filter(_may_be_call, beside(value, text))))
         if any(map(str.isalpha, pattern)):
             self._requests.setdefault(shape(value), []).append(frozenset(words))
 
@@ -158,11 +166,21 @@ class _Unsaid:
         ]
 
     def whole(self) -> list[str]:
+        calls = self._calls()
+        called = {name: sum(not calls.isdisjoint(f) for f in found) for name, found in self._beside.items()}
         return [
             name
             for name, whole in sorted(self._wholes.items())
-            if whole.total() >= _SEEN_OFTEN and whole[False] <= _NEW_SHARE * whole.total()
+            if whole.total() >= _SEEN_OFTEN
+            and whole[False] - called.get(name, 0) <= _NEW_SHARE * whole.total()
         ]
+
+    def calls(self) -> list[str]:
+        return sorted(" ".join(words) for words in self._calls())
+
+    def _calls(self) -> set[Call]:
+        heard = Counter(words for slot in self._beside.values() for found in slot for words in found)
+        return {words for words, n in heard.items() if n >= _CALLED_OFTEN}
 
     def evidence(self, shapes: set[str]) -> dict[str, list[str]]:
         """For each shape that was seen often, a few words: every request with it holds one of them."""
@@ -191,6 +209,11 @@ class _Unsaid:
 def _may_tell(word: str) -> bool:
     """Numbers tell nothing: another request says another one."""
     return word.isalpha() and word not in NUMBER_WORDS
+
+
+def _may_be_call(words: Call) -> bool:
+    """One word, or a digit, may be the rest of any number."""
+    return len(words) > 1 and NUMBER_WORDS.issuperset(words)
 
 
 class _Order:

@@ -7,7 +7,7 @@ It gives digits without units or marks, and decides nothing: a request with two 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 _ONES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -35,9 +35,13 @@ def shape(value: str) -> str:
     return NUMBER.sub("0", value)
 
 
+Call = tuple[str, ...]
+"""Number words that mean no number beside one: "ten four" behind "interstate 27"."""
+
+
 class Reading(NamedTuple):
     """Words that may be one number: the place of the first, that behind the last, and whether no other number
-    word stands right before or behind them."""
+    word stands right before or behind them, a call apart."""
 
     start: int
     end: int
@@ -48,16 +52,27 @@ Readings = dict[str, list[Reading]]
 """Numbers as digits, each with the words it may be."""
 
 
-def readings(text: str) -> Readings:
+def readings(text: str, calls: Collection[Call] = ()) -> Readings:
     """Every number that some words of a lower-case `text` that stand together can mean."""
     words = _TOKEN.findall(text)
     found: Readings = {}
     if any(word in NUMBER_WORDS or word[0].isdigit() for word in words):
         for start in range(len(words)):
             for digits, end in _from(words, start):
-                whole = not _is_number(words, start - 1) and not _is_number(words, _behind_and(words, end))
+                before, behind = _numbers_before(words, start), _numbers_behind(words, end)
+                whole = all(not beside or beside in calls for beside in (before, behind))
                 found.setdefault(digits, []).append(Reading(start, end, whole))
     return found
+
+
+def beside(value: str, text: str) -> set[Call]:
+    """The number words right before and behind the last number of `value`, at each place that says it."""
+    *before, last = runs(value)
+    said, words = readings(text), _TOKEN.findall(text)
+    at = _behind_numbers(before, said)
+    places = [] if at is None else [found for found in said.get(last, ()) if found.start >= at]
+    found = {_numbers_before(words, place.start) for place in places}
+    return (found | {_numbers_behind(words, place.end) for place in places}) - {()}
 
 
 def end_of(number: str, said: Readings, start: int) -> int | None:
@@ -87,6 +102,20 @@ def _behind_numbers(numbers: Sequence[str], said: Readings) -> int | None:
     for number in numbers:
         at = end_of(number, said, at) if at is not None else None
     return at
+
+
+def _numbers_before(words: Sequence[str], end: int) -> Call:
+    start = end
+    while _is_number(words, start - 1):
+        start -= 1
+    return tuple(words[start:end])
+
+
+def _numbers_behind(words: Sequence[str], start: int) -> Call:
+    start = end = _behind_and(words, start)
+    while _is_number(words, end):
+        end += 1
+    return tuple(words[start:end])
 
 
 def _is_number(words: Sequence[str], at: int) -> bool:

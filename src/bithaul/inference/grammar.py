@@ -14,6 +14,7 @@ from functools import cached_property
 
 from bithaul.corpus import pieces
 from bithaul.corpus.labels import LARGEST_GAP, LabelSet
+from bithaul.corpus.spoken import Call
 from bithaul.corpus.tokenizer import JsonStructure, Tokenizer
 from bithaul.errors import CorruptFile, InvalidInput
 from bithaul.inference.patterns import Numbers, PatternTree, PatternWalk
@@ -44,6 +45,7 @@ class LabelGrammar:
     patterns: dict[int, PatternTree]  # per restricted slot: what a value may be besides words of the request
     spoken: frozenset[int]  # slots whose numbers are the request's
     whole: frozenset[int]  # slots whose values do not end inside a number of the request
+    calls: frozenset[Call]  # number words that are no part of a number beside them
     bare_slots: frozenset[int]  # slots with values that hold neither letter nor digit
     gaps: frozenset[int] | None  # ids of what may stand inside a said value, None where anything may
     in_order: bool  # said values stand in the order of the request
@@ -92,6 +94,7 @@ class LabelGrammar:
             },
             spoken=frozenset(_id(structure.slots, name, tokenizer) for name in labels.spoken),
             whole=frozenset(_id(structure.slots, name, tokenizer) for name in labels.whole),
+            calls=frozenset(tuple(words.split()) for words in labels.calls),
             bare_slots=frozenset(_id(structure.slots, name, tokenizer) for name in labels.bare),
             gaps=None
             if labels.gaps is None
@@ -313,7 +316,8 @@ class LabelState:
     @cached_property
     def _numbers(self) -> Numbers:
         spellings = self.grammar.spellings
-        return Numbers("".join(spellings[i] for i in self.request).replace(pieces.SPACE, " "))
+        text = "".join(spellings[i] for i in self.request).replace(pieces.SPACE, " ")
+        return Numbers(text, self.grammar.calls)
 
     def _root(self, slot: int) -> PatternWalk:
         """The beginning of all patterns of a restricted slot."""

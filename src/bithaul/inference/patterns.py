@@ -6,12 +6,12 @@ of it: a value needs a word that says it ("okc" for "Oklahoma City"), and its nu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from bithaul.corpus.pieces import SPACE
-from bithaul.corpus.spoken import NUMBER, end_of, is_whole, readings, shape
+from bithaul.corpus.spoken import NUMBER, Call, end_of, is_whole, readings, shape
 from bithaul.corpus.tokenizer import Tokenizer
 
 Evidence = Mapping[str, Sequence[str]]
@@ -113,8 +113,8 @@ def _first_ids(words: Iterable[str], tokenizer: Tokenizer) -> Iterable[int]:
 class Numbers:
     """The numbers of one request, and the last place where each beginning of one stands."""
 
-    def __init__(self, text: str) -> None:
-        self.said = readings(text)
+    def __init__(self, text: str, calls: Collection[Call] = ()) -> None:
+        self.said = readings(text, calls)
         self.begun: dict[str, int] = {}
         for number, places in self.said.items():
             last = max(place.start for place in places)

@@ -98,3 +98,24 @@ def test_whole_numbers_are_learnt() -> None:
     assert learnt([whole] * 19) == []
     assert learnt([whole] * 99 + [cut]) == ["id"]
     assert learnt([whole] * 97 + [cut, cut]) == []
+
+
+def test_number_words_that_are_no_part_of_a_number_are_learnt() -> None:
+    """Wrong result: "interstate 27 ten four" has no interstate, or any number may be cut behind two words."""
+    plain = Example("load four eight", "load", (("id", "48"),))
+    behind = Example("load four eight ten four", "load", (("id", "48"),))
+    before = Example("breaker one nine four eight", "load", (("id", "48"),))
+    cut = Example("load four eight two", "load", (("id", "48"),))
+    cents = Example("lunch thirty six fifteen", "load", (("id", "36.15"),))
+
+    def learnt(examples: list[Example]) -> list[str]:
+        return LabelSet.from_examples(examples, Tokenizer.train(examples)).calls
+
+    assert learnt([plain] * 20) == []
+    assert learnt([plain] * 20 + [behind] * 4) == []
+    assert learnt([plain] * 20 + [behind] * 5) == ["ten four"]
+    assert learnt([*[plain] * 20, *[behind] * 5, *[before] * 5]) == ["one nine", "ten four"]
+    assert learnt([plain] * 20 + [cut] * 5) == [], "one word may be the rest of any number"
+    assert learnt([plain] * 20 + [cents] * 5) == [], "dollars are part of the amount"
+    called = [*[plain] * 20, *[behind] * 5]
+    assert LabelSet.from_examples(called, Tokenizer.train(called)).whole == ["id"], "a call is no cut"

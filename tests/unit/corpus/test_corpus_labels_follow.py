@@ -80,7 +80,8 @@ EVIDENCE = {
     "navigate": "take|get|go|navi|drive|head|direction|route|root|rout|bring|course|way|weigh|gps|change"
     "|roll|make|map|road|rode|exit|guide|steer|point|send|run|carry|lead|direct|nav|lost|where|wear|turn"
     "|step|walk|swing|program|punch|plug|enter|type|key|dial|show|set|tell|talk|bear|highway|high way"
-    "|what is|what's|whats|wut|aim|shoot|cut|be home|b home|bee home|gotta get|turns|dispatch|what i",
+    "|what is|what's|whats|what the|wut|aim|shoot|cut|be home|b home|bee home|gotta get|turns|dispatch"
+    "|what i",
     "hos_status": "hours|ours|log|clock|hos|legal|violation|duty|seventy|70|sixty|week|cycle|e l d|recap"
     "|reset|restart|compliant|on hours|line|status|stat us|stand|off duty|pass|thirty four|34|driv|run"
     "|work|long|up on|show|on the clock|sleeper|have me",
@@ -90,7 +91,7 @@ EVIDENCE = {
     "eta_query": "eta|e t a|arriv|a rive|when|long|far|will|can|many|much|time|late|early|reach|close|near"
     "|there|their|due|do you think|chance|doable|possible|realistic|in reach|mile|distance|what|wut|hour"
     "|quick|soon|the .* slow|make|gonna|going|does|hours|ours|slow|fast|off|minutes|anywhere|almost"
-    "|you think",
+    "|you think|u think|do (i |eye |we )?(get|hit|pull|show)",
     "trip_status": "trip|run|haul|hall|load|lode|stat|update|progress|schedule|track|course|how|ahead"
     "|behind|running|on time|ok|halfway|everything|things|good shape|pace",
     "next_stop_query": "next|after|coming|stop|drop|up|follow|deliver|between|before|where|wear|pickup"

@@ -106,6 +106,25 @@ def test_two_cities_that_can_be_heard_as_others(first: str, second: str, others:
     assert not _runs_together([parts[0], Part(("and",)), parts[1]])
 
 
+@pytest.mark.parametrize(
+    ("road", "when", "others"),
+    [
+        (("inter state thirty", "I-30"), ("two hours from now", "2 hours from now"), True),
+        (("interstate 30", "I-30"), ("2 hours from now", "2 hours from now"), False),
+        (("interstate eighty five", "I-85"), ("ten minutes from now", "10 minutes from now"), False),
+    ],
+)
+def test_two_numbers_that_can_be_heard_as_one(
+    road: tuple[str, str], when: tuple[str, str], others: bool
+) -> None:
+    """Catches a label that no decoder can say: "thirty two" is one number."""
+    parts = [
+        as_part(name, name, Spoken(*said, numeric=True)) for name, said in (("via", road), ("when", when))
+    ]
+    assert _runs_together(parts) is others
+    assert not _runs_together([parts[0], Part(("in",)), parts[1]])
+
+
 @pytest.mark.parametrize("kind", sorted(OPEN_KINDS))
 def test_the_pools_of_a_kind_share_no_value(kind: str) -> None:
     dice = Dice("pools")

@@ -165,6 +165,17 @@ def test_a_value_does_not_end_inside_a_number(reader: Tokenizer) -> None:
     }
 
 
+def test_a_number_may_end_in_front_of_a_call(reader: Tokenizer) -> None:
+    """Wrong result: "load two nine ten four" is load 29104 for sure, whatever the model knows."""
+    text = "two nine forty six"
+    known = labels(patterns={"amount": ["0", "00", "000", "0000"], "place": []}, spoken=["amount"])
+    held = known.model_copy(update={"whole": ["amount"]})
+    assert unsaid(values(reader, held, text, "amount", walks=3000), text) == {"2946"}
+    called = held.model_copy(update={"calls": ["forty six"]})
+    assert unsaid(values(reader, called, text, "amount", walks=3000), text) == {"2946", "29"}
+    assert unsaid(values(reader, called, "two six nine", "amount", walks=3000), "two six nine") == {"269"}
+
+
 def test_a_pattern_may_follow_what_is_said(reader: Tokenizer) -> None:
     """ "loads at" is said, "6:30 pm" is not: training need not have every day with every form of a time."""
     text = "loads at six thirty pm"

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Literal
 
 from bithaul.corpus.example import Example, merge_slots
+from bithaul.corpus.spoken import are_said, readings
 from bithaul.corpus.truckmate.dice import Dice, reserved
 from bithaul.corpus.truckmate.frames import WEIGHTS, frames_of
 from bithaul.corpus.truckmate.grammar import Part, Shape, fill, shape
@@ -21,7 +22,7 @@ from bithaul.corpus.truckmate.talk import around
 from bithaul.corpus.truckmate.values import is_city
 from bithaul.errors import InvalidInput
 
-GENERATOR_VERSION = "6"
+GENERATOR_VERSION = "7"
 RESERVED_PAIRS = 10  # one pair of values in so many never meets in training
 DIALOGUE_SHARE = 0.07
 ATTEMPTS = 8  # draws before a repeated line is let through
@@ -118,15 +119,20 @@ def _fits(parts: Sequence[Part], reason: Reason) -> bool:
 
 
 def _runs_together(parts: Sequence[Part]) -> bool:
-    """Whether two cities with no word between can be heard as others: "austin bay bend"."""
+    """Whether two values with no word between can be heard as others: "austin bay bend", or "thirty two hours
+    from now" behind an interstate."""
     return any(
-        first.slot
-        and second.slot
-        and is_city(first.words)
-        and is_city(second.words)
-        and _heard_as_others(first.words + second.words, len(first.words))
+        _heard_as_others(first.words + second.words, len(first.words))
+        if is_city(first.words) and is_city(second.words)
+        else first.numeric and second.numeric and _heard_as_one_number(first, second)
         for first, second in pairwise(parts)
+        if first.slot and second.slot
     )
+
+
+def _heard_as_one_number(first: Part, second: Part) -> bool:
+    said = readings(" ".join(first.words + second.words))
+    return not (are_said(first.value, said) and are_said(second.value, said))
 
 
 def _heard_as_others(words: tuple[str, ...], border: int) -> bool:

@@ -9,7 +9,7 @@ import pytest
 from bithaul.simulation.scenario import STORM
 
 
-@pytest.mark.parametrize("poison", ["noise", "half", "copy"])
+@pytest.mark.parametrize("poison", ["noise", "half"])
 def test_a_lazy_machine_is_found_and_honest_ones_are_not(make: Any, poison: str) -> None:
     """Catches an audit that sees nothing, and one that accuses whoever a lazy machine repeats."""
     outcome = make(workers=5, hours=2.0, seed=2, gates=("audit",), poisoned=1, poison=poison).run()
@@ -21,6 +21,15 @@ def test_a_lazy_machine_is_found_and_honest_ones_are_not(make: Any, poison: str)
     assert lazy["strikes"] >= 1
     assert honest["repeated"] > 4
     assert honest["strikes"] == 0, "found by a lazy machine's word"
+
+
+def test_a_machine_that_sends_what_others_did_is_for_the_gate_of_copies(make: Any) -> None:
+    """A toy's updates all point the same way, so a copy is as good as work: the audit is measured for it on
+    real ones. Catches copies that are none.
+    """
+    outcome = make(workers=3, gates=("copy",), poisoned=1, poison="copy").run()
+    assert outcome.kept, outcome.broken
+    assert outcome.verdicts["rejected"] > 2
 
 
 def test_honest_machines_alone_are_never_doubted(make: Any) -> None:

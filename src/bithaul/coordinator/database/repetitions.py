@@ -18,10 +18,11 @@ from bithaul.rounds.leases import LeaseState
 _FIRST = leases.alias("first_lease")
 _TRY = leases.alias("try")
 _OF_REPORT = _TRY.c.repeats == reports.c.seq
-_MERGED = (
+_MERGED = (  # no term but `repeat` fits an index, so what was merged in all the time is not looked through
     _FIRST.c.repeat,
+    func.coalesce(reports.c.run_id, 0) == bindparam("run"),
     reports.c.verdict == Verdict.ACCEPTED,
-    reports.c.merged_in.is_not(None),
+    func.coalesce(reports.c.merged_in, 0) > 0,
     reports.c.discarded_in.is_(None),
     reports.c.blob_sha256.is_not(None),
     versions.c.retired_at.is_(None),
@@ -33,7 +34,7 @@ _WAITING = (
         versions,
         (versions.c.run_id == reports.c.run_id) & (versions.c.version == reports.c.base_version),
     )
-    .where(reports.c.run_id == bindparam("run"), *_MERGED)
+    .where(*_MERGED)
     .order_by(_FIRST.c.id)
 )
 _ALL_WAITING = Prepared(_WAITING)

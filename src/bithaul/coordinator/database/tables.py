@@ -214,7 +214,7 @@ leases = Table(
     Index("ix_leases_state_run", "state", "run_id", "base_version"),
     Index("ix_leases_run_base", "run_id", "base_version", "id"),
     Index(  # the few that wait to be repeated
-        "ix_leases_repeat", "id", sqlite_where=text("repeat"), postgresql_where=text("repeat")
+        "ix_leases_repeat", "id", sqlite_where=text("repeat = 1"), postgresql_where=text("repeat")
     ),
     Index(
         "ix_leases_repeats",

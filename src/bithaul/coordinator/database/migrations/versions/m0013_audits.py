@@ -17,13 +17,15 @@ def upgrade() -> None:
     op.add_column("leases", sa.Column("repeats", sa.BigInteger(), nullable=True))
     op.add_column("workers", sa.Column("audits", sa.Boolean(), nullable=False, server_default=sa.false()))
     op.add_column("workers", sa.Column("streak", sa.Integer(), nullable=False, server_default="0"))
-    for name, column, where in (
-        ("ix_leases_repeat", "id", "repeat"),
-        ("ix_leases_repeats", "repeats", "repeats IS NOT NULL"),
-    ):
-        op.create_index(
-            name, "leases", [column], sqlite_where=sa.text(where), postgresql_where=sa.text(where)
-        )
+    op.create_index(
+        "ix_leases_repeat",
+        "leases",
+        ["id"],
+        sqlite_where=sa.text("repeat = 1"),  # as SQLAlchemy asks for it
+        postgresql_where=sa.text("repeat"),
+    )
+    known = sa.text("repeats IS NOT NULL")
+    op.create_index("ix_leases_repeats", "leases", ["repeats"], sqlite_where=known, postgresql_where=known)
     number = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     op.create_table(
         "repetitions",

@@ -83,7 +83,7 @@ def fleet_at_work(room: Any, *names: str, pretends: str = "", budget: float) -> 
         gates=["audit"],
         codec="int8-block-v1",
         budget_tokens=budget,
-        task_seconds=2.0,
+        task_seconds=1.0,
         merge_rule="staleness_sgd",
         merge_options={},
     )
@@ -118,7 +118,7 @@ def test_honest_workers_are_repeated_and_nothing_counts_twice(room: Any) -> None
 
 def test_a_worker_that_pretends_loses_trust(room: Any) -> None:
     """Catches an audit that compares nothing, and one that blames who found it."""
-    fleet_at_work(room, *HONEST, "eve", pretends="eve", budget=24_000.0)
+    fleet_at_work(room, *HONEST, "eve", pretends="eve", budget=50_000.0)
     with room.c.database.read() as connection:
         rows = {row.id: row for row in fleet.list_workers(connection)}
     assert rows["eve"].trust_score < 1.0

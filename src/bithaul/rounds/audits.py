@@ -16,6 +16,7 @@ from bithaul.rounds.gates import audit_rate
 from bithaul.rounds.sizing import SOFT_STOP, Size
 
 FLAGGED = 2.0  # times as many tasks are flagged as are repeated
+MOST_STEPS = 8  # inner steps of a flagged task: in more, honest machines drift too far apart (lab note 25)
 TRIES = 3  # leases of one repetition, before it is given up
 BUSY = 4  # at most every so-manieth worker repeats at a time, though always one
 LONGEST = 2.0  # rounds that a repetition may take
@@ -38,8 +39,10 @@ def draw(chance: float, *, streak: int) -> Draw:
 
 
 def repeatable(size: Size, *, tokens: float, batch_tokens: float, batch_examples: int) -> Size:
-    """`size` cut to what another worker can repeat: whole inner batches of at most `tokens`, one at least."""
-    batches = max(1, math.floor(tokens / batch_tokens))
+    """`size` cut to what another worker can repeat alike: whole inner batches of at most `tokens`, one to
+    `MOST_STEPS` of them.
+    """
+    batches = max(1, min(MOST_STEPS, math.floor(tokens / batch_tokens)))
     if size.tokens <= batches * batch_tokens:
         return size
     share = batches * batch_tokens / size.tokens

@@ -303,7 +303,7 @@ def test_a_run_ends_although_a_repetition_is_under_way(make_house: Callable[...,
     one_round(house)
     held = house.claim("cat")
     assert is_repetition(house, "cat", held)
-    for _ in range(12):
+    for _ in range(40):
         if house.run.state is RunState.FINISHED:
             break
         for name in ("ann", "bob"):

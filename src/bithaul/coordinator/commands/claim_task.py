@@ -169,7 +169,10 @@ def _grant(c: Coordinator, connection: Connection, here: Outline, worker: Worker
     audit = draw_audit(c, run, worker)
     if audit.flagged:
         smaller = flagged_size(connection, here, worker, size)
-        audit, size = (NOT_FLAGGED, size) if smaller is None else (audit, smaller)
+        if smaller is None or work.next_pending(connection, run.id, worker=worker.id) is not None:
+            audit = NOT_FLAGGED  # nobody could repeat it; or what waits was cut for more steps
+        else:
+            size = smaller
     task = _task(connection, here, worker, size)
     tokens = task.examples * run.tokens_per_example
     duration = tokens / worker.planning_speed

@@ -49,7 +49,10 @@ def simulate(
     ] = None,
     poisoned: Annotated[int, typer.Option(min=0, help="Machines that send nothing but poison.")] = 0,
     poison: Annotated[
-        str, typer.Option(help="sign_flip (ten times the wrong way) or nan (no numbers).")
+        str,
+        typer.Option(
+            help="sign_flip (ten times the wrong way), nan (no numbers), noise, half (of the steps) or copy."
+        ),
     ] = "sign_flip",
     corpus: Annotated[
         Path | None, typer.Option(help="Train a real model on this corpus folder; time stays virtual.")
@@ -132,6 +135,8 @@ def _told(o: Outcome) -> str:
         f"{o.slices_uncovered}, replay {'identical' if o.replay_identical else 'DIFFERS'}",
         *(
             f"{who}: {n['reports']} reports, {n['clipped']} clipped, {n['refused']} refused for their size"
+            + (f", {n['repeated']} repeated, {n['differed']} differed" if n["repeated"] else "")
+            + (f", {n['strikes']} strikes" if n["strikes"] else "")
             for who, n in o.judged.items()
             if n["reports"]
         ),
@@ -141,6 +146,6 @@ def _told(o: Outcome) -> str:
             f"BROKEN: {o.broken}\nagain: bithaul simulate --scenario {o.scenario} --workers {o.workers} "
             f"--hours {o.hours:g} --rule {o.rule} --seed {o.seed}"
             + "".join(f" --gate {gate}" for gate in o.gates)
-            + (f" --poisoned {o.poisoned}" if o.poisoned else "")
+            + (f" --poisoned {o.poisoned} --poison {o.poison}" if o.poisoned else "")
         )
     return "\n".join(lines)

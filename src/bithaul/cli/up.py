@@ -49,7 +49,9 @@ def up(
     ] = None,
     gates: Annotated[
         list[str] | None,
-        typer.Option("--gate", help="Switch a gate on: norm, speed, copy, agreement, rollback; repeatable."),
+        typer.Option(
+            "--gate", help="Switch a gate on: norm, speed, copy, audit, agreement, rollback; repeatable."
+        ),
     ] = None,
     max_update_norm: Annotated[
         float | None, typer.Option(help="Refuse updates with a larger L2 norm (no ceiling).")

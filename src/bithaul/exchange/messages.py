@@ -6,6 +6,7 @@ the public REST contract. Times are seconds, sizes bytes unless the name says ot
 
 from __future__ import annotations
 
+import operator
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -53,6 +54,7 @@ class RegisterRequest(Message):
     weight_formats: Annotated[list[Name], Field(min_length=1, max_length=16)]
     layout_hash: Sha256 | None = None
     capabilities: Capabilities | None = None
+    audits: bool = False  # knows tasks with `audit`; others are never sent one
 
 
 class ShardRef(Message):
@@ -123,6 +125,7 @@ class TaskMessage(Message):
     seed: int
     soft_stop_seconds: NonNegative  # stop after the inner step in which these run out
     probe: bool  # measure base_version on the probe shard before training
+    audit: Annotated[bool, Field(exclude_if=operator.not_)] = False  # fresh moments, and no residual added
     deadline_seconds: NonNegative  # the lease ends so many seconds from now unless renewed by progress
 
 
@@ -156,7 +159,7 @@ class ReportHeader(Message):
 
 class Verdict(StrEnum):
     ACCEPTED = "accepted"
-    COMPARED = "compared"  # well-formed, credited, not merged: its worker is set aside or rests
+    COMPARED = "compared"  # well-formed, credited, not merged: a repetition, or its worker is set aside
     TOO_LATE = "too_late"  # another report of this task was accepted first
     STALE = "stale"  # the base is too many versions behind, or of a lineage that was given up
     REJECTED = "rejected"  # a gate refused it; see `code`

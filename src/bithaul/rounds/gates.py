@@ -29,6 +29,7 @@ LARGEST = 4096  # indices compared for a copy
 COPY_ABOVE = 0.4
 AUDIT_COSINE = 0.9
 AUDIT_MISSES = 2
+AUDIT_LEAST = 0.02  # of the tasks of a worker that was always right
 
 
 class Gate(StrEnum):
@@ -37,6 +38,7 @@ class Gate(StrEnum):
     NORM = "norm"  # clip above twice the usual size, refuse above ten times
     SPEED = "speed"  # no credit beyond three times the calibrated speed
     COPY = "copy"  # refuse the payload of another worker
+    AUDIT = "audit"  # have another worker repeat some tasks, and compare
     AGREEMENT = "agreement"  # note how far updates point the same way; a score only
     ROLLBACK = "rollback"  # go back when the held-out loss jumps
 
@@ -185,4 +187,4 @@ def audit_strike(cosines: Sequence[float]) -> bool:
 
 def audit_rate(valid_streak: int) -> float:
     """Share of a worker's tasks that is repeated: 1 / streak, at least 2 %."""
-    return max(0.02, 1.0 / max(1, valid_streak))
+    return max(AUDIT_LEAST, 1.0 / max(1, valid_streak))

@@ -26,6 +26,8 @@ class Kind(StrEnum):
     KILL_MID_UPLOAD = "kill_mid_upload"  # value: share of the body that was sent
     KILL = "kill"  # in the middle of training
     SIGN_FLIP = "sign_flip"  # value: times as large, in the wrong direction
+    NOISE = "noise"  # as long as the work that was done, in any direction
+    HALF = "half"  # half of the steps, told as all
     SLEEP = "sleep"  # the lid is closed; value: seconds
     SKEW = "skew"  # the wall clock jumps; value: seconds
     PARTITION = "partition"  # nothing gets through; value: seconds
@@ -220,6 +222,12 @@ class Line:
 
     def sign_flip(self, times: float = 10.0) -> None:
         self._on(Where.TRAIN, Kind.SIGN_FLIP, times)
+
+    def noise(self) -> None:
+        self._on(Where.TRAIN, Kind.NOISE)
+
+    def half(self) -> None:
+        self._on(Where.TRAIN, Kind.HALF)
 
     def sleep(self, seconds: float) -> None:
         self._on(Where.TRAIN, Kind.SLEEP, seconds)

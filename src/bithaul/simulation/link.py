@@ -68,8 +68,8 @@ class BlobDownload:
 
 
 class SimulatedLink:
-    """One worker's. `poison` NAN: no update leaves it whole. `die` kills the machine; `heard` is told every
-    receipt that reaches the worker."""
+    """One worker's. `poison` NAN, COPY: no update leaves it whole, or none is its own work. `die` kills the
+    machine; `heard` is told every receipt that reaches the worker."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class SimulatedLink:
         self._time = time
         self._faults = faults
         self._line = line
-        self._poison = [Fault(poison)] if poison is Kind.NAN else []
+        self._poison = poison
         self._patience = patience
         self._die = die
         self._heard = heard
@@ -163,7 +163,7 @@ class SimulatedLink:
     def _upload(self, task: int, fence: str, data: bytes) -> Receipt:
         """As the route does: ask first, receive, submit. Each part may be the last."""
         faults = self._faults.strike(Moment(Where.REQUEST, "submit", self._worker, task))
-        data = _damaged(data, [*faults, *self._poison], sent=self._house.sent)
+        data = _damaged(data, [*faults, *self._poisoned()], sent=self._house.sent)
         self._house.sent[self._worker] = data
         self._travel(faults, late=lambda: self._deliver_late(task, fence, data))
         times = 2 if _has(faults, Kind.DUPLICATE) else 1
@@ -172,6 +172,17 @@ class SimulatedLink:
             self._heard(self._worker, receipt)
         self._return(faults)
         return receipts[-1]
+
+    def _poisoned(self) -> list[Fault]:
+        """What no update of this worker goes without."""
+        others = [name for name in self._house.sent if name != self._worker]
+        match self._poison:
+            case Kind.NAN:
+                return [Fault(Kind.NAN)]
+            case Kind.COPY if others:
+                return [Fault(Kind.COPY, who=others[-1])]
+            case _:
+                return []
 
     def _deliver(self, task: int, fence: str, data: bytes, faults: list[Fault]) -> Receipt:
         known = self._call(

@@ -33,6 +33,7 @@ from bithaul.worker.stop import Stop
 from bithaul.worker.tools import CrashPoints, Tools
 
 LONGEST_WAIT = 300.0  # seconds between tries while the coordinator is away
+IN_TRAINING = (Kind.SIGN_FLIP, Kind.NOISE, Kind.HALF)
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,7 @@ class Machine:
     def _struck(self) -> Sequence[Fault]:
         task = self._pulse.state.task if self._pulse is not None else None
         struck = self._faults.strike(Moment(Where.TRAIN, worker=self.spec.name, task=task or 0))
-        return [*struck, Fault(Kind.SIGN_FLIP, 10.0)] if self.spec.poison is Kind.SIGN_FLIP else struck
+        return [*struck, Fault(self.spec.poison, 10.0)] if self.spec.poison in IN_TRAINING else struck
 
     def _suffer(self, fault: Fault) -> None:
         match fault.kind:

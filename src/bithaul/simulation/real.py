@@ -21,7 +21,7 @@ from bithaul.model.config import ModelConfig, load_config
 from bithaul.model.layout import FloatVector
 from bithaul.model.products import StepPath
 from bithaul.simulation.scenario import HOUR, Scenario
-from bithaul.simulation.subject import Body, flipped
+from bithaul.simulation.subject import Body, is_lazy, spoiled
 from bithaul.training.batches import Example
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import EvalResult, StepReport, Trainer, TrainResult
@@ -80,10 +80,17 @@ class RealTrainer:
             wanted = on_step is None or on_step(report)
             return wanted and report.seconds < soft_stop_seconds
 
+        lazy, batch = is_lazy(faults), self._trainer.recipe.batch_examples
+        done = examples[: max(1, len(examples) // batch // 2) * batch] if lazy else examples
+        end = progress_start + (progress_end - progress_start) * len(done) / len(examples)
         result = self._trainer.train(
-            examples, progress_start=progress_start, progress_end=progress_end, seed=seed, on_step=go_on
+            done, progress_start=progress_start, progress_end=end, seed=seed, on_step=go_on
         )
-        self._trainer.load(flipped(faults, start, self.vector()))
+        self._trainer.load(spoiled(faults, start, self.vector()))
+        if lazy:
+            told = examples[: 2 * result.examples]
+            steps, tokens = -(-len(told) // batch), sum(len(e) - 1 for e in told)
+            result = replace(result, examples=len(told), steps=steps, tokens=tokens)
         return replace(result, seconds=body.now() - began)
 
 

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from bithaul.coordinator.database import ledger, runs, tables, versions, work
-from bithaul.coordinator.database.tables import leases, reports, tasks
+from bithaul.coordinator.database.tables import leases, repetitions, reports, tasks
+from bithaul.coordinator.identity.audit import subjects_of
 from bithaul.exchange.weights import open_weights
 from bithaul.model.layout import FloatVector
+from bithaul.rounds.gates import AUDIT_COSINE
 from bithaul.simulation.house import House
 from bithaul.simulation.picture import Segment, Timeline
 
@@ -101,15 +103,25 @@ class Record:
         )
 
     def judged(self, poisoned: Set[str]) -> dict[str, dict[str, int]]:
-        """How many reports the gates clipped and refused for their size, of honest and poisoned machines."""
-        found = {who: {"reports": 0, "clipped": 0, "refused": 0} for who in ("honest", "poisoned")}
+        """How many reports the gates clipped and refused for their size, of honest and poisoned machines; how
+        many of their tasks the audit repeated, how many of these came out differently, and the strikes."""
+        words = ("reports", "clipped", "refused", "repeated", "differed", "strikes")
+        found = {who: dict.fromkeys(words, 0) for who in ("honest", "poisoned")}
         with self._house.c.database.read() as connection:
             rows = connection.execute(select(reports.c.worker, reports.c.code, reports.c.clip)).all()
+            runs_again = connection.execute(select(repetitions.c.worker, repetitions.c.likeness)).all()
+            struck = subjects_of(connection, "worker.strike")
         for worker, code, clip in rows:
             counts = found["poisoned" if worker in poisoned else "honest"]
             counts["reports"] += 1
             counts["clipped"] += clip < 1.0
             counts["refused"] += code == "norm"
+        for worker, likeness in runs_again:
+            counts = found["poisoned" if worker in poisoned else "honest"]
+            counts["repeated"] += 1
+            counts["differed"] += likeness < AUDIT_COSINE
+        for worker in struck:
+            found["poisoned" if worker in poisoned else "honest"]["strikes"] += 1
         return found
 
     def timeline(self, title: str, *, names: Sequence[str], now: float) -> Timeline:

@@ -47,8 +47,7 @@ STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 class Scenario:
     """`spread`: how many times faster the fastest machine is. Of the coordinator: `crashes`, `rollbacks`,
     `seedings` and `kicks` by its operator, `pauses` in which its process stands still, `full_disks`.
-    `poisoned` machines send updates ten times as large in the wrong direction, or such as hold no numbers
-    (`poison` "nan")."""
+    `poisoned` machines send updates ten times as large in the wrong direction, or what `poison` says."""
 
     name: str
     workers: int = 200
@@ -98,7 +97,7 @@ STORM = Rates(
     train={Kind.KILL: 0.20, Kind.SLEEP: 0.08, Kind.SIGN_FLIP: 0.03, Kind.SKEW: 0.02},
     worker_point=0.01,
 )
-POISONS = (Kind.SIGN_FLIP, Kind.NAN)
+POISONS = (Kind.SIGN_FLIP, Kind.NAN, Kind.NOISE, Kind.HALF, Kind.COPY)
 SCENARIOS = {
     "calm": Scenario("calm"),
     "storm": Scenario("storm", crashes=5, rollbacks=1, pauses=2, full_disks=1, rates=STORM),
@@ -135,6 +134,7 @@ class Outcome:
     rule: str
     gates: tuple[str, ...]
     poisoned: int
+    poison: str
     hours: float
     simulated_hours: float
     wall_seconds: float
@@ -388,6 +388,7 @@ class Rehearsal:
             rule=scenario.rule,
             gates=scenario.gates,
             poisoned=scenario.poisoned,
+            poison=scenario.poison,
             hours=scenario.hours,
             simulated_hours=round((self.time.now() - EPOCH) / HOUR, 3),
             wall_seconds=round(wall.perf_counter() - self._began, 2),

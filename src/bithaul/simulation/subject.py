@@ -5,10 +5,13 @@ The coordinator and the worker around it are the real ones in both; time is virt
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
 
 from bithaul.errors import LayoutMismatch
 from bithaul.exchange.codecs import codec_named
@@ -67,9 +70,19 @@ def session_of(subject: Subject, description: RunDescription, body: Body) -> Ses
     return Session(description, config, recipe, layout, codec_named(description.codec), trainer)
 
 
-def flipped(faults: Sequence[Fault], start: FloatVector, end: FloatVector) -> FloatVector:
-    """Where training ended, or as far on the other side as a `SIGN_FLIP` among `faults` says."""
+def spoiled(faults: Sequence[Fault], start: FloatVector, end: FloatVector) -> FloatVector:
+    """Where training ended; with a `SIGN_FLIP` among `faults` as far on the other side as it says, with
+    `NOISE` as far away in a direction that means nothing.
+    """
     for fault in faults:
         if fault.kind is Kind.SIGN_FLIP:
             end = start + type(start[0])(fault.value) * (start - end)
+        if fault.kind is Kind.NOISE:
+            way = np.random.default_rng(zlib.crc32(end.tobytes())).standard_normal(end.size, np.float32)
+            end = start + way * np.float32(np.linalg.norm(end - start) / np.linalg.norm(way))
     return end
+
+
+def is_lazy(faults: Sequence[Fault]) -> bool:
+    """Whether half of the steps are done and all of them told."""
+    return any(fault.kind is Kind.HALF for fault in faults)

@@ -18,7 +18,7 @@ from bithaul.corpus.shards import write_shard
 from bithaul.exchange.messages import RunDescription
 from bithaul.model.config import ModelConfig
 from bithaul.model.layout import FloatVector, layout_of
-from bithaul.simulation.subject import Body, flipped
+from bithaul.simulation.subject import Body, is_lazy, spoiled
 from bithaul.training.batches import Example
 from bithaul.training.recipe import TrainingRecipe
 from bithaul.training.trainer import EvalResult, StepReport, TrainResult
@@ -88,8 +88,8 @@ class ToyTrainer:
                 break
         steps = -(-done // batch)
         start_theta = self._theta
-        self._move(steps, seed)
-        self._theta = flipped(faults, start_theta, self._theta)
+        self._move(steps // 2 if is_lazy(faults) else steps, seed)
+        self._theta = spoiled(faults, start_theta, self._theta)
         last = self.loss()
         return TrainResult(
             done, tokens, steps, self._body.now() - began, first, last, (first + last) / 2, dropped_steps=0

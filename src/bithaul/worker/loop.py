@@ -212,6 +212,8 @@ class Worker:
             if receipt.clip < 1.0:
                 self._log.warning("update clipped, the rest is dropped", clip=round(receipt.clip, 4), **facts)
             self._log.info("update accepted", **facts)
+        elif receipt.verdict is Verdict.COMPARED:
+            self._log.info("update compared", code=receipt.code, reason=receipt.reason, **facts)
         else:
             self._log.warning(
                 "update not merged",
@@ -250,6 +252,7 @@ class Worker:
             weight_formats=list(WEIGHT_FORMATS),
             layout_hash=layout_hash,
             capabilities=capabilities,
+            audits=True,
         )
         while True:
             try:

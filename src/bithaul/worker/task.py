@@ -154,6 +154,8 @@ class TaskRunner:
         if task.lineage != self._lineage:  # the moments belong to weights that were given up
             session.trainer.reset_moments()
             self._lineage = task.lineage
+        if task.audit:  # whoever repeats it has no other moments to begin with
+            session.trainer.reset_moments()
         session.trainer.load(start)
         heldout = self._probe(task) if task.probe else None
         result = session.trainer.train(
@@ -193,10 +195,13 @@ class TaskRunner:
         )
         residual = self._residuals.load(place, count=layout.size, base_version=task.base_version)
         try:
-            payload, next_residual = encode_with_feedback(codec, u, residual, layout)
+            added = None if task.audit else residual
+            payload, next_residual = encode_with_feedback(codec, u, added, layout)
         except InvalidInput as error:
             self._session.trainer.reset_moments()
             return Ended(LeaseOutcome.FAILED, "loss_not_finite", error.message)
+        if task.audit and residual is not None and next_residual is not None:
+            next_residual += residual  # it waits for the next update
         header = ReportHeader(
             codec=codec.name,
             run=run.run,

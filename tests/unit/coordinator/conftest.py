@@ -130,7 +130,7 @@ class House:
         }
         create_run(self.c, CreateRun(**{**wanted, **changes}))
 
-    def register(self, *names: str, speed: float = 70.0) -> None:
+    def register(self, *names: str, speed: float = 70.0, audits: bool = False) -> None:
         """Speed 70 with ten-second tasks: 100 examples a task."""
         for name in names:
             register_worker(
@@ -140,6 +140,7 @@ class House:
                     codecs=["fp32-v1", "int8-block-v1", "int8-ef-v1", "topk-2bit-v1"],
                     weight_formats=list(WEIGHT_FORMATS),
                     layout_hash=layout_of(TINY).hash,
+                    audits=audits,
                     capabilities=Capabilities(
                         device="test", threads=1, memory_bytes=1, tokens_per_second=speed, software="0"
                     ),

@@ -89,6 +89,8 @@ class FakeCoordinator:
     examples_per_task: int = 16
     secret: str = "bhw_right"
     probe: bool = False
+    audited: frozenset[int] = frozenset()  # numbers of tasks that are flagged
+    compared: frozenset[int] = frozenset()  # of tasks whose receipts say so
     token_seconds: float = 3600.0
     verdict: Verdict = Verdict.ACCEPTED
     state_when_done: RunState = RunState.FINISHED
@@ -224,6 +226,7 @@ class FakeCoordinator:
                 seed=self.done,
                 soft_stop_seconds=self.soft_stop_seconds,
                 probe=self.probe,
+                audit=self.done + 1 in self.audited,
                 deadline_seconds=600,
             )
         if self.open is None:
@@ -259,7 +262,8 @@ class FakeCoordinator:
         self.updates.append(header)
         self.open = None
         self.done += 1
-        if self.verdict is Verdict.ACCEPTED:
+        verdict = Verdict.COMPARED if key[0] in self.compared else self.verdict
+        if verdict is Verdict.ACCEPTED:
             codec = codec_named(header.codec)
             for piece in codec.pieces(file, self.layout, chunk_values=1000):
                 offset, u = piece.offset, piece.values()
@@ -267,7 +271,7 @@ class FakeCoordinator:
                 self.theta[offset : offset + u.size] = piece - u
             self.version += 1
             self.announce()
-        return Receipt(task=key[0], fence=key[1], verdict=self.verdict, tokens=header.tokens)
+        return Receipt(task=key[0], fence=key[1], verdict=verdict, tokens=header.tokens)
 
     def shipped(self) -> list[str]:
         return [entry.event for batch in self.logs for entry in batch.entries]

@@ -29,7 +29,7 @@ from bithaul.worker.loop import Worker
 from bithaul.worker.settings import WorkerSettings, default_threads
 
 
-def local(bench: Any, count: int) -> np.ndarray:
+def local(bench: Any, count: int, *, first: int = 0, start: np.ndarray | None = None) -> np.ndarray:
     """What `count` tasks make of version 1 when one trainer runs them here, without any exchange."""
     run = bench.fake.run
     trainer = Trainer(
@@ -38,8 +38,8 @@ def local(bench: Any, count: int) -> np.ndarray:
     shard = Shard.open(bench.fake.folder / "train-00000.bin", bench.fake.folder / "train-00000.idx")
     from bithaul.model.init import initial_vector
 
-    trainer.load(initial_vector(ModelConfig(**run.model), seed=0))
-    for number in range(count):
+    trainer.load(initial_vector(ModelConfig(**run.model), seed=0) if start is None else start)
+    for number in range(first, first + count):
         part = bench.fake.slice(number)
         trainer.train(shard.slice(part.first, part.count), progress_start=0.2, progress_end=0.3, seed=number)
     return trainer.vector()
@@ -86,6 +86,49 @@ def test_closed_loop_is_within_one_quantum_and_keeps_the_rest(
     kept = open_weights(residual, expected_count=bench.fake.layout.size)
     np.testing.assert_allclose(bench.fake.theta - kept.vector, expected, atol=1e-6)
     assert kept.version == 1
+
+
+def run_with_residuals(bench: Any, tmp_path: Path, **changes: Any) -> list[np.ndarray]:
+    """Two tasks of one worker; the residual after each that changed it."""
+    bench.fake.codec, bench.fake.tasks = "int8-block-v1", 2
+    for name, value in changes.items():
+        setattr(bench.fake, name, value)
+    bench.worker(tmp_path).run()
+    (residual,) = (tmp_path / "state/residual").iterdir()
+    kept = np.array(open_weights(residual, expected_count=bench.fake.layout.size).vector)
+    return [open_weights_of(bench, 2) - local(bench, 1), kept]
+
+
+def test_an_audit_task_has_fresh_moments_and_leaves_the_residual_for_later(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a first run that nobody could repeat, and a residual that is lost with it."""
+    force_path(monkeypatch)
+    before, kept = run_with_residuals(bench, tmp_path, audited=frozenset({2}))
+    start, end = open_weights_of(bench, 2), np.array(bench.fake.theta)
+    update = start - local(bench, 1, first=1, start=start)  # by a trainer that never saw the first task
+    quantum = np.abs(update).max() / 127 * 1.01
+    assert np.abs((start - end) - update).max() <= quantum
+    np.testing.assert_allclose(kept, before + update - (start - end), atol=1e-6)
+    assert np.abs(before).max() > 1e-6
+
+
+def test_a_repetition_leaves_the_residual_untouched_and_deletes_its_payload(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force_path(monkeypatch)
+    before, kept = run_with_residuals(bench, tmp_path, audited=frozenset({2}), compared=frozenset({2}))
+    np.testing.assert_allclose(kept, before, atol=1e-6)
+    assert bench.fake.version == 2
+    assert not list((tmp_path / "state/outbox").iterdir())
+    assert "update compared" in bench.output.getvalue()
+    assert "update not merged" not in bench.output.getvalue()
+
+
+def test_a_worker_says_that_it_knows_audit_tasks(bench: Any, tmp_path: Path) -> None:
+    bench.fake.tasks = 0
+    bench.worker(tmp_path).run()
+    assert all(request.audits for request in bench.fake.registrations)
 
 
 def test_the_report_says_what_was_trained(bench: Any, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from bithaul.coordinator.commands.audits import NOT_FLAGGED, draw_audit, flagged_size, lease_repetition
 from bithaul.coordinator.commands.round import Outline, read_outline, read_tick
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, ledger, runs, versions, work
@@ -76,7 +77,9 @@ def claim_task(c: Coordinator, worker: str) -> Claim:
             here = read_outline(connection, run, now=now)
             if not here.work_left:
                 return Claim(None, _retry(NoLease.NO_WORK, row, now=now, length=here.length), run.state)
-            held, state = _grant(c, connection, here, row), RunState.RUNNING
+            held, state = _repetition(c, connection, here, row), run.state
+            if held is None:
+                held, state = _grant(c, connection, here, row), RunState.RUNNING
         message = _message(connection, run, held, now=now)
         c.crash_points.hit("claim.decided")
     c.crash_points.hit("claim.committed")
@@ -135,8 +138,12 @@ def _ending(
         return Ending.EXPIRED
     if worker.drained:
         return Ending.RELEASED
+    if lease.audit and not worker.audits:
+        return Ending.RELEASED  # by an older software, which does not know it
     if base is None or base.retired_at or base.lineage != newest.lineage:
         return Ending.REVOKED
+    if lease.repeats is not None:
+        return None  # it is not merged, so its base may be of any age
     return Ending.REVOKED if newest.version - base.version > run.rule.max_staleness else None
 
 
@@ -159,6 +166,13 @@ def _grant(c: Coordinator, connection: Connection, here: Outline, worker: Worker
     if here.remaining_tokens < LONGEST_TASK * max(here.length, here.tick - now) * fleet_speed:
         sharing = fleet.idle_speed(connection, now=now)  # the worker that asks is among the idle ones
     size = _size(here, worker, sharing, probe_tokens=probe.tokens if probe else 0)
+    audit = draw_audit(c, run, worker)
+    if audit.flagged:
+        smaller = flagged_size(connection, here, worker, size)
+        if smaller is None or work.next_pending(connection, run.id, worker=worker.id) is not None:
+            audit = NOT_FLAGGED  # nobody could repeat it; or what waits was cut for more steps
+        else:
+            size = smaller
     task = _task(connection, here, worker, size)
     tokens = task.examples * run.tokens_per_example
     duration = tokens / worker.planning_speed
@@ -192,9 +206,17 @@ def _grant(c: Coordinator, connection: Connection, here: Outline, worker: Worker
             "progress_end": max(start, end),
             "seed": _seed(run, task.id),
             "probe": probe is not None,
+            "audit": audit.flagged,
+            "repeat": audit.repeated,
+            "repeats": None,
         },
     )
     return Held(lease, task, here.version)
+
+
+def _repetition(c: Coordinator, connection: Connection, here: Outline, worker: WorkerRow) -> Held | None:
+    found = lease_repetition(c, connection, here, worker)
+    return None if found is None else Held(*found)
 
 
 def _size(here: Outline, worker: WorkerRow, sharing: float, *, probe_tokens: int) -> Size:
@@ -295,5 +317,6 @@ def _message(connection: Connection, run: RunRow, held: Held, *, now: float) -> 
         seed=lease.seed,
         soft_stop_seconds=lease.soft_stop_seconds,
         probe=lease.probe,
+        audit=lease.audit,
         deadline_seconds=max(0.0, lease.deadline - now),
     )

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from sqlalchemy import Connection
 
 from bithaul.coordinator import garbage
+from bithaul.coordinator.commands.audits import end_repetitions
 from bithaul.coordinator.commands.flush import Merged, flush
 from bithaul.coordinator.commands.round import Round, read_glance, read_round
 from bithaul.coordinator.context import Coordinator
@@ -183,6 +184,7 @@ def _settle(c: Coordinator, here: Round) -> None:
             if again.run.state is RunState.RUNNING and again.complete:
                 runs.tick_active(connection, again.run, now=now, busy=False)
                 runs.update_run(connection, run.id, state=RunState.FINISHED)
+                end_repetitions(connection, run, now=now)
         return
     busy = bool(here.leases) or (run.state is RunState.RUNNING and bool(here.facts.workers))
     _carry_time(c, run, now=now, busy=busy)

@@ -20,7 +20,7 @@ def register_worker(c: Coordinator, worker: str, request: RegisterRequest) -> Re
         run = runs.get_run(connection)
         _agree(run, request)
         row = fleet.find_worker(connection, worker) or fleet.insert_worker(connection, worker, now=now)
-        values: dict[str, object] = {"last_seen": now, "gone": False}
+        values: dict[str, object] = {"last_seen": now, "gone": False, "audits": request.audits}
         if request.capabilities is not None:
             values["capabilities"] = request.capabilities.model_dump(mode="json")
             values["calibrated_speed"] = request.capabilities.tokens_per_second

@@ -6,7 +6,7 @@ A claim needs its sums only (`read_outline`), and so does whoever asks whether a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
@@ -64,8 +64,9 @@ class Round(Outline):
     """Everything that decides about merges now. `reports` are accepted and not merged, by seq."""
 
     reports: Sequence[ReportRow]
-    leases: Sequence[LeaseRow]
+    leases: Sequence[LeaseRow]  # without repetitions, which bring this round nothing
     workers: Sequence[WorkerRow]
+    repeating: Set[str]  # workers that hold one
 
     @property
     def complete(self) -> bool:
@@ -74,7 +75,8 @@ class Round(Outline):
 
     @property
     def may_work(self) -> list[WorkerRow]:
-        return [w for w in self.workers if w.may_work(self.now)]
+        """Who may bring this round something."""
+        return [w for w in self.workers if w.may_work(self.now) and w.id not in self.repeating]
 
     @property
     def facts(self) -> RoundFacts:
@@ -148,12 +150,14 @@ def read_round(connection: Connection, run: RunRow, *, now: float) -> Round:
     version = versions.newest_version(connection, run.id)
     tick, length = read_tick(connection, run, version, now=now)
     reports = ledger.unmerged(connection, run.id)
-    leases = work.open_leases(connection, run.id)
+    held = work.open_leases(connection, run.id)
+    leases = [lease for lease in held if lease.repeats is None]
     return Round(
         run=run,
         version=version,
         reports=reports,
         leases=leases,
+        repeating={lease.worker for lease in held if lease.repeats is not None},
         workers=fleet.list_workers(connection),
         spent=Spent(
             merged=version.tokens_total,

@@ -5,25 +5,31 @@ The rules are `rounds.trust`; here their results are written, in the transaction
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, runs, work
 from bithaul.coordinator.database.fleet import WorkerRow
+from bithaul.coordinator.database.repetitions import Outcome
 from bithaul.coordinator.identity.audit import record
 from bithaul.errors import NotFound
 from bithaul.rounds import trust
+from bithaul.rounds.gates import audit_strike
 from bithaul.rounds.leases import Ending, rest_seconds
 
 
 def delivered(connection: Connection, worker: WorkerRow, *, struck: str, now: float) -> None:
     """After an accepted report; `struck` says what a gate found in it all the same."""
     after = trust.strike(worker.trust, struck, now=now) if struck else trust.accepted(worker.trust, now=now)
+    streak = 0 if struck else worker.streak + 1
     until = after.until if after.standing is trust.Standing.RESTING else 0.0
     fleet.update_worker(
         connection,
         worker.id,
         failures=0,
+        streak=streak,
         last_seen=now,
         gone=False,
         **{**fleet.trust_values(after), "rest_until": until},
@@ -41,8 +47,37 @@ def failed(connection: Connection, worker: WorkerRow, *, struck: str, now: float
         until = max(after.until, now + seconds)
         after = trust.rest(after, f"{failures} failed tasks in a row", until=until)
     fleet.update_worker(
-        connection, worker.id, failures=failures, last_seen=now, gone=False, **fleet.trust_values(after)
+        connection,
+        worker.id,
+        failures=failures,
+        streak=0 if struck else worker.streak,
+        last_seen=now,
+        gone=False,
+        **fleet.trust_values(after),
     )
+
+
+def differed(
+    connection: Connection, worker: WorkerRow, outcomes: Sequence[Outcome], *, task: int, now: float
+) -> None:
+    """A repetition of its task by another worker came out differently; `outcomes` has it last.
+
+    One of the two is wrong, and one comparison does not say which: both are looked at more closely, so who
+    is right is soon known by the word of others. Two in a row are a strike.
+    """
+    by, like = outcomes[-1].by, outcomes[-1].likeness
+    for name in (worker.id, by):
+        fleet.update_worker(connection, name, streak=0)
+    detail = f"Task {task}, repeated by {by}, came out differently (likeness {like:.2f})."
+    record(connection, now, actor="system", action="worker.differed", subject=worker.id, detail=detail)
+    if not audit_strike([one.likeness for one in outcomes]):
+        return
+    told = " and ".join(f"{one.by} (likeness {one.likeness:.2f})" for one in outcomes)
+    reason = f"repetitions of its tasks came out differently, twice in a row: by {told}"
+    after = trust.strike(worker.trust, reason, now=now)
+    if after != worker.trust:
+        fleet.update_worker(connection, worker.id, **fleet.trust_values(after))
+        record(connection, now, actor="system", action="worker.strike", subject=worker.id, detail=reason)
 
 
 def set_aside_worker(c: Coordinator, worker: str, *, reason: str = "", actor: str = "cli") -> WorkerRow:

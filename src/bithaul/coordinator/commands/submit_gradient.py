@@ -15,6 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from bithaul.coordinator.blobs.store import UploadedFile
+from bithaul.coordinator.commands import audits
 from bithaul.coordinator.commands.begin_upload import unknown_fence
 from bithaul.coordinator.commands.gates import (
     NON_FINITE_CODE,
@@ -48,6 +49,7 @@ MERGEABLE = (Verdict.ACCEPTED, Verdict.COMPARED)  # they passed every gate
 COMPARED_WITH = 64  # last accepted updates of others, of which a sparse one must be no near copy
 LOOKED_BACK = 1024  # accepted reports among which the norm gate finds its 64
 StillAllowed = Callable[[Connection], object]
+Closed = tuple[Verdict, str, str]  # why: verdict, code, sentence
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Judgement:
     clip: float = 1.0
     blob_sha256: str | None = None
     struck: str = ""  # why it is a strike
+    likeness: float | None = None  # of a repetition to the first run
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Asked:
     task: TaskRow
     base: VersionRow | None  # None: the coordinator was restored from a backup
     newest: VersionRow
+    first: ReportRow | None  # the report that this lease repeats
 
     @property
     def staleness(self) -> int:
@@ -128,7 +132,8 @@ def _submit(
             return known
         asked = _asked(connection, worker, task=task, fence=fence)
         past = _past(connection, asked.run)
-    judgement = _judge(c, asked, upload, past)
+        closed = _closed(connection, asked)
+    judgement = _judge(c, asked, upload, past, closed)
     c.crash_points.hit("submit.gated")
     if judgement.verdict is Verdict.ACCEPTED:
         c.blobs.adopt(upload)
@@ -163,6 +168,7 @@ def _asked(connection: Connection, worker: str, *, task: int, fence: str) -> Ask
         task=work.get_task(connection, task),
         base=versions.find_version(connection, run.id, lease.base_version),
         newest=versions.newest_version(connection, run.id),
+        first=None if lease.repeats is None else ledger.get_report(connection, lease.repeats),
     )
 
 
@@ -172,8 +178,10 @@ def _past(connection: Connection, run: RunRow) -> list[Seen]:
     return ledger.last_accepted(connection, run.id, count=LOOKED_BACK)
 
 
-def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen]) -> Judgement:
-    run, lease = asked.run, asked.lease
+def _judge(
+    c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen], closed: Closed | None
+) -> Judgement:
+    run, lease, first = asked.run, asked.lease, asked.first
 
     def is_anothers(sha256: str) -> bool:
         with c.database.read() as connection:
@@ -187,7 +195,6 @@ def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen])
                 path = c.blobs.get(sha256).path
                 yield c.lookalikes.of(sha256, partial(_largest, run, path))
 
-    closed = _closed(asked)
     if closed is not None:
         return _unmerged(*closed, asked, upload)
     if lease.base_version > asked.newest.version:
@@ -202,7 +209,7 @@ def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen])
         upload.path,
         lineage=asked.lineage,
         slice_examples=asked.task.examples,
-        before=Before(past, is_anothers, others),
+        before=Before(past, is_anothers, others) if first is None else Before(past),  # it should be a copy
     )
     if isinstance(verdict, Refused):
         if verdict.header is not None and verdict.header.base_version > asked.newest.version:
@@ -213,6 +220,9 @@ def _judge(c: Coordinator, asked: Asked, upload: UploadedFile, past: list[Seen])
             )
         struck = verdict.reason if verdict.strikes else ""
         return Judgement(Verdict.REJECTED, verdict.code, verdict.reason, verdict.header, struck=struck)
+    if first is not None:
+        found = audits.compare(c, run, first, verdict.header, upload.path)
+        return _compared(asked, verdict.header, verdict.norm, found, now=c.clock.now())
     passed = Judgement(
         Verdict.ACCEPTED,
         "",
@@ -229,9 +239,14 @@ def _largest(run: RunRow, path: Path) -> Places:
     return largest_places(path, codec=codec_named(run.codec), layout=run.layout)
 
 
-def _closed(asked: Asked) -> tuple[Verdict, str, str] | None:
-    """Why nothing of this lease can be merged any more."""
+def _closed(connection: Connection, asked: Asked) -> Closed | None:
+    """Why nothing of this lease can be merged any more, or compared."""
     task, run = asked.task, asked.run
+    if asked.first is not None:
+        if asked.lineage != asked.newest.lineage:
+            return Verdict.STALE, "rolled_back", "The run went back to an older version meanwhile."
+        why = audits.closed(connection, asked.first)
+        return None if why is None else (Verdict.TOO_LATE, "too_late", why)
     if task.state in (TaskState.ACCEPTED, TaskState.MERGED):
         return Verdict.TOO_LATE, "too_late", "Another report of this task was accepted first."
     if task.state not in LIVE:
@@ -252,6 +267,17 @@ def _weighed(judgement: Judgement, worker: WorkerRow, *, now: float) -> Judgemen
     state = worker.trust.at(now)
     reason = f"This worker is {state.standing} ({state.reason}); its way out: {state.way_out}."
     return Judgement(Verdict.COMPARED, "no_weight", reason, judgement.header, norm=judgement.norm)
+
+
+def _compared(
+    asked: Asked, header: ReportHeader, norm: float, likeness: float | None, *, now: float
+) -> Judgement:
+    """A repetition. The word of a worker that weighs nothing says nothing about another."""
+    assert asked.first is not None
+    if asked.worker.trust.weight(now) == 0.0:
+        likeness = None
+    reason = audits.verdict_of(likeness)
+    return Judgement(Verdict.COMPARED, "repeated", reason, header, norm=norm, likeness=likeness)
 
 
 def _unmerged(verdict: Verdict, code: str, reason: str, asked: Asked, upload: UploadedFile) -> Judgement:
@@ -277,10 +303,10 @@ def _record(
         return known
     asked = _asked(connection, worker, task=task, fence=fence)
     if judgement.verdict in MERGEABLE:
-        closed = _closed(asked)
+        closed = _closed(connection, asked)
         if closed is not None:
             judgement = Judgement(*closed, judgement.header)
-        else:
+        elif asked.first is None:
             judgement = _weighed(judgement, asked.worker, now=now)
     credit = _credit(asked, judgement, now=now)
     report = ledger.insert_report(connection, _values(asked, judgement, credit, now=now))
@@ -291,6 +317,8 @@ def _record(
         delivered(connection, asked.worker, struck=struck, now=now)
     else:
         _refuse(connection, asked, report, struck=judgement.struck, now=now)
+    if asked.first is not None and judgement.likeness is not None:
+        audits.settle(connection, asked.run, asked.first, report, likeness=judgement.likeness, now=now)
     return report.receipt
 
 
@@ -405,4 +433,5 @@ def _refuse(connection: Connection, asked: Asked, report: ReportRow, *, struck: 
     if report.verdict is Verdict.REJECTED:
         failed(connection, asked.worker, struck=struck, now=now)
     else:
-        fleet.update_worker(connection, asked.worker.id, last_seen=now, gone=False)
+        well = {"failures": 0} if asked.first is not None and report.verdict is Verdict.COMPARED else {}
+        fleet.update_worker(connection, asked.worker.id, last_seen=now, gone=False, **well)

@@ -33,7 +33,12 @@ class TaskLine:
 
 
 _OWN = leases.alias()
-_NEWEST = select(func.max(_OWN.c.id)).where(_OWN.c.task_id == tasks.c.id).correlate(tasks).scalar_subquery()
+_NEWEST = (  # repetitions are nobody's turn at the task
+    select(func.max(_OWN.c.id))
+    .where(_OWN.c.task_id == tasks.c.id, _OWN.c.repeats.is_(None))
+    .correlate(tasks)
+    .scalar_subquery()
+)
 _LINES: Select[Any] = select(
     tasks.c.id,
     tasks.c.state,
@@ -88,6 +93,7 @@ def attempts_of(connection: Connection, task: int) -> Sequence[Mapping[str, Any]
         leases.c.tokens,
         leases.c.expected_tokens,
         leases.c.reason,
+        leases.c.repeats.is_not(None).label("repetition"),
     ).where(leases.c.task_id == task)
     return [dict(row) for row in connection.execute(query.order_by(leases.c.id)).mappings()]
 

@@ -37,6 +37,8 @@ class WorkerRow:
     trust_to_go: int
     trust_reason: str
     pinned: bool
+    audits: bool  # its software knows audit tasks
+    streak: int  # accepted reports since the last strike or doubt
     registered_at: float
     last_seen: float
 
@@ -91,6 +93,9 @@ _PLANNED = case(  # as `speed_of` says it
     else_=DEFAULT_SPEED,
 )
 _BUSY = workers.c.id.in_(select(leases.c.worker).where(leases.c.state == LeaseState.OPEN))
+_AUDITORS = Prepared(
+    select(workers.c.id, _PLANNED).where(*_MAY_WORK, workers.c.audits).order_by(workers.c.id)
+)
 _SPEED = Prepared(select(func.coalesce(func.sum(_PLANNED), 0.0)).where(*_MAY_WORK))
 _IDLE_SPEED = Prepared(select(func.coalesce(func.sum(_PLANNED), 0.0)).where(*_MAY_WORK, ~_BUSY))
 
@@ -105,6 +110,11 @@ def idle_speed(connection: Connection, *, now: float) -> float:
     """As `fleet_speed`, of those without a lease."""
     row = _IDLE_SPEED.first(connection, now=now)
     return float(row[0]) if row else 0.0
+
+
+def auditors(connection: Connection, *, now: float) -> dict[str, float]:
+    """Planning speeds of all that may work and know audit tasks, by worker; tokens per second."""
+    return {worker: float(speed) for worker, speed in _AUDITORS.all(connection, now=now)}
 
 
 def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
@@ -142,6 +152,8 @@ def insert_worker(connection: Connection, worker: str, *, now: float, gone: bool
         "speed": 0.0,
         "activity": "idle",
         "failures": 0,
+        "audits": False,
+        "streak": 0,
         "registered_at": now,
         "last_seen": now,
         **trust_values(Trust()),

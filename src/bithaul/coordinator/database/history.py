@@ -116,6 +116,7 @@ class Account:
     seconds: float = 0.0
     mean_staleness: float = 0.0
     clipped: int = 0  # of the accepted ones, shortened by a gate
+    compared: int = 0  # judged and not merged: repetitions, and what came from a worker without weight
 
 
 def accounts(connection: Connection, run_id: int) -> Mapping[str, Account]:

@@ -5,11 +5,11 @@ A receipt is read from its row and never changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, exists, func, or_, select, update
+from sqlalchemy import Column, Connection, bindparam, exists, func, or_, select, update
 
 from bithaul.coordinator.database.prepared import Prepared, Values, insert_row, parts
 from bithaul.coordinator.database.tables import reports
@@ -82,6 +82,7 @@ _REPORT = Prepared(
         reports.c.worker == bindparam("worker"),
     )
 )
+_BY_SEQ = Prepared(select(*_COLUMNS).where(reports.c.seq == bindparam("seq")))
 _LAST_TOKENS = Prepared(
     select(reports.c.tokens)
     .where(
@@ -127,7 +128,12 @@ _PAYLOADS = Prepared(
 )
 
 
-def _report(row: Values) -> ReportRow:
+def report_columns() -> list[Column[Any]]:
+    """What `report_row` reads, in order."""
+    return list(_COLUMNS)
+
+
+def report_row(row: Values) -> ReportRow:
     values = list(row)
     values[_VERDICT] = Verdict(values[_VERDICT])
     return ReportRow(*values)
@@ -135,13 +141,18 @@ def _report(row: Values) -> ReportRow:
 
 def find_report(connection: Connection, worker: str, *, task: int, fence: str) -> ReportRow | None:
     row = _REPORT.first(connection, fence=fence, task=task, worker=worker)
-    return None if row is None else _report(row)
+    return None if row is None else report_row(row)
+
+
+def get_report(connection: Connection, seq: int) -> ReportRow:
+    (row,) = _BY_SEQ.all(connection, seq=seq)
+    return report_row(row)
 
 
 def accepted_report(connection: Connection, task: int) -> ReportRow | None:
     query = select(*_COLUMNS).where(reports.c.task_id == task, reports.c.verdict == Verdict.ACCEPTED)
     row = connection.execute(query).first()
-    return None if row is None else _report(row)
+    return None if row is None else report_row(row)
 
 
 def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
@@ -153,7 +164,7 @@ def insert_report(connection: Connection, values: dict[str, Any]) -> ReportRow:
 
 def unmerged(connection: Connection, run_id: int) -> Sequence[ReportRow]:
     """Accepted reports that are in no version yet, by seq."""
-    return [_report(row) for row in _WAITING.all(connection, run=run_id)]
+    return [report_row(row) for row in _WAITING.all(connection, run=run_id)]
 
 
 def unmerged_tokens(connection: Connection, run_id: int) -> int:
@@ -298,10 +309,16 @@ def blobs_in_use(connection: Connection) -> set[str]:
     return {str(sha) for (sha,) in connection.execute(query)}
 
 
-def forget_payloads(connection: Connection, run_id: int, *, merged_before: int) -> set[str]:
-    """Payloads merged or discarded before that version are not needed: the blobs that no row names now."""
+def forget_payloads(
+    connection: Connection, run_id: int, *, merged_before: int, but: Collection[int] = ()
+) -> set[str]:
+    """Payloads merged or discarded before that version are not needed: the blobs that no row names now.
+
+    Those of the reports `but` are, by seq.
+    """
     old = (
         reports.c.run_id == run_id,
+        reports.c.seq.not_in(but),
         or_(reports.c.merged_in < merged_before, reports.c.discarded_in < merged_before),
         reports.c.blob_sha256.is_not(None),
     )

@@ -249,6 +249,6 @@ def spent(connection: Connection, run_id: int) -> Spent:
     leased = connection.execute(
         select(func.coalesce(func.sum(leases.c.expected_tokens), 0.0))
         .join(tasks, tasks.c.id == leases.c.task_id)
-        .where(leases.c.run_id == run_id, leases.c.state == "open")
+        .where(leases.c.run_id == run_id, leases.c.state == "open", leases.c.repeats.is_(None))
     ).scalar_one()
     return Spent(sums.get(True, 0), sums.get(False, 0), float(leased))

@@ -174,6 +174,8 @@ workers = Table(
     Column("trust_to_go", Integer, nullable=False, server_default="3"),  # reports left of the probation
     Column("trust_reason", String(200), nullable=False, server_default="new here"),
     Column("pinned", Boolean, nullable=False, server_default=false()),  # by the operator, at weight 1
+    Column("audits", Boolean, nullable=False, server_default=false()),  # its software knows audit tasks
+    Column("streak", Integer, nullable=False, server_default="0"),  # accepted reports without a doubt since
     Column("registered_at", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
 )
@@ -202,12 +204,24 @@ leases = Table(
     Column("progress_end", Double, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("probe", Boolean, nullable=False),
+    Column("audit", Boolean, nullable=False, server_default=false()),  # fresh moments, no residual
+    Column("repeat", Boolean, nullable=False, server_default=false()),  # another worker shall repeat it
+    Column("repeats", BigInteger),  # the report whose task is run again; None: ordinary work
     CheckConstraint(
         _states("open", "reported", "expired", "released", "superseded", "revoked"), name="state_known"
     ),
     Index("ix_leases_worker_state", "worker", "state"),
     Index("ix_leases_state_run", "state", "run_id", "base_version"),
     Index("ix_leases_run_base", "run_id", "base_version", "id"),
+    Index(  # the few that wait to be repeated
+        "ix_leases_repeat", "id", sqlite_where=text("repeat = 1"), postgresql_where=text("repeat")
+    ),
+    Index(
+        "ix_leases_repeats",
+        "repeats",
+        sqlite_where=text("repeats IS NOT NULL"),
+        postgresql_where=text("repeats IS NOT NULL"),
+    ),
     Index(
         "uq_leases_open_task",
         "task_id",
@@ -271,6 +285,20 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
         sqlite_where=text("verdict = 'accepted'"),
         postgresql_where=text("verdict = 'accepted'"),
     ),
+)
+
+repetitions = Table(  # the audit: two runs of one task by two workers, compared
+    "repetitions",
+    metadata,
+    Column("first", ForeignKey("reports.seq"), primary_key=True),  # the report that was merged
+    Column("second", ForeignKey("reports.seq"), nullable=False, unique=True),  # the one that was compared
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("task_id", ForeignKey("tasks.id"), nullable=False, index=True),
+    Column("worker", ForeignKey("workers.id"), nullable=False),  # of the first
+    Column("repeated_by", ForeignKey("workers.id"), nullable=False, index=True),  # of the second
+    Column("likeness", Double, nullable=False),  # -1 to 1
+    Column("made_at", Double, nullable=False),
+    Index("ix_repetitions_worker", "worker", "second"),
 )
 
 telemetry = Table(

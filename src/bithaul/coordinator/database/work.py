@@ -62,6 +62,9 @@ class LeaseRow:
     progress_end: float
     seed: int
     probe: bool
+    audit: bool  # with fresh moments and without a residual: another worker can repeat it
+    repeat: bool  # it shall be repeated
+    repeats: int | None  # the report whose task is run again; its tokens count nowhere
 
 
 # Built once: for a claim, building its statements anew costs more than running them.
@@ -112,15 +115,17 @@ _LEASE = Prepared(
         leases.c.worker == bindparam("worker"),
     )
 )
+_LEASE_BY_ID = Prepared(select(*_LEASE_COLUMNS).where(leases.c.id == bindparam("lease")))
 _OPEN = (
     select(*_LEASE_COLUMNS)
     .where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN)
     .order_by(leases.c.id)
 )
+_ORDINARY = leases.c.repeats.is_(None)
 _OPEN_LEASES = Prepared(_OPEN)
 _LEASED_TOKENS = Prepared(
     select(func.coalesce(func.sum(leases.c.expected_tokens), 0.0)).where(
-        leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN
+        leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN, _ORDINARY
     )
 )
 _OPEN_AND_AIMED = Prepared(
@@ -129,7 +134,7 @@ _OPEN_AND_AIMED = Prepared(
         func.count().filter(
             leases.c.base_version == bindparam("version"), leases.c.aimed_at <= bindparam("late")
         ),
-    ).where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN)
+    ).where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN, _ORDINARY)
 )
 _OPEN_LEASES_OF_WORKER = Prepared(_OPEN.where(leases.c.worker == bindparam("worker")))
 _OPEN_LEASE_OF_TASK = Prepared(
@@ -255,8 +260,11 @@ def task_counts(connection: Connection, run_id: int) -> dict[str, int]:
 
 
 def insert_lease(connection: Connection, task: TaskRow, values: dict[str, Any]) -> LeaseRow:
-    """Grant: the task must be pending and becomes leased."""
-    move_task(connection, task, TaskState.LEASED, now=values["granted_at"])
+    """Grant: the task must be pending and becomes leased. One that is repeated is merged and stays so."""
+    if values["repeats"] is None:
+        move_task(connection, task, TaskState.LEASED, now=values["granted_at"])
+    elif task.state is not TaskState.MERGED:
+        raise ValueError(f"a task that is {task.state} would have been repeated")
     new = {"task_id": task.id, "state": LeaseState.OPEN, "ended_at": None, "reason": "", "tokens": 0}
     (made,) = _NEW_LEASE.all(connection, **values, **new)
     return _lease(made)
@@ -268,6 +276,11 @@ def find_lease(connection: Connection, worker: str, *, task: int, fence: str) ->
     return None if row is None else _lease(row)
 
 
+def get_lease(connection: Connection, lease: int) -> LeaseRow:
+    (row,) = _LEASE_BY_ID.all(connection, lease=lease)
+    return _lease(row)
+
+
 def open_leases(connection: Connection, run_id: int, *, worker: str | None = None) -> list[LeaseRow]:
     if worker is None:
         found = _OPEN_LEASES.all(connection, run=run_id)
@@ -277,13 +290,16 @@ def open_leases(connection: Connection, run_id: int, *, worker: str | None = Non
 
 
 def open_and_aimed(connection: Connection, run_id: int, *, version: int, late: float) -> tuple[int, int]:
-    """How many leases are open, and how many of them are on that version and aimed at `late` or before."""
+    """How many leases are open, and how many of them are on that version and aimed at `late` or before.
+
+    Repetitions are left out: no round waits for them.
+    """
     row = _OPEN_AND_AIMED.first(connection, run=run_id, version=version, late=late)
     return (int(row[0]), int(row[1])) if row else (0, 0)
 
 
 def leased_tokens(connection: Connection, run_id: int) -> float:
-    """Tokens that the open leases are expected to bring."""
+    """Tokens that the open leases are expected to bring; repetitions bring none."""
     row = _LEASED_TOKENS.first(connection, run=run_id)
     return float(row[0]) if row else 0.0
 

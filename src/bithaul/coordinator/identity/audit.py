@@ -41,6 +41,12 @@ def last_details(connection: Connection, action: str) -> dict[str, str]:
     return {row.subject: row.detail for row in connection.execute(query)}
 
 
+def subjects_of(connection: Connection, action: str) -> list[str]:
+    """Whom or what each row of one action is about, oldest first."""
+    query = select(audit.c.subject).where(audit.c.action == action).order_by(audit.c.id)
+    return list(connection.execute(query).scalars())
+
+
 def read_audit(c: Coordinator, *, limit: int, action: str | None = None) -> list[AuditRow]:
     """The newest rows, newest first; with `action` only those whose action is or begins with it."""
     query = select(audit).order_by(audit.c.id.desc()).limit(limit)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database import fleet, history, runs, versions, work
+from bithaul.coordinator.database import fleet, history, repetitions, runs, versions, work
 from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.work import LeaseRow
 from bithaul.coordinator.queries.stuck import moved_at, share_of
@@ -35,6 +35,7 @@ class TaskNow(BaseModel):
     since: float
     deadline: float
     moved_at: float  # when it last got further
+    repetition: bool  # of another worker's task, for the audit
 
 
 class MachineNow(BaseModel):
@@ -68,6 +69,10 @@ class MachineView(MachineNow):
     too_late: int
     stale: int
     rejected: int
+    compared: int  # judged and not merged
+    repeated: int  # tasks of it that others repeated for the audit
+    differed: int  # of them, those that came out differently
+    repeated_by_it: int  # tasks of others that it repeated
     tokens: int
     share: float  # of all accepted tokens
     mean_staleness: float
@@ -201,10 +206,12 @@ def machines(
         run = runs.find_run(connection)
         held: dict[str, LeaseRow] = {}
         earned: Mapping[str, history.Account] = {}
+        audits: Mapping[str, repetitions.Counts] = {}
         newest = 0
         if run is not None:
             held = {lease.worker: lease for lease in work.open_leases(connection, run.id)}
             earned = accounts(connection, run.id)
+            audits = repetitions.counts(connection, run.id)
             newest = versions.newest_version(connection, run.id).version
     tokens = sum(account.tokens for account in earned.values())
     return FleetView(
@@ -213,6 +220,7 @@ def machines(
             _machine(
                 seen,
                 account=earned.get(seen.row.id, history.Account()),
+                audit=audits.get(seen.row.id, repetitions.Counts()),
                 told=told.get(seen.row.id, {}),
                 spark=sparks.get(seen.row.id, [None] * SPARK_BUCKETS),
                 newest=newest,
@@ -228,6 +236,7 @@ def _machine(
     seen: Seen,
     *,
     account: history.Account,
+    audit: repetitions.Counts,
     told: Mapping[str, Any],
     spark: Sequence[float | None],
     newest: int,
@@ -263,6 +272,10 @@ def _machine(
         too_late=account.too_late,
         stale=account.stale,
         rejected=account.rejected,
+        compared=account.compared,
+        repeated=audit.repeated,
+        differed=audit.differed,
+        repeated_by_it=audit.made,
         tokens=account.tokens,
         share=account.tokens / all_tokens if all_tokens else 0.0,
         mean_staleness=account.mean_staleness,
@@ -305,4 +318,5 @@ def _task(lease: LeaseRow, moved_at: float) -> TaskNow:
         since=lease.granted_at,
         deadline=lease.deadline,
         moved_at=moved_at,
+        repetition=lease.repeats is not None,
     )

@@ -63,6 +63,7 @@ class AttemptView(BaseModel):
     tokens: int
     expected_tokens: float
     reason: str
+    repetition: bool  # for the audit: the task was merged already
 
 
 class TaskPageView(BaseModel):

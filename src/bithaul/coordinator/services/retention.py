@@ -1,8 +1,9 @@
 """Which weight versions, snapshots and payloads stay on disk, and deleting the rest.
 
-Kept: the newest K versions, each Nth if wanted, pinned ones, any base with an open lease, and for the gate
-`rollback` what it may go back to. What a step starts from (theta and momentum) is kept with the newest only,
-and so are deltas: a worker that lacks more of them than pay fetches a whole version.
+Kept: the newest K versions, each Nth if wanted, pinned ones, any base with an open lease, and for the gates
+`rollback` and `audit` what they may go back to: older versions, and updates that wait to be repeated with
+their bases. What a step starts from (theta and momentum) is kept with the newest only, and so are deltas: a
+worker that lacks more of them than pay fetches a whole version.
 Rows stay; only blobs go, and only after their row says so. Blobs that no row names (left by a crash) go too
 once they are old enough not to be in the making.
 """
@@ -15,14 +16,17 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database import ledger, runs, versions, work
+from bithaul.coordinator.database import ledger, repetitions, runs, versions, work
+from bithaul.coordinator.database.ledger import ReportRow
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.exchange.deltas import longest_chain
+from bithaul.rounds.audits import WAITING
 from bithaul.rounds.gates import Gate
 
 SNAPSHOTS = 2  # newest versions whose theta and momentum are kept
 ORPHAN_SECONDS = 3600.0
+LATE_SECONDS = 86_400.0  # after its end a lease has no late report any more
 MEASURED = 4  # versions with a held-out loss that the gate `rollback` may have to go back over
 
 
@@ -54,8 +58,10 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
     newest = rows[-1].version
     bases = {lease.base_version for lease in work.open_leases(connection, run.id)}
     bases |= _ways_back(run, rows)
-    ways = 1 + longest_chain(run.layout, run.weight_format) if run.weight_format.delta else 0
     now = c.clock.now()
+    repeated = _kept_to_repeat(connection, run, now=now)
+    bases |= {report.base_version for report in repeated}
+    ways = 1 + longest_chain(run.layout, run.weight_format) if run.weight_format.delta else 0
     dropped: set[str] = set()
     count = 0
     for row in rows:
@@ -70,7 +76,7 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
             versions.update_version(connection, run.id, row.version, theta_sha256=None, momentum_sha256=None)
             dropped.update(row.snapshot)
     before = newest - c.settings.payload_keep_versions
-    dropped |= ledger.forget_payloads(connection, run.id, merged_before=before)
+    dropped |= ledger.forget_payloads(connection, run.id, merged_before=before, but=[r.seq for r in repeated])
     wanted = blobs_wanted(connection)
     return Retired(count, sorted(s for s in dropped if s not in wanted))
 
@@ -81,6 +87,16 @@ def _ways_back(run: RunRow, rows: Sequence[VersionRow]) -> set[int]:
         return set()
     measured = [v.version for v in versions.live(rows) if v.heldout_loss is not None]
     return set(measured[-MEASURED:])
+
+
+def _kept_to_repeat(connection: Connection, run: RunRow, *, now: float) -> list[ReportRow]:
+    """Updates that the audit compares with: those being repeated, and the newest that wait for it."""
+    repetitions.forget_unreported(connection, run.id, before=now - LATE_SECONDS)
+    waiting = repetitions.waiting(connection, run.id)
+    held = repetitions.being_repeated(connection, run.id)
+    idle = [report for report in waiting if report.seq not in held]
+    repetitions.give_up(connection, idle[:-WAITING])
+    return [report for report in waiting if report.seq in held] + idle[-WAITING:]
 
 
 def _kept(c: Coordinator, row: VersionRow, *, newest: int, bases: set[int]) -> bool:

@@ -33,6 +33,7 @@ ENDINGS: Mapping[str, str] = {
     "released": "given back by its worker",
     "failed": "its worker could not finish it",
     "revoked": "taken back",
+    "repeated": "run again for the audit",
     "rejected": "refused",
     "stale": "too old to be merged",
     "compared": "compared, not merged",

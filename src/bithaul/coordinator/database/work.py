@@ -136,6 +136,12 @@ _OPEN_AND_AIMED = Prepared(
         ),
     ).where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN, _ORDINARY)
 )
+_HOLDERS = Prepared(
+    select(
+        func.count(leases.c.worker.distinct()),
+        func.count().filter(func.coalesce(leases.c.moved_at, leases.c.granted_at) >= bindparam("since")),
+    ).where(leases.c.run_id == bindparam("run"), leases.c.state == LeaseState.OPEN)
+)
 _OPEN_LEASES_OF_WORKER = Prepared(_OPEN.where(leases.c.worker == bindparam("worker")))
 _OPEN_LEASE_OF_TASK = Prepared(
     select(*_LEASE_COLUMNS).where(leases.c.task_id == bindparam("task"), leases.c.state == LeaseState.OPEN)
@@ -295,6 +301,12 @@ def open_and_aimed(connection: Connection, run_id: int, *, version: int, late: f
     Repetitions are left out: no round waits for them.
     """
     row = _OPEN_AND_AIMED.first(connection, run=run_id, version=version, late=late)
+    return (int(row[0]), int(row[1])) if row else (0, 0)
+
+
+def holders(connection: Connection, run_id: int, *, since: float) -> tuple[int, int]:
+    """How many workers hold an open lease, and how many of the leases had more tokens since that moment."""
+    row = _HOLDERS.first(connection, run=run_id, since=since)
     return (int(row[0]), int(row[1])) if row else (0, 0)
 
 

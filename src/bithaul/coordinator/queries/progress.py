@@ -13,8 +13,9 @@ from bithaul.coordinator.database import fleet, ledger, runs, versions, work
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.queries.health import problems
-from bithaul.coordinator.queries.stuck import all_stalled
+from bithaul.coordinator.queries.stuck import moved_at
 from bithaul.exchange.messages import RunState
+from bithaul.rounds.stuck import patience
 
 RECENT_VERSIONS = 6
 
@@ -136,13 +137,15 @@ def stands_still(c: Coordinator, connection: Connection, run: RunRow, *, now: fl
     """Whether nobody is there who gets on with a running run, or who waits for a task of it."""
     if run.state is not RunState.RUNNING:
         return False
-    held = work.open_leases(connection, run.id)
-    if not all_stalled(c, held, now=now):
-        return False
+    since = now - patience(c.settings.heartbeat_seconds)
     active, _ = fleet.count_workers(connection)
+    holders, getting_on = work.holders(connection, run.id, since=since)
+    if getting_on or active > holders:  # asked first, since every page asks: many rows are not read for it
+        return False
+    held = work.open_leases(connection, run.id)
+    if any(moved >= since for moved in moved_at(c, held).values()):  # an upload
+        return False
     stalled = {lease.worker for lease in held}
-    if not active or active > len(stalled):
-        return not active
     return all(row.id in stalled for row in fleet.list_workers(connection) if row.state == "active")
 
 

@@ -92,13 +92,5 @@ def moved_at(c: Coordinator, held: Sequence[LeaseRow]) -> Mapping[int, float]:
     return found
 
 
-def all_stalled(c: Coordinator, held: Sequence[LeaseRow], *, now: float) -> bool:
-    """Whether no lease has got further for as long as patience lasts. Uploads, which are files, come last."""
-    bound = patience(c.settings.heartbeat_seconds)
-    if any(now - (lease.moved_at or lease.granted_at) <= bound for lease in held):
-        return False
-    return all(now - moved > bound for moved in moved_at(c, held).values())
-
-
 def share_of(lease: LeaseRow) -> float:
     return min(1.0, lease.tokens / lease.expected_tokens) if lease.expected_tokens > 0 else 0.0

@@ -148,12 +148,12 @@ class Answers:
             detail = f"There is no {request.method} for this address."
             if wants_page(request.headers) and (status == 404 or request.method == "GET"):
                 detail = "There is no page at this address. It may have moved, or a letter is missing."
-        said = _Said(status, detail, _CODES.get(status, "http_error"), headers=error.headers or {})
+        said = _Said(status, detail, code=_CODES.get(status, "http_error"), headers=error.headers or {})
         return await self._answer(request.scope, said)
 
     async def _on_defect(self, request: Request, _: Exception) -> Response:
         detail = "The coordinator failed on this request; its log has the reason under this request id."
-        return self._bare(request.scope, _Said(500, detail, "internal_error", is_defect=True))
+        return self._bare(request.scope, _Said(500, detail, code="internal_error", is_defect=True))
 
 
 def _said_of(error: BithaulError) -> _Said:
@@ -163,12 +163,12 @@ def _said_of(error: BithaulError) -> _Said:
 def _said_of_invalid(request: Request, first: dict[str, Any]) -> _Said:
     """Of the first thing that is wrong with a request, as pydantic says it."""
     if first["type"] == "json_invalid":
-        return _Said(400, "The body is not valid JSON.", "malformed_json")
+        return _Said(400, "The body is not valid JSON.", code="malformed_json")
     is_page = not getattr(request.scope.get("route"), "include_in_schema", True)
     if is_page and first["loc"][0] in ("path", "query") and wants_page(request.headers):
-        return _Said(404, _no_page(first["loc"]), "not_found")
+        return _Said(404, _no_page(first["loc"]), code="not_found")
     where = ".".join(str(part) for part in first["loc"])[:200]
-    return _Said(422, f"{where}: {first['msg']}"[:400], "invalid_request")
+    return _Said(422, f"{where}: {first['msg']}"[:400], code="invalid_request")
 
 
 def _no_page(where: Sequence[int | str]) -> str:

@@ -35,7 +35,7 @@ def test_processes_take_turns() -> None:
             seen.append((name, time.now()))
 
     for name, step in (("a", 2.0), ("b", 3.0)):
-        Process(time, name, lambda n=name, s=step: body(n, s), ended=nothing).start()
+        Process(time, lambda n=name, s=step: body(n, s), ended=nothing).start()
     time.run(100.0)
     assert seen == [("a", 2.0), ("b", 3.0), ("a", 4.0), ("b", 6.0), ("a", 6.0), ("b", 9.0)]
     assert time.processes == []
@@ -54,7 +54,7 @@ def test_a_killed_process_stops_at_its_wait() -> None:
         finally:
             seen.append("gone")
 
-    process = Process(time, "victim", body, ended=lambda: seen.append("heard"))
+    process = Process(time, body, ended=lambda: seen.append("heard"))
     process.start()
     time.after(5.0, process.kill)
     time.run(20.0)
@@ -71,7 +71,7 @@ def test_one_that_kills_itself_dies_at_once() -> None:
         time.wait(0.0)
         seen.append("survived")
 
-    process = Process(time, "lemming", body, ended=nothing)
+    process = Process(time, body, ended=nothing)
     process.start()
     time.run(1.0)
     assert seen == ["last words"]
@@ -87,15 +87,15 @@ def test_a_defect_in_a_process_is_not_lost() -> None:
         time.wait(1.0)
         raise ZeroDivisionError
 
-    Process(time, "broken", body, ended=nothing).start()
+    Process(time, body, ended=nothing).start()
     with pytest.raises(ZeroDivisionError):
         time.run(10.0)
 
 
 def test_the_end_kills_what_is_left() -> None:
     time = VirtualTime(0.0)
-    for i in range(3):
-        Process(time, str(i), lambda: time.wait(1e9), ended=nothing).start()
+    for _ in range(3):
+        Process(time, lambda: time.wait(1e9), ended=nothing).start()
     time.run(1.0)
     time.end()
     assert time.processes == []

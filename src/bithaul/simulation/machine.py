@@ -134,7 +134,7 @@ class Machine:
         self._asleep = False
         self._stop = VirtualStop(self._time)
         worker = self._worker(self._stop)
-        self._process = Process(self._time, self.spec.name, worker, ended=self._ended)
+        self._process = Process(self._time, worker, ended=self._ended)
         self._process.start()
 
     def stop(self) -> None:

@@ -1,19 +1,20 @@
 """Virtual time: one queue of events, and processes that may wait in the middle of ordinary blocking code.
 
 Only one thing runs at a time and the order depends on times and on the order of asking, so the same seed
-gives the same run. A process is a thread that holds the baton from one wait to the next; it is killed by an
-exception at its next wait, as a power cut would. No time passes but here, and nothing here sleeps.
+gives the same run. A process is a greenlet, which has a stack of its own in the same thread, and goes on from
+one wait to the next; it is killed by an exception at its next wait, as a power cut would. No time passes but
+here, and nothing here sleeps.
 """
 
 from __future__ import annotations
 
 import heapq
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from greenlet import getcurrent, greenlet
+
 Action = Callable[[], None]
-_STACK_BYTES = 512 * 1024
 
 
 class Killed(BaseException):
@@ -42,8 +43,6 @@ class VirtualTime:
         self._asked = 0
         self.events = 0
         self.current: Process | None = None
-        self.baton = threading.Lock()
-        self.baton.acquire()
         self.processes: list[Process] = []
 
     def now(self) -> float:
@@ -80,28 +79,23 @@ class VirtualTime:
             self.current.wait(seconds)
 
     def end(self) -> None:
-        """Kill every process that is left, so that its thread ends."""
+        """Kill every process that is left, so that what it holds is let go."""
         for process in list(self.processes):
             process.kill()
             process.resume()
 
 
 class Process:
-    """`body` on a thread of its own, from `start` until it returns or is killed; then `ended` is called."""
+    """`body` on a stack of its own, from `start` until it returns or is killed; then `ended` is called."""
 
-    def __init__(self, time: VirtualTime, name: str, body: Action, *, ended: Action) -> None:
+    def __init__(self, time: VirtualTime, body: Action, *, ended: Action) -> None:
         self._time = time
         self._body = body
         self._ended = ended
-        self._gate = threading.Lock()
-        self._gate.acquire()
+        self._greenlet = greenlet(self._run)
         self._next: Event | None = None
         self._dying = False
-        self._broken: BaseException | None = None
         self.alive = True
-        with _small_stack():
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
 
     def start(self) -> None:
         self._time.processes.append(self)
@@ -111,8 +105,7 @@ class Process:
         """Called by the process itself. Raises `Killed` when it was killed meanwhile."""
         self.check()
         self._next = self._time.after(max(0.0, seconds), self.resume)
-        self._time.baton.release()
-        self._gate.acquire()
+        self._greenlet.parent.switch()
         self.check()
 
     def check(self) -> None:
@@ -130,38 +123,24 @@ class Process:
             self._next = self._time.after(0.0, self.resume)
 
     def resume(self) -> None:
-        """Hand the baton over until the process waits or ends. Raises what broke it."""
+        """Let it go on until it waits or ends. Raises what broke it."""
         self._time.current = self
-        self._gate.release()
-        self._time.baton.acquire()
-        self._time.current = None
-        if self.alive:
-            return
-        self._thread.join()
-        self._time.processes.remove(self)
-        if self._broken is not None:
-            raise self._broken
-        self._ended()
+        self._greenlet.parent = getcurrent()
+        try:
+            self._greenlet.switch()
+        finally:
+            self._time.current = None
+            if not self.alive:
+                self._time.processes.remove(self)
+        if not self.alive:
+            self._ended()
 
     def _run(self) -> None:
-        self._gate.acquire()
+        """What ends it otherwise than by `Killed` is raised where it was resumed."""
         try:
             if not self._dying:
                 self._body()
         except Killed:
             pass
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that resumed this one
-            self._broken = error
         finally:
             self.alive = False
-            self._time.baton.release()
-
-
-class _small_stack:
-    """Hundreds of threads with the usual eight megabytes would count against an address-space limit."""
-
-    def __enter__(self) -> None:
-        self._old = threading.stack_size(_STACK_BYTES)
-
-    def __exit__(self, *unused: object) -> None:
-        threading.stack_size(self._old)

@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from bithaul.coordinator.commands import standing
+from bithaul.coordinator.commands.leasing import common_values, terms_of
 from bithaul.coordinator.commands.round import Outline
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, repetitions, versions, work
@@ -30,7 +31,7 @@ from bithaul.rounds.aggregate import PRODUCT_VALUES, Products
 from bithaul.rounds.audits import LONGEST, Draw, Waiting, choose, draw, likeness, repeatable
 from bithaul.rounds.gates import AUDIT_COSINE, Gate
 from bithaul.rounds.leases import Ending
-from bithaul.rounds.sizing import LAST_FACTOR, Size, lease_seconds
+from bithaul.rounds.sizing import Size
 
 NOT_FLAGGED = Draw(flagged=False, repeated=False)
 
@@ -87,29 +88,15 @@ def lease_repetition(
     base = versions.find_version(connection, run.id, first.base_version)
     assert base is not None
     task, old = work.get_task(connection, first.task_id), work.get_lease(connection, first.lease_id)
-    tokens = task.examples * run.tokens_per_example
-    duration = tokens / worker.planning_speed
-    seconds = lease_seconds(
-        task_seconds=run.task_seconds,
-        duration=duration,
-        weights_bytes=base.size,
-        payload_bytes=codec_named(run.codec).encoded_size(run.layout),
-    )
-    used = min(1.0, tokens / old.expected_tokens) if old.expected_tokens > 0 else 1.0
+    terms = terms_of(run, worker, task, base)
+    used = min(1.0, terms.tokens / old.expected_tokens) if old.expected_tokens > 0 else 1.0
     lease = work.insert_lease(
         connection,
         task,
         {
-            "run_id": run.id,
-            "worker": worker.id,
-            "fence": c.ids.fence(),
-            "base_version": first.base_version,
-            "granted_at": now,
-            "deadline": now + seconds,
-            "last_deadline": now + LAST_FACTOR * seconds,
-            "expected_tokens": tokens,
-            "aimed_at": now + duration,
-            "soft_stop_seconds": LAST_FACTOR * seconds,  # a part of it could not be compared
+            **common_values(c, run, worker, base, terms, now=now),
+            "aimed_at": now + terms.training,
+            "soft_stop_seconds": terms.last_seconds,  # a part of it could not be compared
             "progress_start": old.progress_start,
             "progress_end": old.progress_start + used * (old.progress_end - old.progress_start),
             "seed": old.seed,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from bithaul.coordinator.commands.audits import NOT_FLAGGED, draw_audit, flagged_size, lease_repetition
+from bithaul.coordinator.commands.leasing import common_values, terms_of
 from bithaul.coordinator.commands.round import Outline, read_outline, read_tick
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, ledger, runs, versions, work
@@ -20,12 +21,11 @@ from bithaul.coordinator.database.fleet import WorkerRow
 from bithaul.coordinator.database.runs import RunRow, ShardRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow, TaskRow
-from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.deltas import delta_size, longest_chain
 from bithaul.exchange.messages import DeltaRef, Range, RunState, TaskMessage
 from bithaul.rounds import positions
 from bithaul.rounds.leases import ClaimFacts, Ending, NoLease, refuse_claim
-from bithaul.rounds.sizing import LAST_FACTOR, Size, Sizing, lease_seconds, retry_seconds, task_size
+from bithaul.rounds.sizing import Size, Sizing, retry_seconds, task_size
 from bithaul.rounds.trust import Standing
 
 SEEN_EVERY = 1.0  # seconds between updates of last_seen by polling
@@ -174,14 +174,7 @@ def _grant(c: Coordinator, connection: Connection, here: Outline, worker: Worker
         else:
             size = smaller
     task = _task(connection, here, worker, size)
-    tokens = task.examples * run.tokens_per_example
-    duration = tokens / worker.planning_speed
-    seconds = lease_seconds(
-        task_seconds=run.task_seconds,
-        duration=duration,
-        weights_bytes=here.version.size,
-        payload_bytes=codec_named(run.codec).encoded_size(run.layout),
-    )
+    terms = terms_of(run, worker, task, here.version)
     start = run.progress_at(now, tokens=here.spent.reported)
     end = _expected_end(here, size, fleet_speed)
     if run.state is RunState.READY:
@@ -192,14 +185,7 @@ def _grant(c: Coordinator, connection: Connection, here: Outline, worker: Worker
         connection,
         task,
         {
-            "run_id": run.id,
-            "worker": worker.id,
-            "fence": c.ids.fence(),
-            "base_version": here.version.version,
-            "granted_at": now,
-            "deadline": now + seconds,
-            "last_deadline": now + LAST_FACTOR * seconds,
-            "expected_tokens": tokens,
+            **common_values(c, run, worker, here.version, terms, now=now),
             "aimed_at": now + size.seconds,
             "soft_stop_seconds": size.soft_stop_seconds,
             "progress_start": start,

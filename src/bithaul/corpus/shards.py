@@ -112,6 +112,22 @@ class Shard:
         return [self.example(i) for i in range(first, first + count)]
 
 
+def targets_of(idx_path: Path, first: int, count: int) -> int:
+    """Tokens that `count` examples from `first` on have a loss at: all but the first of each.
+
+    Reads two offsets of the index. Raises `CorruptFile` where it ends before them.
+    """
+    with idx_path.open("rb") as file:
+        offsets = []
+        for place in (first, first + count):
+            file.seek(place * OFFSET.itemsize)
+            offset = file.read(OFFSET.itemsize)
+            if len(offset) < OFFSET.itemsize:
+                raise CorruptFile(f"{idx_path} ends before example {place}; build the corpus again.")
+            offsets.append(int.from_bytes(offset, "little"))
+    return offsets[1] - offsets[0] - count
+
+
 def _falls(offsets: NDArray[np.uint64]) -> bool:
     return bool(np.any(offsets[1:] < offsets[:-1]))
 

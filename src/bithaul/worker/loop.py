@@ -7,14 +7,24 @@ itself (wrong secret, another model layout) is raised as one of the project's er
 
 from __future__ import annotations
 
+import itertools
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 from structlog.typing import FilteringBoundLogger
 
 from bithaul import __version__
-from bithaul.errors import BithaulError, Forbidden, Gone, LayoutMismatch, Unauthorized, UnknownName
+from bithaul.errors import (
+    BithaulError,
+    Forbidden,
+    Gone,
+    LayoutMismatch,
+    OutOfDisk,
+    Unauthorized,
+    UnknownName,
+)
 from bithaul.exchange.codecs import CODECS
 from bithaul.exchange.messages import (
     Capabilities,
@@ -43,6 +53,8 @@ from bithaul.worker.transfers import Transfers
 
 _ASK_AGAIN_SECONDS = 5.0
 _LONGEST_REST = 60.0
+_NO_LEASE = frozenset({"unknown_fence", "base_from_future"})  # nobody will ever take this update
+_DELIVERIES = 10  # of an update that is refused for other reasons; some six minutes
 
 
 @dataclass
@@ -76,7 +88,7 @@ class Worker:
         self._beacon = Beacon(settings.beacon)
         state = settings.state_dir
         state.mkdir(parents=True, exist_ok=True)
-        self._outbox = Outbox(state / "outbox")
+        self._outbox = Outbox(state / "outbox", trouble=self._unreadable)
         self._residuals = ResidualStore(state / "residual")
         self._transfers = Transfers(
             client,
@@ -175,25 +187,47 @@ class Worker:
         header = entry.header
         self._pulse.begin(header.task, header.fence)
         self._pulse.report("uploading", tokens=header.tokens, loss=header.loss_last)
-        while True:
+        for attempt in itertools.count(1):
             try:
                 receipt = self._client.submit(header.task, header.fence, entry.frame, moved=self._moved)
             except Gone:
                 self._register()
             except Refused as error:
-                self._log.error(
-                    "update refused, dropped",
-                    task=header.task,
-                    status=error.status,
-                    code=error.error_code,
-                    reason=error.message,
-                )
-                break
+                if self._give_up(entry, error, attempt):
+                    return
             else:
                 self._settle(entry, receipt)
                 break
         self._outbox.delete(entry)
         self._tools.crash_points.hit("outbox.deleted")
+
+    def _give_up(self, entry: Entry, error: Refused, attempt: int) -> bool:
+        """Whether a refused update is done with. No receipt has been given for it, so only one that belongs
+        to no lease is deleted; of others (a proxy's limit, another version, a wrong folder there) it is
+        asked again for some minutes, then they are set aside. Raises `Stopped`; then the entry stays.
+        """
+        facts = {
+            "task": entry.header.task,
+            "status": error.status,
+            "code": error.error_code,
+            "reason": error.message,
+        }
+        if error.error_code in _NO_LEASE:
+            self._log.error("update refused, dropped", **facts)
+            self._outbox.delete(entry)
+            return True
+        if attempt >= _DELIVERIES:
+            place = self._outbox.set_aside(entry)
+            self._log.error("update refused again and again, set aside", kept_in=str(place), **facts)
+            return True
+        rest = min(_LONGEST_REST, 2.0**attempt)
+        self._log.warning("update refused, kept to be sent again", again_in_seconds=rest, **facts)
+        if self._stop.wait(rest, urgent=True):
+            raise Stopped("an update is kept that was refused") from error
+        return False
+
+    def _unreadable(self, folder: Path, why: str) -> None:
+        self._log.error("an update in the outbox is not delivered", folder=str(folder), reason=why)
 
     def _settle(self, entry: Entry, receipt: Receipt) -> None:
         """The residual moves on only with an accepted update; otherwise the old one stays in force."""
@@ -207,7 +241,10 @@ class Worker:
                 layout_hash=header.layout_hash,
                 codec=header.codec,
             )
-            self._residuals.commit(entry.residual, target, clip=receipt.clip)
+            try:
+                self._residuals.commit(entry.residual, target, clip=receipt.clip)
+            except OutOfDisk as error:
+                self._log.warning("residual dropped", reason=error.message, **facts)
             self._tools.crash_points.hit("residual.renamed")
             if receipt.clip < 1.0:
                 self._log.warning("update clipped, the rest is dropped", clip=round(receipt.clip, 4), **facts)

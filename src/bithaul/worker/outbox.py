@@ -2,7 +2,7 @@
 
 An entry is a folder `<task>.<fence>` with the frame exactly as it will be sent and the residual that becomes
 valid with it. It appears by one rename after everything inside was synced; a retry sends the same bytes.
-Deciding what a receipt means is the loop's part.
+Deciding what a receipt means is the loop's part. What cannot be delivered is set aside, not deleted.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from bithaul.exchange.weights import write_weights
 from bithaul.worker.files import move_into_place, sync_folder
 
 _ASIDE = ".aside-"
+_REFUSED = ".refused"
+_REFUSED_KEPT = 4  # the newest of those that were set aside
 _FRAME = "update.bhuf"
 _RESIDUAL = "residual.bgwt"
 
@@ -44,10 +47,14 @@ class Entry:
 
 
 class Outbox:
-    """The entries in `folder`; leftovers of an interrupted `put` are removed on opening."""
+    """The entries in `folder`; leftovers of an interrupted `put` are removed on opening.
 
-    def __init__(self, folder: Path) -> None:
+    `trouble` hears of an entry that cannot be read: its folder, or where it stands now, and why.
+    """
+
+    def __init__(self, folder: Path, *, trouble: Callable[[Path, str], None] = lambda *_: None) -> None:
         self._folder = folder
+        self._trouble = trouble
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -81,16 +88,38 @@ class Outbox:
         return Entry(final, header)
 
     def entries(self) -> list[Entry]:
-        """What waits for a receipt, oldest first. A folder whose frame cannot be read is removed."""
+        """What waits for a receipt, oldest first.
+
+        One that cannot be read now (no file handle left, a lock of a virus scanner) waits for the next time;
+        one whose frame is damaged is set aside.
+        """
         found = []
-        folders = [p for p in self._folder.iterdir() if p.is_dir() and not p.name.startswith(_ASIDE)]
+        folders = [p for p in self._folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
         for folder in sorted(folders, key=lambda p: (p.stat().st_mtime_ns, p.name)):
             try:
                 with (folder / _FRAME).open("rb") as file:
                     found.append(Entry(folder, read_header(file)))
-            except (BithaulError, OSError):
-                shutil.rmtree(folder, ignore_errors=True)
+            except (BithaulError, FileNotFoundError) as error:
+                self._trouble(self._set_aside(folder), f"it is damaged ({error}) and was set aside")
+            except OSError as error:
+                self._trouble(folder, f"it cannot be read now ({error}) and waits")
         return found
+
+    def set_aside(self, entry: Entry) -> Path:
+        """Where an entry stands from now on that is not to be delivered; the newest few are kept."""
+        return self._set_aside(entry.folder)
+
+    def _set_aside(self, folder: Path) -> Path:
+        refused = self._folder / _REFUSED
+        refused.mkdir(exist_ok=True)
+        place = refused / folder.name
+        shutil.rmtree(place, ignore_errors=True)
+        os.utime(folder)  # the order is that of setting aside
+        folder.rename(place)
+        sync_folder(self._folder)
+        for old in sorted(refused.iterdir(), key=lambda p: p.stat().st_mtime_ns)[:-_REFUSED_KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+        return place
 
     def delete(self, entry: Entry) -> None:
         """Forget a delivered entry; by rename first, so that a crash never leaves half an entry."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bithaul.errors import CorruptFile
+from bithaul.errors import CorruptFile, OutOfDisk
 from bithaul.exchange.weights import open_weights, weights_size, write_weights
 from bithaul.worker.files import move_into_place
 
@@ -53,9 +53,19 @@ class ResidualStore:
         return weights.vector
 
     def commit(self, source: Path, target: Path, *, clip: float = 1.0) -> None:
-        """Put the next residual in force, times `clip`. Repeating it after a crash is harmless."""
+        """Put the next residual in force, times `clip`. Repeating it after a crash is harmless.
+
+        Raises `OutOfDisk`; then there is none, since the old one has been sent. It corrects little.
+        """
         if not source.is_file():
             return
+        try:
+            self._commit(source, target, clip)
+        except OSError as error:
+            target.unlink(missing_ok=True)
+            raise OutOfDisk(f"The residual of the last update cannot be stored: {error}.") from error
+
+    def _commit(self, source: Path, target: Path, clip: float) -> None:
         if clip == 1.0:
             move_into_place(source, target)
             return

@@ -15,6 +15,20 @@ from bithaul.exchange.messages import Verdict
 from bithaul.rounds.leases import TaskState
 
 House = Any
+BATCH = 4  # examples of an inner step, as the house of these tests has it
+TOKENS_PER_EXAMPLE = 7
+
+
+def test_a_report_may_say_all_that_its_slice_holds(house: House) -> None:
+    """Catches a limit that honest work exceeds."""
+    task = house.claim("ann")
+    assert house.run.batch_examples == BATCH
+    assert task.examples == 100
+    receipt = house.report("ann", task, tokens=100 * TOKENS_PER_EXAMPLE, steps=100 // BATCH)
+    assert receipt.verdict is Verdict.ACCEPTED
+    rest = house.claim("bob")
+    receipt = house.report("bob", rest, examples=9, tokens=9 * TOKENS_PER_EXAMPLE, steps=3)
+    assert receipt.verdict is Verdict.ACCEPTED
 
 
 def state_of(house: House, task: int) -> TaskState:
@@ -36,7 +50,10 @@ def refusals() -> list[Any]:
         pytest.param("counts", {"examples": 101}, id="more-examples-than-the-slice"),
         pytest.param("counts", {"examples": 0}, id="no-examples"),
         pytest.param("counts", {"tokens": 10**9}, id="tokens"),
+        pytest.param("counts", {"tokens": 100 * TOKENS_PER_EXAMPLE + 1}, id="one-token-more-than-they-have"),
         pytest.param("counts", {"steps": 10**6}, id="steps"),
+        pytest.param("counts", {"steps": 100 // BATCH + 1}, id="one-step-more-than-they-make"),
+        pytest.param("counts", {"examples": 9, "tokens": 64, "steps": 1}, id="tokens-of-more-than-it-used"),
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from bithaul.corpus.build import CorpusManifest, build_corpus
 from bithaul.corpus.example import Example, TextLine
 from bithaul.corpus.labels import LabelSet
-from bithaul.corpus.shards import Shard, ShardInfo, write_shard
+from bithaul.corpus.shards import Shard, ShardInfo, targets_of, write_shard
 from bithaul.corpus.tokenizer import Tokenizer
 from bithaul.corpus.truckmate.generator import generate
 from bithaul.errors import CorruptFile, InvalidData, InvalidInput, NotFound
@@ -208,3 +208,14 @@ def test_labels_keep_the_spelling_of_the_data(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text("[]")
     with pytest.raises(CorruptFile):
         LabelSet.load(tmp_path / "labels.json")
+
+
+def test_targets_are_counted_without_reading_the_tokens(tmp_path: Path) -> None:
+    """Catches an off-by-one that would let a report weigh more than its examples, or refuse an honest one."""
+    write_shard(tmp_path, "train-00000", ROWS)
+    index = tmp_path / "train-00000.idx"
+    for first, last in itertools.combinations(range(4), 2):
+        assert targets_of(index, first, last - first) == sum(len(row) - 1 for row in ROWS[first:last])
+    assert targets_of(index, 1, 0) == 0
+    with pytest.raises(CorruptFile, match="ends before example 4"):
+        targets_of(index, 1, 3)

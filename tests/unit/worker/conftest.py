@@ -93,6 +93,7 @@ class FakeCoordinator:
     compared: frozenset[int] = frozenset()  # of tasks whose receipts say so
     token_seconds: float = 3600.0
     verdict: Verdict = Verdict.ACCEPTED
+    clip: float = 1.0
     state_when_done: RunState = RunState.FINISHED
     soft_stop_seconds: float = 100.0
     answer: HeartbeatResponse = field(
@@ -271,7 +272,7 @@ class FakeCoordinator:
                 self.theta[offset : offset + u.size] = piece - u
             self.version += 1
             self.announce()
-        return Receipt(task=key[0], fence=key[1], verdict=verdict, tokens=header.tokens)
+        return Receipt(task=key[0], fence=key[1], verdict=verdict, tokens=header.tokens, clip=self.clip)
 
     def shipped(self) -> list[str]:
         return [entry.event for batch in self.logs for entry in batch.entries]

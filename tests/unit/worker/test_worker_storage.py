@@ -65,9 +65,38 @@ def test_half_written_entries_are_not_delivered(tmp_path: Path) -> None:
     broken = tmp_path / "2.f"
     broken.mkdir()
     (broken / "update.bhuf").write_bytes(b"half")
-    outbox = Outbox(tmp_path)
+    told: list[tuple[Path, str]] = []
+    outbox = Outbox(tmp_path, trouble=lambda place, why: told.append((place, why)))
     assert outbox.entries() == []
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".refused"]
+    ((place, why),) = told
+    assert (place / "update.bhuf").read_bytes() == b"half"
+    assert "damaged" in why
+
+
+def test_an_entry_that_cannot_be_read_now_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches finished work deleted because for a moment no file could be opened (pitfall Q11)."""
+    told: list[tuple[Path, str]] = []
+    outbox = Outbox(tmp_path, trouble=lambda place, why: told.append((place, why)))
+    outbox.put(header(), PAYLOAD, residual=None)
+
+    def none_left(file: object) -> ReportHeader:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bithaul.worker.outbox.read_header", none_left)
+        assert outbox.entries() == []
+    assert [why for _, why in told] == ["it cannot be read now ([Errno 24] Too many open files) and waits"]
+    assert [e.header.task for e in outbox.entries()] == [1]
+
+
+def test_of_those_set_aside_the_newest_few_stay(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path)
+    for task in range(1, 8):
+        outbox.set_aside(outbox.put(header(task), PAYLOAD, residual=None))
+    assert outbox.entries() == []
+    kept = sorted(int(path.name.split(".")[0]) for path in (tmp_path / ".refused").iterdir())
+    assert kept == [4, 5, 6, 7]
 
 
 def test_a_crash_while_storing_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,14 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Given:
+    """What was leased: so many `examples`, and the tokens that the first n of them hold."""
+
+    examples: int
+    tokens_of: Callable[[int], int]
+
+
+@dataclass(frozen=True)
 class Before:
     """What the gates compare with: `past` updates, the newest last; whether a payload was another's; where
     the largest values of the last updates of others stand."""
@@ -67,14 +75,14 @@ class Before:
 
 
 def judge(
-    run: RunRow, lease: LeaseRow, path: Path, *, lineage: int, slice_examples: int, before: Before
+    run: RunRow, lease: LeaseRow, path: Path, *, lineage: int, given: Given, before: Before
 ) -> Passed | Refused:
     """Whether the frame at `path` is an acceptable report for this lease, whose base is of `lineage`."""
     header: ReportHeader | None = None
     try:
         with path.open("rb") as file:
             header = read_header(file)
-            wrong = judge_header(run, lease, header, lineage=lineage, slice_examples=slice_examples)
+            wrong = judge_header(run, lease, header, lineage=lineage, given=given)
             if wrong is not None:
                 return wrong
             verify_payload(file, header)
@@ -142,9 +150,12 @@ class _Largest:
 
 
 def judge_header(
-    run: RunRow, lease: LeaseRow, header: ReportHeader, *, lineage: int, slice_examples: int
+    run: RunRow, lease: LeaseRow, header: ReportHeader, *, lineage: int, given: Given
 ) -> Refused | None:
-    """Whether the header describes a report of this lease; None: it does."""
+    """Whether the header describes a report of this lease; None: it does.
+
+    An update weighs by its tokens and may be larger the more steps it took, so neither is taken on trust.
+    """
 
     def refused(code: str, reason: str) -> Refused:
         return Refused(code, reason, header)
@@ -168,10 +179,10 @@ def judge_header(
             f"The update starts from version {header.base_version} of lineage {header.lineage}, not from "
             f"version {lease.base_version} of lineage {lineage}.",
         )
-    if not 1 <= header.examples <= slice_examples:
-        return refused("counts", f"{header.examples} examples were used of a slice of {slice_examples}.")
-    if not 1 <= header.tokens <= header.examples * run.model.context_length:
-        return refused("counts", f"{header.examples} examples cannot have {header.tokens} tokens.")
-    if not 1 <= header.steps <= header.examples:
-        return refused("counts", f"{header.examples} examples cannot make {header.steps} steps.")
+    if not 1 <= header.examples <= given.examples:
+        return refused("counts", f"{header.examples} examples were used of a slice of {given.examples}.")
+    if not 1 <= header.tokens <= (most := given.tokens_of(header.examples)):
+        return refused("counts", f"The {header.examples} examples have {most} tokens, not {header.tokens}.")
+    if not 1 <= header.steps <= (steps := math.ceil(header.examples / run.batch_examples)):
+        return refused("counts", f"The {header.examples} examples make {steps} steps, not {header.steps}.")
     return None

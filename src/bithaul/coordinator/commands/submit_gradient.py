@@ -20,6 +20,7 @@ from bithaul.coordinator.commands.begin_upload import unknown_fence
 from bithaul.coordinator.commands.gates import (
     NON_FINITE_CODE,
     Before,
+    Given,
     Refused,
     judge,
     judge_header,
@@ -35,6 +36,7 @@ from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.coordinator.database.work import LeaseRow, TaskRow
 from bithaul.coordinator.lookalikes import Places
+from bithaul.corpus.shards import targets_of
 from bithaul.errors import BithaulError, Conflict, CorruptFile, NotFound
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.frame import read_header
@@ -208,7 +210,7 @@ def _judge(
         lease,
         upload.path,
         lineage=asked.lineage,
-        slice_examples=asked.task.examples,
+        given=Given(asked.task.examples, partial(_tokens_of, c, asked)),
         before=Before(past, is_anothers, others) if first is None else Before(past),  # it should be a copy
     )
     if isinstance(verdict, Refused):
@@ -233,6 +235,21 @@ def _judge(
         blob_sha256=upload.sha256,
     )
     return _weighed(passed, asked.worker, now=c.clock.now())
+
+
+def _tokens_of(c: Coordinator, asked: Asked, examples: int) -> int:
+    """Of the first examples of the leased slice, by the indices of the shards."""
+    run, (used, _) = asked.run, positions.split(asked.task.positions, examples)
+    with c.database.read() as connection:
+        shards = runs.list_shards(connection, run.id, "train")
+    sizes = [shard.examples for shard in shards]
+    total = 0
+    for piece in positions.pieces(used, shard_sizes=sizes, seed=run.seed, block=run.position_block):
+        try:
+            total += targets_of(c.blobs.get(shards[piece.shard].index_sha256).path, piece.first, piece.count)
+        except (NotFound, CorruptFile):  # ours is broken, not the update
+            return examples * run.model.context_length
+    return total
 
 
 def _largest(run: RunRow, path: Path) -> Places:
@@ -287,9 +304,9 @@ def _unmerged(verdict: Verdict, code: str, reason: str, asked: Asked, upload: Up
             header = read_header(file)
     except BithaulError:
         return Judgement(verdict, code, reason, None)  # not even a header: nothing to credit
-    wrong = judge_header(
-        asked.run, asked.lease, header, lineage=asked.lineage, slice_examples=asked.slice_examples
-    )
+    context = asked.run.model.context_length
+    given = Given(asked.slice_examples, lambda examples: examples * context)  # which they were is forgotten
+    wrong = judge_header(asked.run, asked.lease, header, lineage=asked.lineage, given=given)
     return Judgement(verdict, code, reason, header if wrong is None else None)
 
 

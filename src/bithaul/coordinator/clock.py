@@ -7,7 +7,9 @@ the coordinator reads the time or makes a random number.
 from __future__ import annotations
 
 import secrets
+import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -35,14 +37,38 @@ class Ids(Protocol):
         ...
 
 
+BACK = 1.0  # seconds by which the machine's clock may lag before it is taken for set back
+
+
 class SystemClock:
-    """The machine's clock."""
+    """The machine's clock, but never backwards.
+
+    Set back while the process runs, a deadline would move away by as much, and a round would wait hours for a
+    machine that is gone. Time goes on from where it was until the clock has caught up or the process starts
+    again. Set forward, leases end early and are granted again; what their workers still send is accepted.
+    """
+
+    def __init__(
+        self,
+        *,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wall, self._monotonic = wall, monotonic
+        self._lock = threading.Lock()
+        self._last = wall(), monotonic()
 
     def now(self) -> float:
-        return time.time()
+        with self._lock:
+            wall, monotonic = self._wall(), self._monotonic()
+            before, then = self._last
+            carried = before + (monotonic - then)
+            now = carried if wall < carried - BACK else max(wall, before)
+            self._last = now, monotonic
+        return now
 
     def monotonic(self) -> float:
-        return time.monotonic()
+        return self._monotonic()
 
 
 class SystemIds:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from bithaul.coordinator.context import CrashPoints
 from bithaul.coordinator.lookalikes import Lookalikes
 from bithaul.exchange.codecs import codec_named
 from bithaul.model.config import ModelConfig
@@ -119,3 +121,19 @@ def test_only_where_it_is_defined_and_switched_on(begin: Callable[..., House], c
     house = begin(**changes)
     assert report(house, "ann", payload(house, update(1))).verdict == "accepted"
     assert report(house, "bob", payload(house, nearly(update(1)))).verdict == "accepted"
+
+
+def test_of_two_copies_that_are_judged_at_the_same_time_one_counts(begin: Callable[..., House]) -> None:
+    """Catches one work that counts twice because neither was in the ledger when the other was judged."""
+    house = begin(codec="int8-block-v1", merge_rule="sync")
+    data, theirs = payload(house, update(1)), house.claim("bob")
+    verdicts = []
+
+    def meanwhile(point: str) -> None:
+        if point == "submit.gated" and not verdicts:
+            verdicts.append(None)
+            verdicts[0] = house.report("bob", theirs, payload=data)
+
+    house.c = replace(house.c, crash_points=CrashPoints(meanwhile))
+    mine = report(house, "ann", data)
+    assert (verdicts[0].verdict, mine.verdict, mine.code) == ("accepted", "rejected", "copy")

@@ -31,6 +31,7 @@ CHUNK_VALUES = 262_144
 FEWEST_PLACES = 2 * LARGEST  # with fewer, most of two honest updates would be compared
 NON_FINITE = {"payload_not_finite", "payload_scale"}
 NON_FINITE_CODE = "non_finite"
+COPIED = "Another worker has delivered this very update."
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def judge(
                 return wrong
             verify_payload(file, header)
             if Gate.COPY in run.gates and before.is_anothers(header.payload_sha256):
-                return Refused("copy", "Another worker has delivered this very update.", header)
+                return Refused("copy", COPIED, header)
             square = 0.0
             sparse = _Largest()
             for piece in codec_named(run.codec).pieces(file, run.layout, chunk_values=CHUNK_VALUES):

@@ -18,6 +18,7 @@ from bithaul.coordinator.blobs.store import UploadedFile
 from bithaul.coordinator.commands import audits
 from bithaul.coordinator.commands.begin_upload import unknown_fence
 from bithaul.coordinator.commands.gates import (
+    COPIED,
     NON_FINITE_CODE,
     Before,
     Given,
@@ -277,6 +278,16 @@ def _closed(connection: Connection, asked: Asked) -> Closed | None:
     return None
 
 
+def _first_of_its_kind(connection: Connection, asked: Asked, judgement: Judgement) -> Judgement:
+    """The same payload of another may have been accepted while this one was judged."""
+    run, header = asked.run, judgement.header
+    if header is None or Gate.COPY not in run.gates:
+        return judgement
+    if not ledger.has_payload_of_another(connection, run.id, asked.worker.id, header.payload_sha256):
+        return judgement
+    return Judgement(Verdict.REJECTED, "copy", COPIED, header)
+
+
 def _weighed(judgement: Judgement, worker: WorkerRow, *, now: float) -> Judgement:
     """An update of weight 0 is compared, not merged."""
     if worker.trust.weight(now) > 0:
@@ -324,6 +335,8 @@ def _record(
         if closed is not None:
             judgement = Judgement(*closed, judgement.header)
         elif asked.first is None:
+            judgement = _first_of_its_kind(connection, asked, judgement)
+        if judgement.verdict in MERGEABLE and asked.first is None:
             judgement = _weighed(judgement, asked.worker, now=now)
     credit = _credit(asked, judgement, now=now)
     report = ledger.insert_report(connection, _values(asked, judgement, credit, now=now))

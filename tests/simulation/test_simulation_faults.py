@@ -75,9 +75,12 @@ def test_sign_flipped_updates(make: Any, aggregator: str, grows: bool) -> None:
     assert (last > 0.6 * first) == grows, (first, last)
 
 
-def test_a_crash_at_every_named_point(make: Any) -> None:
+@pytest.mark.parametrize(
+    ("rule", "weights"), [("sync_diloco", "fp32"), ("buffered_nesterov", "bf16"), ("sync", "int8-delta")]
+)
+def test_a_crash_at_every_named_point(make: Any, rule: str, weights: str) -> None:
     """Catches a point in the code that no rehearsal passes, on either side, and one where a crash hurts."""
-    rehearsal = make(workers=4, hours=4.0, rule="sync_diloco", rollbacks=1)
+    rehearsal = make(workers=4, hours=4.0, rule=rule, weights=weights, rollbacks=1)
     for i, point in enumerate(CoordinatorPoints.NAMES):
         once = point == "sweep.half" or point.startswith("rollback.")
         rehearsal.faults.crash_coordinator(point, nth=1 if once else 1 + i % 3)

@@ -25,9 +25,10 @@ from bithaul.exchange.weights import FP32, weights_named
 from bithaul.model.config import ModelConfig
 from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
-from bithaul.rounds.gates import gates_named
+from bithaul.rounds.gates import Gate, gates_named
 from bithaul.rounds.positions import BLOCK
 from bithaul.rounds.rules import codec_of, rule_named
+from bithaul.rounds.scores import FEWEST_TARGETS
 
 PIECE = 1_048_576
 
@@ -137,6 +138,13 @@ def _check(wanted: CreateRun) -> CorpusManifest:
         )
     if not sum(s.examples for s in manifest.shards):
         raise InvalidConfig(f"The corpus in {wanted.corpus_dir} has no training examples.")
+    targets = sum(s.tokens - s.examples for s in manifest.shards)
+    if Gate.SCORE in wanted.gates and targets < FEWEST_TARGETS:
+        raise InvalidConfig(
+            f"The gate score compares examples that a task used with others of the corpus and needs "
+            f"{FEWEST_TARGETS} training tokens or more; the corpus in {wanted.corpus_dir} has {targets}. "
+            "Leave the gate out, or take a larger corpus."
+        )
     return manifest
 
 

@@ -341,6 +341,14 @@ def test_a_small_corpus_is_refused_in_words(make_house: Callable[..., House]) ->
         house.create(gates=["score"])
 
 
+@pytest.mark.parametrize("wanted", [{"codec": "topk-2bit-v1"}, {"codec": None, "merge_rule": "sparse_ef"}])
+def test_a_sparse_codec_is_refused_in_words(make_house: Callable[..., House], wanted: Any) -> None:
+    """Catches honest workers that weigh little, where updates say little about their own task."""
+    house = make_house()
+    with pytest.raises(InvalidConfig, match="topk-2bit-v1 sends few values at a time"):
+        house.create(gates=["score"], **wanted)
+
+
 def test_a_report_has_one_score(scored_run: Callable[..., House], corpus: Path) -> None:
     """The database itself refuses a second one."""
     house = scored_run()

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "servers"))
 from postgresql_server import postgres, postgres_server  # noqa: F401 - fixtures
 
 WORDS = ["stop", "fuel", "dallas", "route", "eta", "load", "break", "north"]
+EXAMPLES = [Example(f"{a} {b}", "navigate", (("city", a),)) for a in WORDS for b in WORDS]
 MEMORY = Path("/dev/shm")  # where there is one: a real file system on which fsync costs nothing
 
 
@@ -116,17 +117,16 @@ class Room:
             self.clients[client_id] = create_client(self.c, client_id, scope=WORKER_SCOPE)
         return self.clients[client_id]
 
-    def make_run(self, **changes: Any) -> CorpusManifest:
+    def make_run(self, *, examples: Sequence[Example] = EXAMPLES, **changes: Any) -> CorpusManifest:
         """Sixty examples in four shards and a model of a few thousand parameters with two layers."""
-        examples = [Example(f"{a} {b}", "navigate", (("city", a),)) for a in WORDS for b in WORDS]
         manifest = build_corpus(
             self.corpus,
-            examples[:60],
-            examples[60:],
+            examples[:-4],
+            examples[-4:],
             max_tokens=65,
             seed=1,
             min_frequency=1,
-            shard_examples=15,
+            shard_examples=max(15, len(examples) // 4),
         )
         config = ModelConfig(
             vocab_size=manifest.vocab_size,

@@ -137,6 +137,7 @@ def _told(o: Outcome) -> str:
             f"{who}: {n['reports']} reports, {n['clipped']} clipped, {n['refused']} refused for their size"
             + (f", {n['repeated']} repeated, {n['differed']} differed" if n["repeated"] else "")
             + (f", {n['strikes']} strikes" if n["strikes"] else "")
+            + (f", {n['scored']} scored, {n['doubted']} machines weigh less for it" if n["scored"] else "")
             for who, n in o.judged.items()
             if n["reports"]
         ),

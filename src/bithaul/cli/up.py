@@ -50,7 +50,8 @@ def up(
     gates: Annotated[
         list[str] | None,
         typer.Option(
-            "--gate", help="Switch a gate on: norm, speed, copy, audit, agreement, rollback; repeatable."
+            "--gate",
+            help="Switch a gate on: norm, speed, copy, audit, score, agreement, rollback; repeatable.",
         ),
     ] = None,
     max_update_norm: Annotated[

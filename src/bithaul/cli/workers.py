@@ -88,9 +88,10 @@ def pin(worker: Worker, directory: Directory, as_json: Json = False) -> None:
 
 
 def _print(row: WorkerRow, now: float, *, as_json: bool) -> None:
-    standing, weight = str(row.trust.at(now).standing), row.trust.weight(now)
+    trust = row.trust.at(now)
+    standing, weight = str(trust.standing), trust.weight(now)
     if as_json:
-        told = {"worker": row.id, "standing": standing, "weight": weight, "why": row.trust_reason}
+        told = {"worker": row.id, "standing": standing, "weight": weight, "why": trust.why}
         print(json.dumps(told))
         return
-    print(f"{row.id} is {standing}, weight {weight:g} ({visible(row.trust_reason)}).")
+    print(f"{row.id} is {standing}, weight {weight:g} ({visible(trust.why)}).")

@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     prune_interval: float = Field(default=3600.0, gt=0)
     retention_interval: float = Field(default=60.0, gt=0)
     disk_interval: float = Field(default=30.0, gt=0)
+    score_interval: float = Field(default=2.0, gt=0)
 
     telemetry_days: float = Field(default=7.0, gt=0)
     log_days: float = Field(default=3.0, gt=0)

@@ -91,6 +91,11 @@ class Shard:
     def tokens(self) -> int:
         return len(self._tokens)
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, int64 [examples]."""
+        return np.diff(self._offsets).astype(np.int64)
+
     def require_vocabulary(self, size: int) -> None:
         """Raises `CorruptFile` when a token id is outside a vocabulary of `size`."""
         if len(self._tokens) and not 0 <= int(self._tokens.min()) <= int(self._tokens.max()) < size:

@@ -39,6 +39,7 @@ class Gate(StrEnum):
     SPEED = "speed"  # no credit beyond three times the calibrated speed
     COPY = "copy"  # refuse the payload of another worker
     AUDIT = "audit"  # have another worker repeat some tasks, and compare
+    SCORE = "score"  # look whether updates lower the loss on the examples of their tasks
     AGREEMENT = "agreement"  # note how far updates point the same way; a score only
     ROLLBACK = "rollback"  # go back when the held-out loss jumps
 

@@ -2,14 +2,16 @@
 
 Probation (weight 0.5) for the first three accepted reports and after a strike, then steady; resting until a
 stated time; set aside by the operator only. Strikes that use the score up are a rest of an hour, after which
-a quarter is there again. Each state says why and what leads out. Pure: events in, the next state out. The
-mean is normalised, so a fleet of newcomers is not slowed.
+a quarter is there again. Loss scores (`rounds.scores`) are a factor beside that. Each state says why and what
+leads out. Pure: events in, the next state out. The mean is normalised, so a fleet of newcomers is not slowed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+
+from bithaul.rounds.scores import Fit
 
 FIRST_REPORTS = 3
 STRIKE = 0.25
@@ -35,6 +37,7 @@ class Trust:
     until: float = 0.0
     reason: str = "new here"
     pinned: bool = False  # by the operator, at 1
+    fit: Fit = field(default_factory=Fit)  # what loss scores say
 
     def weight(self, now: float) -> float:
         """The factor on this worker's updates; 0: compared, not merged."""
@@ -43,9 +46,9 @@ class Trust:
         here = self.at(now)
         match here.standing:
             case Standing.STEADY:
-                return here.score
+                return here.score * here.fit.factor
             case Standing.PROBATION:
-                return PROBATION_WEIGHT * here.score
+                return PROBATION_WEIGHT * here.score * here.fit.factor
             case _:
                 return 0.0
 
@@ -57,17 +60,28 @@ class Trust:
         return self
 
     @property
+    def why(self) -> str:
+        """Why the weight is what it is, as far as there is something to say."""
+        return "; ".join(words for words in (self.reason, self._doubt.why) if words)
+
+    @property
     def way_out(self) -> str:
         """What leads to full weight, for the worker's owner."""
         match self.standing:
             case Standing.PROBATION:
-                return f"{self.to_go} more accepted reports"
+                first = f"{self.to_go} more accepted reports"
             case Standing.RESTING:
                 return "waiting; the rest ends by itself"
             case Standing.SET_ASIDE:
                 return "the operator"
             case _:
-                return "" if self.score == 1.0 else "each accepted report returns a little"
+                first = "" if self.score == 1.0 else "each accepted report returns a little"
+        return "; ".join(words for words in (first, self._doubt.way_out) if words)
+
+    @property
+    def _doubt(self) -> Fit:
+        """What loss scores say, where it counts."""
+        return Fit() if self.pinned else self.fit
 
 
 def accepted(trust: Trust, *, now: float) -> Trust:

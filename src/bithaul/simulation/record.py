@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from bithaul.coordinator.database import ledger, runs, tables, versions, work
-from bithaul.coordinator.database.tables import leases, repetitions, reports, tasks
+from bithaul.coordinator.database import fleet, ledger, runs, tables, versions, work
+from bithaul.coordinator.database.tables import leases, repetitions, reports, scores, tasks
 from bithaul.coordinator.identity.audit import subjects_of
 from bithaul.exchange.weights import open_weights
 from bithaul.model.layout import FloatVector
@@ -104,13 +104,16 @@ class Record:
 
     def judged(self, poisoned: Set[str]) -> dict[str, dict[str, int]]:
         """How many reports the gates clipped and refused for their size, of honest and poisoned machines; how
-        many of their tasks the audit repeated, how many of these came out differently, and the strikes."""
-        words = ("reports", "clipped", "refused", "repeated", "differed", "strikes")
+        many of their tasks the audit repeated, how many of these came out differently, and the strikes; how
+        many of their reports have a loss score, and how many machines weigh less for it."""
+        words = ("reports", "clipped", "refused", "repeated", "differed", "strikes", "scored", "doubted")
         found = {who: dict.fromkeys(words, 0) for who in ("honest", "poisoned")}
         with self._house.c.database.read() as connection:
             rows = connection.execute(select(reports.c.worker, reports.c.code, reports.c.clip)).all()
             runs_again = connection.execute(select(repetitions.c.worker, repetitions.c.likeness)).all()
             struck = subjects_of(connection, "worker.strike")
+            scored = list(connection.execute(select(scores.c.worker)).scalars())
+            doubted = [row.id for row in fleet.list_workers(connection) if row.trust.fit.factor < 1.0]
         for worker, code, clip in rows:
             counts = found["poisoned" if worker in poisoned else "honest"]
             counts["reports"] += 1
@@ -120,8 +123,9 @@ class Record:
             counts = found["poisoned" if worker in poisoned else "honest"]
             counts["repeated"] += 1
             counts["differed"] += likeness < AUDIT_COSINE
-        for worker in struck:
-            found["poisoned" if worker in poisoned else "honest"]["strikes"] += 1
+        for word, workers in (("strikes", struck), ("scored", scored), ("doubted", doubted)):
+            for worker in workers:
+                found["poisoned" if worker in poisoned else "honest"][word] += 1
         return found
 
     def timeline(self, title: str, *, names: Sequence[str], now: float) -> Timeline:

@@ -19,8 +19,9 @@ from bithaul.coordinator.commands.roll_back import roll_back
 from bithaul.coordinator.commands.steer import pause_run
 from bithaul.coordinator.context import Coordinator, CrashPoints
 from bithaul.coordinator.database import runs
-from bithaul.errors import Conflict, OutOfDisk, UnknownName
+from bithaul.errors import Conflict, InvalidInput, OutOfDisk, UnknownName
 from bithaul.exchange.messages import RunState
+from bithaul.rounds.gates import Gate
 from bithaul.rounds.rules import codec_of
 from bithaul.simulation.faults import Faults, Kind, Rates
 from bithaul.simulation.house import House
@@ -39,7 +40,9 @@ EPOCH = 4_000_000_000.0  # later than any file's time stamp: old files are told 
 HOUR = 3600.0
 ENDLESS = 1e12  # tokens
 LONGEST = 10.0  # times the hours planned: then a run with a budget is given up
-CRASHES = [name for name in CrashPoints.NAMES if not name.startswith("rollback.")]  # those always passed
+CRASHES = [
+    name for name in CrashPoints.NAMES if not name.startswith(("rollback.", "score."))
+]  # always passed
 STALL_ROUNDS = 8.0  # without a version while somebody could work: no progress
 
 
@@ -179,6 +182,11 @@ class Rehearsal:
         subject: Subject | None = None,
         on_version: Callable[[int, float, float], None] = lambda *_: None,
     ) -> None:
+        if subject is None and Gate.SCORE in scenario.gates:
+            raise InvalidInput(
+                "The gate score cannot be rehearsed on the toy, whose loss does not depend on what it reads; "
+                "name a real model's data with --corpus."
+            )
         self.scenario = scenario
         self._on_version = on_version
         self.subject = subject or Toy(folder / "corpus", seed=scenario.seed)
@@ -437,6 +445,7 @@ def _settings(scenario: Scenario) -> dict[str, float]:
         "worker_gone_seconds": 3 * seconds,
         "merge_interval": seconds / 8,
         "sweep_interval": seconds / 8,
+        "score_interval": seconds / 4,
         "retention_interval": seconds,
         "disk_interval": 10 * seconds,
         "prune_interval": 10 * seconds,

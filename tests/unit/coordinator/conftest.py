@@ -249,11 +249,16 @@ class House:
         return np.array(open_weights(path, expected_count=self.run.layout.size).vector)
 
 
-def write_corpus(folder: Path, *, shards: tuple[int, ...] = (300, 200)) -> None:
-    """Examples of eight ids each; no tokenizer, which the coordinator does not need."""
+def write_corpus(
+    folder: Path,
+    *,
+    shards: tuple[int, ...] = (300, 200),
+    token: Callable[[int, int], int] = lambda shard, _: shard % 16,
+) -> None:
+    """Examples of eight times one id, `token` of shard and example; no tokenizer, which nobody here needs."""
     folder.mkdir()
     infos = [
-        write_shard(folder, f"train-{i:05}", [[i % 16] * (TOKENS_PER_EXAMPLE + 1)] * count)
+        write_shard(folder, f"train-{i:05}", [[token(i, j)] * (TOKENS_PER_EXAMPLE + 1) for j in range(count)])
         for i, count in enumerate(shards)
     ]
     probe = write_shard(folder, "probe-00000", [[1] * 8] * 4)
@@ -303,6 +308,14 @@ def houses(server: Any = None) -> Iterator[Callable[..., House]]:
         for house in made:
             house.c.close()
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def corpus_of_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each 64 neighbours, of which a fast worker's task gets two lots, have a token of their own."""
+    folder = tmp_path_factory.mktemp("blocks") / "corpus"
+    write_corpus(folder, shards=(900, 700), token=lambda shard, i: (shard * 900 + i) // 64 % 16)
+    return folder
 
 
 BOTH = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]

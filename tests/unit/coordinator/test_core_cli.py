@@ -111,7 +111,7 @@ def test_workers_are_set_aside_restored_pinned_and_drained(house: House, bithaul
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--gate", "nrom"], "norm, speed, copy, audit, agreement, rollback"),
+        (["--gate", "nrom"], "norm, speed, copy, audit, score, agreement, rollback"),
         (["--merge-option", "mu"], "NAME=VALUE"),
         (["--merge-option", "nu=1"], "eta, mu, max_staleness, aggregator"),
         (["--merge-option", "aggregator=best"], "trimmed_mean"),

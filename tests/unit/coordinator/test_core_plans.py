@@ -13,7 +13,7 @@ from sqlalchemy import event, insert
 
 from bithaul.coordinator.commands.heartbeat import heartbeat
 from bithaul.coordinator.commands.steer import pause_run
-from bithaul.coordinator.database import history, logbook
+from bithaul.coordinator.database import history, logbook, scores
 from bithaul.coordinator.database.logbook import LEVELS, LogFilter
 from bithaul.coordinator.database.tables import logs
 from bithaul.coordinator.queries.actions import newest_action
@@ -104,6 +104,20 @@ def test_nothing_sorts_a_whole_history(house: House, asked: list[str]) -> None:
         and "leases.state = 'open'" not in statement
     ]
     assert sorts == []
+
+
+def test_what_waits_for_a_score_is_found_among_the_few(house: House, asked: list[str]) -> None:
+    """Catches a service that goes through every report there ever was, each two seconds."""
+    work(house)
+    asked.clear()
+    with house.c.database.write() as connection:
+        scores.waiting(connection, house.run.id)
+        scores.last(connection, house.run.id)
+        scores.give_up_lost(connection, house.run.id)
+    found = [plan for statement, plan in plans(house, asked) if re.search(r"\b(reports|scores)\b", plan)]
+    assert len(found) == 3
+    assert all(re.search(r"INDEX ix_(reports_to_score|scores_made)\b", plan) for plan in found), found
+    assert not any("TEMP B-TREE" in plan for _, plan in plans(house, asked))
 
 
 def test_a_copy_is_looked_up_by_its_hash(house: House, asked: list[str]) -> None:

@@ -105,7 +105,7 @@ def test_without_the_gate_or_before_eight_are_known_nothing_is_judged(
 
 
 def test_an_unknown_gate_is_an_error_with_the_known_ones(make_house: Callable[..., House]) -> None:
-    with pytest.raises(UnknownName, match="norm, speed, copy, audit, agreement, rollback"):
+    with pytest.raises(UnknownName, match="norm, speed, copy, audit, score, agreement, rollback"):
         make_house().create(gates=["nrom"])
 
 

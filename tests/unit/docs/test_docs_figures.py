@@ -54,6 +54,8 @@ def view() -> ProgressView:
         weight=1.0,
         why="",
         way_out="",
+        scored=0,
+        score=None,
     )
     return ProgressView(
         run="demo",

@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 from bithaul import __version__
 from bithaul.coordinator.context import Coordinator
 from bithaul.coordinator.database import fleet, logbook
-from bithaul.coordinator.database.tables import leases, logs, reports, workers
+from bithaul.coordinator.database.tables import leases, logs, reports, scores, workers
 from bithaul.coordinator.identity.tables import audit
 from bithaul.coordinator.queries import logbook as logbook_query
 from bithaul.coordinator.queries.logbook import log_page, log_rows, log_tail, make_filter
@@ -127,6 +127,32 @@ def test_what_a_state_and_a_number_mean_is_said_in_words(own: Coordinator, visit
     assert "clipped" not in row, "what is none is not told"
     row = row_of(page, "kitchen-laptop")
     assert "has not got further for" in re.sub(r"<[^>]*>", "", row)
+
+
+def test_a_loss_score_is_shown_where_there_is_one(own: Coordinator, visit) -> None:
+    """Catches: a worker that weighs less and a page that does not say why, or a score nobody finds."""
+    site = visit(own)
+    before = site.get("/admin/workers/attic-nuc").text.lower()
+    assert "loss score" not in before, "what is none is not told"
+    with own.database.write() as connection:
+        report = connection.execute(
+            select(reports.c.seq, reports.c.run_id, reports.c.task_id)
+            .where(reports.c.worker == "attic-nuc", reports.c.verdict == "accepted")
+            .order_by(reports.c.seq.desc())
+        ).first()
+        assert report is not None
+        found = {"own": 0.01, "other": 0.02, "score": -0.31, "seconds": 1.5, "made_at": 1.0}
+        row = {"report": report.seq, "run_id": report.run_id, "worker": "attic-nuc", **found}
+        connection.execute(insert(scores).values(row))
+        low = {"score": 0.12, "scored": 9, "pinned": False}
+        connection.execute(update(workers).where(workers.c.id == "attic-nuc").values(low))
+    page = re.sub(r"<[^>]*>", " ", site.get("/admin/workers/attic-nuc").text)
+    assert "0.12 on average, 9 of its updates looked at" in page
+    assert "loss score -0.31" in page.replace("\u2212", "-")
+    assert "hardly more than on others (average score 0.12" in page
+    assert "updates that are trained on the examples of its tasks" in page
+    task = re.sub(r"<[^>]*>", " ", site.get(f"/admin/tasks/{report.task_id}").text)
+    assert "loss score -0.31" in task.replace("\u2212", "-")
 
 
 def row_of(page: str, worker: str) -> str:

@@ -142,7 +142,7 @@ def admin_routes(c: Coordinator, http: HttpMetrics) -> APIRouter:
     def standing(row: WorkerRow) -> StandingAnswer:
         trust = row.trust.at(c.clock.now())
         return StandingAnswer(
-            worker=row.id, standing=trust.standing, weight=trust.weight(c.clock.now()), why=trust.reason
+            worker=row.id, standing=trust.standing, weight=trust.weight(c.clock.now()), why=trust.why
         )
 
     @router.post("/api/workers/{worker}/drain", status_code=204)

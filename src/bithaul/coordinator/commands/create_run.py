@@ -21,13 +21,15 @@ from bithaul.corpus.tokenizer import SPECIAL
 from bithaul.errors import Conflict, CorruptFile, InvalidConfig, NotFound
 from bithaul.exchange.codecs import codec_named
 from bithaul.exchange.messages import RunState
+from bithaul.exchange.sparse import TopK
 from bithaul.exchange.weights import FP32, weights_named
 from bithaul.model.config import ModelConfig
 from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
-from bithaul.rounds.gates import gates_named
+from bithaul.rounds.gates import Gate, gates_named
 from bithaul.rounds.positions import BLOCK
 from bithaul.rounds.rules import codec_of, rule_named
+from bithaul.rounds.scores import FEWEST_TARGETS
 
 PIECE = 1_048_576
 
@@ -137,7 +139,27 @@ def _check(wanted: CreateRun) -> CorpusManifest:
         )
     if not sum(s.examples for s in manifest.shards):
         raise InvalidConfig(f"The corpus in {wanted.corpus_dir} has no training examples.")
+    if Gate.SCORE in wanted.gates:
+        _check_scores(wanted, manifest)
     return manifest
+
+
+def _check_scores(wanted: CreateRun, manifest: CorpusManifest) -> None:
+    """Whether the gate `score` can find anything here."""
+    codec = wanted.codec or codec_of(wanted.merge_rule)
+    if isinstance(codec_named(codec), TopK):
+        raise InvalidConfig(
+            f"The gate score looks at what an update does to the loss on its own examples; {codec} sends few "
+            "values at a time and the rest later, so honest updates look like others (lab note 28). Leave "
+            "the gate out, or take another codec, such as int8-block-v1."
+        )
+    targets = sum(s.tokens - s.examples for s in manifest.shards)
+    if targets < FEWEST_TARGETS:
+        raise InvalidConfig(
+            "The gate score compares examples that a task used with others of the corpus and needs "
+            f"{FEWEST_TARGETS} training tokens or more; the corpus in {wanted.corpus_dir} has {targets}. "
+            "Leave the gate out, or take a larger corpus."
+        )
 
 
 def _import_shards(c: Coordinator, folder: Path, manifest: CorpusManifest) -> list[tuple[ShardInfo, str]]:

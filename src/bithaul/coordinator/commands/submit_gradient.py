@@ -15,7 +15,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from bithaul.coordinator.blobs.store import UploadedFile
-from bithaul.coordinator.commands import audits
+from bithaul.coordinator.commands import audits, scores
 from bithaul.coordinator.commands.begin_upload import unknown_fence
 from bithaul.coordinator.commands.gates import (
     COPIED,
@@ -339,7 +339,10 @@ def _record(
         if judgement.verdict in MERGEABLE and asked.first is None:
             judgement = _weighed(judgement, asked.worker, now=now)
     credit = _credit(asked, judgement, now=now)
-    report = ledger.insert_report(connection, _values(asked, judgement, credit, now=now))
+    values = _values(asked, judgement, credit, now=now)
+    if judgement.verdict is Verdict.ACCEPTED:
+        values["to_score"] = scores.draw_score(c, asked.run, asked.worker)
+    report = ledger.insert_report(connection, values)
     if report.verdict is Verdict.ACCEPTED:
         _accept(connection, asked, report, now=now)
         _keep_probe(connection, asked.lease, judgement.header)

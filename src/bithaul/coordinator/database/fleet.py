@@ -14,6 +14,7 @@ from bithaul.coordinator.database.tables import leases, logs, telemetry, workers
 from bithaul.errors import Gone
 from bithaul.exchange.messages import LogEntry
 from bithaul.rounds.leases import LeaseState
+from bithaul.rounds.scores import Fit
 from bithaul.rounds.sizing import DEFAULT_SPEED, FIRST_SPEED, SLOWEST, speed_of
 from bithaul.rounds.trust import Standing, Trust
 
@@ -39,6 +40,8 @@ class WorkerRow:
     pinned: bool
     audits: bool  # its software knows audit tasks
     streak: int  # accepted reports since the last strike or doubt
+    score: float  # average of its loss scores, -1 to 1
+    scored: int  # how many are in it
     registered_at: float
     last_seen: float
 
@@ -51,6 +54,7 @@ class WorkerRow:
             until=self.rest_until,
             reason=self.trust_reason,
             pinned=self.pinned,
+            fit=Fit(self.score, self.scored),
         )
 
     @property
@@ -171,6 +175,8 @@ def trust_values(trust: Trust) -> dict[str, object]:
         "trust_reason": trust.reason[:200],
         "rest_until": trust.until,
         "pinned": trust.pinned,
+        "score": trust.fit.average,
+        "scored": trust.fit.count,
     }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Integer, bindparam, cast, func, literal, literal_column, select
 
-from bithaul.coordinator.database.tables import reports, telemetry, versions, workers
+from bithaul.coordinator.database.tables import reports, scores, telemetry, versions, workers
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,10 @@ def reports_of(
             reports.c.loss_mean.label("loss"),
             (reports.c.loss_last - reports.c.loss_first).label("loss_change"),
             reports.c.agreement,
+            scores.c.score,
             reports.c.merged_in,
         )
+        .join(scores, scores.c.report == reports.c.seq, isouter=True)
         .where(reports.c.run_id == run_id)
         .order_by(reports.c.seq.desc())
         .limit(count)

@@ -176,6 +176,8 @@ workers = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),  # by the operator, at weight 1
     Column("audits", Boolean, nullable=False, server_default=false()),  # its software knows audit tasks
     Column("streak", Integer, nullable=False, server_default="0"),  # accepted reports without a doubt since
+    Column("score", Double, nullable=False, server_default="0"),  # average of its loss scores, -1 to 1
+    Column("scored", Integer, nullable=False, server_default="0"),  # how many are in it
     Column("registered_at", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
 )
@@ -262,6 +264,7 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
     Column("merged_in", BigInteger),
     Column("agreement", Double),  # cosine to momentum or to the others of its version; None: not looked at
     Column("discarded_in", BigInteger),  # the version of the rollback that gave it up
+    Column("to_score", Boolean, nullable=False, server_default=false()),  # its loss score is waited for
     CheckConstraint(
         "verdict IN ('accepted', 'compared', 'too_late', 'stale', 'rejected')", name="verdict_known"
     ),
@@ -277,6 +280,9 @@ reports = Table(  # the ledger: one row per receipt, in the order of judgement
         postgresql_where=text("verdict <> 'accepted'"),
     ),
     Index("ix_reports_fence", "fence"),
+    Index(  # the few that wait for a score
+        "ix_reports_to_score", "seq", sqlite_where=text("to_score = 1"), postgresql_where=text("to_score")
+    ),
     Index("ix_reports_payload_run", "payload_sha256", "run_id", "verdict"),
     Index(
         "uq_reports_accepted_task",
@@ -299,6 +305,20 @@ repetitions = Table(  # the audit: two runs of one task by two workers, compared
     Column("likeness", Double, nullable=False),  # -1 to 1
     Column("made_at", Double, nullable=False),
     Index("ix_repetitions_worker", "worker", "second"),
+)
+
+scores = Table(  # what an update does to the loss on its own examples and on others
+    "scores",
+    metadata,
+    Column("report", ForeignKey("reports.seq"), primary_key=True),
+    Column("run_id", ForeignKey("runs.id"), nullable=False),
+    Column("worker", ForeignKey("workers.id"), nullable=False),
+    Column("own", Double, nullable=False),  # fall of the loss on examples of its task, nats a token
+    Column("other", Double, nullable=False),  # on as many that it was not given
+    Column("score", Double, nullable=False),  # what becomes of the two, -1 to 1
+    Column("seconds", Double, nullable=False),  # that it took here
+    Column("made_at", Double, nullable=False),
+    Index("ix_scores_made", "run_id", "made_at"),
 )
 
 telemetry = Table(

@@ -123,6 +123,7 @@ def dashboard(c: Coordinator) -> DashboardView:
         "prune": c.settings.prune_interval,
         "retention": c.settings.retention_interval,
         "disk": c.settings.disk_interval,
+        "scorer": c.settings.score_interval,
     }
     return DashboardView(
         now=now,

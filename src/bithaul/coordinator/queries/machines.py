@@ -73,6 +73,8 @@ class MachineView(MachineNow):
     repeated: int  # tasks of it that others repeated for the audit
     differed: int  # of them, those that came out differently
     repeated_by_it: int  # tasks of others that it repeated
+    scored: int  # updates of it that have a loss score
+    score: float | None  # their average, -1 to 1; None before the first
     tokens: int
     share: float  # of all accepted tokens
     mean_staleness: float
@@ -248,7 +250,7 @@ def _machine(
     return MachineView(
         standing=trust.standing,
         weight=trust.weight(now),
-        standing_why=trust.reason,
+        standing_why=trust.why,
         way_out=trust.way_out,
         pinned=trust.pinned,
         name=row.id,
@@ -276,6 +278,8 @@ def _machine(
         repeated=audit.repeated,
         differed=audit.differed,
         repeated_by_it=audit.made,
+        scored=trust.fit.count,
+        score=trust.fit.average if trust.fit.count else None,
         tokens=account.tokens,
         share=account.tokens / all_tokens if all_tokens else 0.0,
         mean_staleness=account.mean_staleness,

@@ -49,6 +49,8 @@ class WorkerProgress(BaseModel):
     weight: float  # of its updates, 0..1
     why: str  # of its standing
     way_out: str  # what leads to full weight
+    scored: int  # updates of it that have a loss score
+    score: float | None  # their average, -1 to 1; None before the first
 
 
 class ProgressView(BaseModel):
@@ -181,8 +183,10 @@ def _workers(connection: Connection, run: RunRow, *, now: float) -> list[WorkerP
                 last_seen=row.last_seen,
                 standing=trust.standing,
                 weight=trust.weight(now),
-                why=trust.reason,
+                why=trust.why,
                 way_out=trust.way_out,
+                scored=trust.fit.count,
+                score=trust.fit.average if trust.fit.count else None,
             )
         )
     return out

@@ -32,6 +32,7 @@ class ReportView(BaseModel):
     loss: float
     loss_change: float  # from the first inner step to the last; below 0 is better
     agreement: float | None  # cosine to the momentum or to the others of its version, if the run looks
+    score: float | None  # whether it lowers the loss on its own examples more than on others, -1 to 1
     merged_in: int | None
 
 

@@ -1,9 +1,9 @@
 """Which weight versions, snapshots and payloads stay on disk, and deleting the rest.
 
 Kept: the newest K versions, each Nth if wanted, pinned ones, any base with an open lease, and for the gates
-`rollback` and `audit` what they may go back to: older versions, and updates that wait to be repeated with
-their bases. What a step starts from (theta and momentum) is kept with the newest only, and so are deltas: a
-worker that lacks more of them than pay fetches a whole version.
+`rollback`, `audit` and `score` what they may go back to: older versions, and updates that wait to be repeated
+or scored with their bases. What a step starts from (theta and momentum) is kept with the newest only, and so
+are deltas: a worker that lacks more of them than pay fetches a whole version.
 Rows stay; only blobs go, and only after their row says so. Blobs that no row names (left by a crash) go too
 once they are old enough not to be in the making.
 """
@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from bithaul.coordinator.context import Coordinator
-from bithaul.coordinator.database import ledger, repetitions, runs, versions, work
+from bithaul.coordinator.database import ledger, repetitions, runs, scores, versions, work
 from bithaul.coordinator.database.ledger import ReportRow
 from bithaul.coordinator.database.runs import RunRow
 from bithaul.coordinator.database.versions import VersionRow
 from bithaul.exchange.deltas import longest_chain
-from bithaul.rounds.audits import WAITING
+from bithaul.rounds import audits
+from bithaul.rounds import scores as rounds_scores
 from bithaul.rounds.gates import Gate
 
 SNAPSHOTS = 2  # newest versions whose theta and momentum are kept
@@ -59,8 +60,8 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
     bases = {lease.base_version for lease in work.open_leases(connection, run.id)}
     bases |= _ways_back(run, rows)
     now = c.clock.now()
-    repeated = _kept_to_repeat(connection, run, now=now)
-    bases |= {report.base_version for report in repeated}
+    looked_at = _kept_to_repeat(connection, run, now=now) + _kept_to_score(connection, run)
+    bases |= {report.base_version for report in looked_at}
     ways = 1 + longest_chain(run.layout, run.weight_format) if run.weight_format.delta else 0
     dropped: set[str] = set()
     count = 0
@@ -76,7 +77,9 @@ def _retire(c: Coordinator, connection: Connection, run: RunRow) -> Retired:
             versions.update_version(connection, run.id, row.version, theta_sha256=None, momentum_sha256=None)
             dropped.update(row.snapshot)
     before = newest - c.settings.payload_keep_versions
-    dropped |= ledger.forget_payloads(connection, run.id, merged_before=before, but=[r.seq for r in repeated])
+    dropped |= ledger.forget_payloads(
+        connection, run.id, merged_before=before, but=[r.seq for r in looked_at]
+    )
     wanted = blobs_wanted(connection)
     return Retired(count, sorted(s for s in dropped if s not in wanted))
 
@@ -95,8 +98,16 @@ def _kept_to_repeat(connection: Connection, run: RunRow, *, now: float) -> list[
     waiting = repetitions.waiting(connection, run.id)
     held = repetitions.being_repeated(connection, run.id)
     idle = [report for report in waiting if report.seq not in held]
-    repetitions.give_up(connection, idle[:-WAITING])
-    return [report for report in waiting if report.seq in held] + idle[-WAITING:]
+    repetitions.give_up(connection, idle[: -audits.WAITING])
+    return [report for report in waiting if report.seq in held] + idle[-audits.WAITING :]
+
+
+def _kept_to_score(connection: Connection, run: RunRow) -> list[ReportRow]:
+    """The newest updates that wait for a score."""
+    scores.give_up_lost(connection, run.id)
+    waiting = scores.waiting(connection, run.id)
+    scores.give_up(connection, [report.seq for report in waiting[: -rounds_scores.WAITING]])
+    return waiting[-rounds_scores.WAITING :]
 
 
 def _kept(c: Coordinator, row: VersionRow, *, newest: int, bases: set[int]) -> bool:

@@ -23,6 +23,7 @@ from bithaul.coordinator.services.disk import watch_disk
 from bithaul.coordinator.services.merger import merge_all
 from bithaul.coordinator.services.prune import prune
 from bithaul.coordinator.services.retention import retain
+from bithaul.coordinator.services.scorer import score_waiting
 from bithaul.coordinator.services.sweeper import sweep
 from bithaul.errors import BithaulError, Conflict
 
@@ -54,6 +55,7 @@ def standard_services(c: Coordinator) -> list[Service]:
         Service("prune", s.prune_interval, prune),
         Service("retention", s.retention_interval, retain),
         Service("disk", s.disk_interval, watch_disk),
+        Service("scorer", s.score_interval, score_waiting),
         *backup,
     ]
 
@@ -70,7 +72,7 @@ class ServiceRunner:
 
     @classmethod
     def standard(cls, c: Coordinator) -> ServiceRunner:
-        """Merger, sweeper, prune, retention, disk watch, and backups where a folder for them is set."""
+        """Merger, sweeper, prune, retention, disk watch, scorer; backups where a folder for them is set."""
         return cls(c, standard_services(c))
 
     def start(self) -> None:

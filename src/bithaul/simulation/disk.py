@@ -1,11 +1,125 @@
-"""A disk that can be full: the blob store of the rehearsal's coordinator."""
+"""Disks that fail: one that can be full, and one that forgets at a power cut what was not synced."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from bithaul.coordinator.blobs.store import BlobRef, BlobStore, Incoming, UploadedFile
 from bithaul.errors import OutOfDisk
+
+Inode = tuple[int, int]  # device and number
+
+
+class ForgetfulDisk:
+    """What a power cut would leave of the files under `folder`, and the cut itself.
+
+    As strict as POSIX allows: bytes last when their file was synced after them, a name when its folder was
+    synced after it, and a folder's own name as any other. What lies there when watching begins lasts. What
+    is deleted is gone at once. `apart` names what others look after, such as a database's files.
+    """
+
+    def __init__(self, folder: Path, *, apart: Callable[[Path], bool] = lambda _: False) -> None:
+        self._folder = folder
+        self._apart = apart
+        self._bytes: dict[Inode, tuple[int, int]] = {}  # size and time of change when last synced
+        self._names: dict[Inode, set[str]] = {}  # of a folder, when last synced
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hear every `os.fsync` of this process until the block ends."""
+        self.trust()
+        with heard_fsync(self.synced):
+            yield
+
+    def trust(self) -> None:
+        """Take what lies there now for durable."""
+        self._bytes, self._names = {}, {}
+        for folder, folders, files in os.walk(self._folder):
+            self._names[_inode(os.stat(folder))] = {*folders, *files}
+            for name in files:
+                self._keep(os.stat(Path(folder) / name))
+
+    def synced(self, descriptor: int) -> None:
+        """A file or folder was synced."""
+        found = os.fstat(descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            self._names[_inode(found)] = set(os.listdir(descriptor))
+        else:
+            self._keep(found)
+
+    def lost(self) -> list[Path]:
+        """Files that a power cut would take or shorten, by name."""
+        return [path for path, _ in self._losses(self._folder)]
+
+    def whole(self, path: Path) -> bool:
+        """Whether all bytes of a file were synced, whatever becomes of its name."""
+        found = path.stat()
+        return self._bytes.get(_inode(found)) == (found.st_size, found.st_mtime_ns)
+
+    def cut(self) -> None:
+        """The power is gone: so is what would be lost. What is left lasts."""
+        for path, left in list(self._losses(self._folder)):
+            if left is None:
+                path.unlink()
+            else:
+                os.truncate(path, left)
+        for path in list(self._nameless(self._folder)):
+            shutil.rmtree(path)
+        self.trust()
+
+    def _keep(self, found: os.stat_result) -> None:
+        self._bytes[_inode(found)] = found.st_size, found.st_mtime_ns
+
+    def _losses(self, folder: Path, *, named: bool = True) -> Iterator[tuple[Path, int | None]]:
+        """Every file that is not whole, and how many of its bytes would be left; None: not even a name."""
+        durable = self._names.get(_inode(folder.stat()), set())
+        for path in sorted(folder.iterdir()):
+            if self._apart(path):
+                continue
+            kept = named and path.name in durable
+            found = path.stat()
+            if stat.S_ISDIR(found.st_mode):
+                yield from self._losses(path, named=kept)
+            elif not kept:
+                yield path, None
+            else:
+                size, changed = self._bytes.get(_inode(found), (0, 0))
+                if (size, changed) != (found.st_size, found.st_mtime_ns):
+                    yield path, size if size < found.st_size else 0
+
+    def _nameless(self, folder: Path) -> Iterator[Path]:
+        """The outermost folders whose names were not synced."""
+        durable = self._names.get(_inode(folder.stat()), set())
+        for path in sorted(p for p in folder.iterdir() if p.is_dir() and not self._apart(p)):
+            if path.name in durable:
+                yield from self._nameless(path)
+            else:
+                yield path
+
+
+@contextmanager
+def heard_fsync(hear: Callable[[int], None]) -> Iterator[None]:
+    """`hear` is called with the descriptor after every `os.fsync` of this process."""
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        hear(descriptor)
+
+    os.fsync = fsync
+    try:
+        yield
+    finally:
+        os.fsync = real
+
+
+def _inode(found: os.stat_result) -> Inode:
+    return found.st_dev, found.st_ino
 
 
 class FullableBlobs:

@@ -39,10 +39,12 @@ class ForgetfulDisk:
     def trust(self) -> None:
         """Take what lies there now for durable."""
         self._bytes, self._names = {}, {}
-        for folder, folders, files in os.walk(self._folder):
-            self._names[_inode(os.stat(folder))] = {*folders, *files}
-            for name in files:
-                self._keep(os.stat(Path(folder) / name))
+        for path in (self._folder, *self._folder.rglob("*")):
+            found = path.stat()
+            if stat.S_ISDIR(found.st_mode):
+                self._names[_inode(found)] = {entry.name for entry in path.iterdir()}
+            else:
+                self._keep(found)
 
     def synced(self, descriptor: int) -> None:
         """A file or folder was synced."""

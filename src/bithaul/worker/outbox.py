@@ -20,7 +20,7 @@ from bithaul.errors import BithaulError, OutOfDisk
 from bithaul.exchange.frame import read_header, write_frame
 from bithaul.exchange.messages import ReportHeader
 from bithaul.exchange.weights import write_weights
-from bithaul.worker.files import move_into_place, sync_folder
+from bithaul.worker.files import make_folder, move_into_place, sync_folder
 
 _ASIDE = ".aside-"
 _FRAME = "update.bhuf"
@@ -48,7 +48,7 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for leftover in folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 

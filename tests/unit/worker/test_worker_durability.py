@@ -1,4 +1,4 @@
-"""What a worker has finished is on the disk before it is relied on: the order, and a power cut right after."""
+"""What a worker has finished is on the disk before it is relied on: the order, and a power cut after it."""
 
 from __future__ import annotations
 
@@ -63,6 +63,16 @@ def test_an_update_is_synced_before_its_name_and_its_name_before_it_is_said_to_b
     (entry,) = Outbox(tmp_path).entries()
     assert entry.frame.read_bytes().endswith(PAYLOAD)
     assert open_weights(entry.residual, expected_count=5).vector.tolist() == [1] * 5
+
+
+def test_a_new_worker_s_first_update_lasts_with_the_folders_it_lies_in(tmp_path: Path) -> None:
+    """Catches an update that is synced with its name, in an outbox whose own name is not."""
+    record = DiskRecord(tmp_path)
+    with record.watching():
+        entry = put(Outbox(tmp_path / "outbox"))
+        store = ResidualStore(tmp_path / "residual")
+        store.commit(entry.residual, store.path(**KEY))
+    assert record.disk.lost() == []
 
 
 def test_an_update_without_a_residual_lasts_too(tmp_path: Path) -> None:

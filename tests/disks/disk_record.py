@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, event
 
-from bithaul.simulation.disk import ForgetfulDisk, heard_fsync
+from bithaul.simulation.disk import ForgetfulDisk, heard_fsync, is_database
 
 needs_posix = pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
 SHORT = [(r"\b[0-9a-f]{64}\b", "SHA"), (r"/[0-9a-f]{2}/", "/ab/"), (r"\bn\d+\b", "N")]
@@ -30,12 +30,7 @@ class DiskRecord:
     def __init__(self, folder: Path, *, unneeded: tuple[str, ...] = ()) -> None:
         self.lines: list[str] = []
         self._folder = folder.absolute()
-        apart = re.compile(r"coordinator\.db.*|.*\.lock")
-
-        def leave_out(path: Path) -> bool:
-            return apart.fullmatch(path.name) is not None or path.name in unneeded
-
-        self.disk = ForgetfulDisk(self._folder, apart=leave_out)
+        self.disk = ForgetfulDisk(self._folder, apart=lambda path: is_database(path) or path.name in unneeded)
 
     @contextmanager
     def watching(self, engine: Engine | None = None) -> Iterator[DiskRecord]:

@@ -8,15 +8,19 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bithaul.coordinator.blobs.store import BlobRef, BlobStore, Incoming, UploadedFile
 from bithaul.errors import OutOfDisk
+
+if TYPE_CHECKING:
+    from _typeshed import FileDescriptorLike
 
 Inode = tuple[int, int]  # device and number
 
 
 class ForgetfulDisk:
-    """What a power cut would leave of the files under `folder`, and the cut itself.
+    """What a power cut would leave of the files under `folder`, and the cut itself, of a part of it.
 
     As strict as POSIX allows: bytes last when their file was synced after them, a name when its folder was
     synced after it, and a folder's own name as any other. What lies there when watching begins lasts. What
@@ -36,10 +40,10 @@ class ForgetfulDisk:
         with heard_fsync(self.synced):
             yield
 
-    def trust(self) -> None:
+    def trust(self, part: Path | None = None) -> None:
         """Take what lies there now for durable."""
-        self._bytes, self._names = {}, {}
-        for path in (self._folder, *self._folder.rglob("*")):
+        folder = part or self._folder
+        for path in (folder, *folder.rglob("*")):
             found = path.stat()
             if stat.S_ISDIR(found.st_mode):
                 self._names[_inode(found)] = {entry.name for entry in path.iterdir()}
@@ -63,16 +67,19 @@ class ForgetfulDisk:
         found = path.stat()
         return self._bytes.get(_inode(found)) == (found.st_size, found.st_mtime_ns)
 
-    def cut(self) -> None:
-        """The power is gone: so is what would be lost. What is left lasts."""
-        for path, left in list(self._losses(self._folder)):
-            if left is None:
-                path.unlink()
-            else:
-                os.truncate(path, left)
-        for path in list(self._nameless(self._folder)):
+    def cut(self, part: Path | None = None) -> None:
+        """The power is gone: so is what would be lost in `part`, if there is one. What is left lasts."""
+        folder = part or self._folder
+        if not folder.exists():
+            return
+        for path, left in list(self._losses(folder)):
+            kept = path.read_bytes()[:left]
+            path.unlink()  # never shortened in place: whoever has mapped it would die of it
+            if left is not None:
+                path.write_bytes(kept)
+        for path in list(self._nameless(folder)):
             shutil.rmtree(path)
-        self.trust()
+        self.trust(folder)
 
     def _keep(self, found: os.stat_result) -> None:
         self._bytes[_inode(found)] = found.st_size, found.st_mtime_ns
@@ -109,15 +116,20 @@ def heard_fsync(hear: Callable[[int], None]) -> Iterator[None]:
     """`hear` is called with the descriptor after every `os.fsync` of this process."""
     real = os.fsync
 
-    def fsync(descriptor: int) -> None:
-        real(descriptor)
-        hear(descriptor)
+    def fsync(given: FileDescriptorLike) -> None:
+        real(given)
+        hear(given if isinstance(given, int) else given.fileno())
 
     os.fsync = fsync
     try:
         yield
     finally:
         os.fsync = real
+
+
+def is_database(path: Path) -> bool:
+    """SQLite's own files, which it syncs itself, and the lock beside them."""
+    return path.name.startswith("coordinator.db") or path.suffix == ".lock"
 
 
 def _inode(found: os.stat_result) -> Inode:

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "disks"))
 from disk_record import DiskRecord, needs_posix
 
 pytestmark = needs_posix
-PAYLOAD = b"payload" * 1000
+PAYLOAD = b"payload" * 100  # stays in a buffer until it is flushed
 NAME = f"1.{1:032x}"
 KEY = {"run": "r", "lineage": 1, "layout_hash": "a" * 64, "codec": "c"}
 

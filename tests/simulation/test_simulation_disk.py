@@ -10,6 +10,7 @@ import pytest
 
 from bithaul.coordinator.blobs import local
 from bithaul.simulation.disk import ForgetfulDisk
+from bithaul.worker import files
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows syncs no folders")
 
@@ -108,6 +109,30 @@ def test_a_rehearsal_notices_a_missing_sync(make: Any, monkeypatch: pytest.Monke
     else:
         monkeypatch.setattr(local.LocalBlobStore, "_make_folder", lambda _, f: f.mkdir(exist_ok=True))
     assert "does not start again: " in crashed(make).broken
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_machine_s_power_cut_takes_no_finished_update(
+    make: Any, monkeypatch: pytest.MonkeyPatch, synced: bool
+) -> None:
+    """Catches an outbox that its machine's disk forgets, which costs a task of work and no promise."""
+    if not synced:
+        monkeypatch.setattr(files, "sync_folder", lambda _: None)
+    lost: list[Path] = []
+
+    def cut(disk: ForgetfulDisk, part: Path) -> None:
+        lost.extend(path.relative_to(part) for path in disk.lost(part))
+        real(disk, part)
+
+    real = ForgetfulDisk.cut
+    monkeypatch.setattr(ForgetfulDisk, "cut", cut)
+    rehearsal = make()
+    rehearsal.faults.at(worker="w1", nth=2).crash("outbox.renamed")
+    rehearsal.faults.at(worker="w2", nth=2).crash("residual.renamed")
+    outcome = rehearsal.run()
+    assert outcome.worker_deaths == 2
+    assert outcome.kept
+    assert {path.parts[0] for path in lost} == ({"cache"} if synced else {"cache", "outbox", "residual"})
 
 
 def unsynced(incoming: local.LocalIncoming) -> Any:

@@ -58,9 +58,9 @@ class ForgetfulDisk:
         else:
             self._keep(found)
 
-    def lost(self) -> list[Path]:
+    def lost(self, part: Path | None = None) -> list[Path]:
         """Files that a power cut would take or shorten, by name."""
-        return [path for path, _ in self._losses(self._folder)]
+        return [path for path, _ in self._losses(part or self._folder)]
 
     def whole(self, path: Path) -> bool:
         """Whether all bytes of a file were synced, whatever becomes of its name."""
@@ -116,9 +116,9 @@ def heard_fsync(hear: Callable[[int], None]) -> Iterator[None]:
     """`hear` is called with the descriptor after every `os.fsync` of this process."""
     real = os.fsync
 
-    def fsync(given: FileDescriptorLike) -> None:
-        real(given)
-        hear(given if isinstance(given, int) else given.fileno())
+    def fsync(fd: FileDescriptorLike) -> None:
+        real(fd)
+        hear(fd if isinstance(fd, int) else fd.fileno())
 
     os.fsync = fsync
     try:

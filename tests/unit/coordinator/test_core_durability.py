@@ -16,6 +16,7 @@ from bithaul.coordinator.blobs.uploads import UploadInfo
 from bithaul.coordinator.commands.claim_task import claim_task
 from bithaul.coordinator.commands.heartbeat import heartbeat
 from bithaul.coordinator.commands.roll_back import roll_back
+from bithaul.coordinator.commands.steer import pause_run
 from bithaul.coordinator.commands.submit_gradient import submit_gradient
 from bithaul.coordinator.context import CrashPoints
 from bithaul.coordinator.services.startup import check_run
@@ -190,3 +191,11 @@ def test_only_what_repeats_itself_is_not_waited_for(house: House) -> None:
         beat = HeartbeatRequest(task=task.task, fence=task.fence, tokens=1, activity="training")
         heartbeat(house.c, "ann", beat)
     assert record.lines == ["commit synchronous=1"] * 2
+
+
+def test_the_first_commit_of_a_new_process_is_waited_for_too(house: House) -> None:
+    """Catches a connection that waits for the disk only after it has once been told not to."""
+    house.reopen()
+    with recorded(house) as record:
+        pause_run(house.c)
+    assert record.lines == [FULL]

@@ -52,6 +52,17 @@ def test_bytes_last_when_the_file_and_names_when_the_folder_was_synced(tmp_path:
     assert disk.lost() == []
 
 
+def test_a_disk_may_have_written_names_by_itself_and_not_the_bytes(tmp_path: Path) -> None:
+    """Catches code that takes a file that is there for a whole one."""
+    disk = ForgetfulDisk(tmp_path)
+    with disk.watching():
+        (tmp_path / "new").mkdir()
+        write(tmp_path / "new" / "bytes", b"1234", synced=True)
+        write(tmp_path / "new" / "name", b"1234", synced=False)
+    disk.cut(keep_names=True)
+    assert left(tmp_path) == {"new/bytes": b"1234", "new/name": b""}
+
+
 def test_a_name_over_another_lasts_with_the_bytes_it_has_then(tmp_path: Path) -> None:
     """Catches a rename over a synced file that counts as synced itself: the file would be empty."""
     write(tmp_path / "a", b"older", synced=True)
@@ -120,9 +131,9 @@ def test_a_machine_s_power_cut_takes_no_finished_update(
         monkeypatch.setattr(files, "sync_folder", lambda _: None)
     lost: list[Path] = []
 
-    def cut(disk: ForgetfulDisk, part: Path) -> None:
+    def cut(disk: ForgetfulDisk, part: Path, *, keep_names: bool) -> None:
         lost.extend(path.relative_to(part) for path in disk.lost(part))
-        real(disk, part)
+        real(disk, part, keep_names=keep_names)
 
     real = ForgetfulDisk.cut
     monkeypatch.setattr(ForgetfulDisk, "cut", cut)

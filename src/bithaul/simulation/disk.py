@@ -43,12 +43,10 @@ class ForgetfulDisk:
     def trust(self, part: Path | None = None) -> None:
         """Take what lies there now for durable."""
         folder = part or self._folder
-        for path in (folder, *folder.rglob("*")):
-            found = path.stat()
-            if stat.S_ISDIR(found.st_mode):
-                self._names[_inode(found)] = {entry.name for entry in path.iterdir()}
-            else:
-                self._keep(found)
+        self._name_all(folder)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                self._keep(path.stat())
 
     def synced(self, descriptor: int) -> None:
         """A file or folder was synced."""
@@ -67,11 +65,16 @@ class ForgetfulDisk:
         found = path.stat()
         return self._bytes.get(_inode(found)) == (found.st_size, found.st_mtime_ns)
 
-    def cut(self, part: Path | None = None) -> None:
-        """The power is gone: so is what would be lost in `part`, if there is one. What is left lasts."""
+    def cut(self, part: Path | None = None, *, keep_names: bool = False) -> None:
+        """The power is gone: so is what would be lost in `part`, if there is one. What is left lasts.
+
+        `keep_names`: of another kind of disk, which had written all names by itself, but not the bytes.
+        """
         folder = part or self._folder
         if not folder.exists():
             return
+        if keep_names:
+            self._name_all(folder)
         for path, left in list(self._losses(folder)):
             kept = path.read_bytes()[:left]
             path.unlink()  # never shortened in place: whoever has mapped it would die of it
@@ -83,6 +86,11 @@ class ForgetfulDisk:
 
     def _keep(self, found: os.stat_result) -> None:
         self._bytes[_inode(found)] = found.st_size, found.st_mtime_ns
+
+    def _name_all(self, folder: Path) -> None:
+        for path in (folder, *folder.rglob("*")):
+            if path.is_dir():
+                self._names[_inode(path.stat())] = {entry.name for entry in path.iterdir()}
 
     def _losses(self, folder: Path, *, named: bool = True) -> Iterator[tuple[Path, int | None]]:
         """Every file that is not whole, and how many of its bytes would be left; None: not even a name."""

@@ -200,7 +200,7 @@ class House:
     def _fall(self, crash: Crash) -> None:
         self.crashes.append((self.time.now(), str(crash)))
         self._down(crash.back_after)
-        self._disk.cut(self.directory)
+        self._disk.cut(self.directory, keep_names=len(self.crashes) % 2 == 0)
 
     def _down(self, back_after: float) -> None:
         self.down_since = self.time.now()

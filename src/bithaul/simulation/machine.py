@@ -166,7 +166,7 @@ class Machine:
     def _ended(self) -> None:
         """It ended by itself or was killed; `die` has seen to its return."""
         if self._dark:
-            self._disk.cut(self._folder)
+            self._disk.cut(self._folder, keep_names=self.deaths % 2 == 0)
             self._dark = False
 
     def _worker(self, stop: VirtualStop) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """The real coordinator on virtual time: opened, served by its own services, killed and started again.
 
 Use cases are called directly, the very ones behind the HTTP routes, on a real SQLite file and a real blob
-store. A crash at a named point closes everything at once; what was not committed is gone. While it is down,
-every call fails as a refused connection does.
+store. A crash at a named point is a power cut: everything closes at once, what was not committed is gone, and
+so is what was not synced of its files. While it is down, every call fails as a refused connection does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from bithaul.coordinator.services.restore import restore_backup
 from bithaul.coordinator.services.runner import Service, ServiceRunner, standard_services
 from bithaul.coordinator.services.startup import check_run
 from bithaul.coordinator.settings import load_settings
-from bithaul.simulation.disk import FullableBlobs
+from bithaul.errors import CorruptFile
+from bithaul.simulation.disk import ForgetfulDisk, FullableBlobs
 from bithaul.simulation.faults import Faults, Moment, Where
 from bithaul.simulation.virtual import Event, VirtualTime
 from bithaul.worker.link import Later
@@ -76,7 +77,8 @@ class House:
     """One run folder and whoever serves it.
 
     `merge_delay` is the time from a wake-up to the merger's next look: what comes together is seen together.
-    `changed` hears which service has worked, and "rise" after a restart; `failed` what a service died of.
+    `changed` hears which service has worked, and "rise" after a restart; `failed` what a service died of, or
+    why there is no restart.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class House:
         time: VirtualTime,
         faults: Faults,
         *,
+        disk: ForgetfulDisk,
         random: Random,
         settings: dict[str, Any],
         merge_delay: float = 1.0,
@@ -94,6 +97,7 @@ class House:
         self.directory = directory
         self.time = time
         self._faults = faults
+        self._disk = disk
         self._ids = SeededIds(random)
         self._settings = settings
         self._merge_delay = merge_delay
@@ -196,6 +200,7 @@ class House:
     def _fall(self, crash: Crash) -> None:
         self.crashes.append((self.time.now(), str(crash)))
         self._down(crash.back_after)
+        self._disk.cut(self.directory, keep_names=len(self.crashes) % 2 == 0)
 
     def _down(self, back_after: float) -> None:
         self.down_since = self.time.now()
@@ -206,7 +211,11 @@ class House:
     def _rise(self) -> None:
         """As `bithaul coordinator` starts: judge the run, then serve."""
         self.c = self._open()
-        check_run(self.c)
+        try:
+            check_run(self.c)
+        except CorruptFile as error:
+            self.failed(f"the coordinator does not start again: {error.message}")
+            return
         self.down_since = None
         if self.disk_full:
             self._limit_pages()

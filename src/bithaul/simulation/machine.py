@@ -1,7 +1,7 @@
 """A simulated computer: the real worker on it, its speed and line, and what happens to it.
 
-Its state folder survives its deaths, as a disk does. A killed worker is started again by its owner some time
-later, with the same folder; a new process knows nothing else.
+Of its state folder what was synced survives its deaths, as on a disk. A killed worker is started again by its
+owner some time later, with the same folder; a new process knows nothing else.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import structlog
 from structlog.typing import FilteringBoundLogger
 
 from bithaul.exchange.messages import Receipt, RunDescription
+from bithaul.simulation.disk import ForgetfulDisk
 from bithaul.simulation.faults import Fault, Faults, Kind, Moment, Where
 from bithaul.simulation.house import House
 from bithaul.simulation.link import Line, SimulatedLink
@@ -102,6 +103,7 @@ class Machine:
         time: VirtualTime,
         faults: Faults,
         *,
+        disk: ForgetfulDisk,
         subject: Subject,
         random: Random,
         heard: Callable[[str, Receipt], None],
@@ -111,6 +113,7 @@ class Machine:
         self._house = house
         self._time = time
         self._faults = faults
+        self._disk = disk
         self._subject = subject
         self._random = random
         self._heard = heard
@@ -120,6 +123,7 @@ class Machine:
         self._stop: VirtualStop | None = None
         self._back: Event | None = None
         self._pulse: Pulse | None = None
+        self._dark = False  # it dies of a power cut
         self.wanted = False
         self.deaths = 0
 
@@ -148,6 +152,7 @@ class Machine:
         if not self.alive:
             return
         self.deaths += 1
+        self._dark = True
         assert self._process is not None
         self._process.kill()
         if self._back is None:
@@ -160,6 +165,9 @@ class Machine:
 
     def _ended(self) -> None:
         """It ended by itself or was killed; `die` has seen to its return."""
+        if self._dark:
+            self._disk.cut(self._folder, keep_names=self.deaths % 2 == 0)
+            self._dark = False
 
     def _worker(self, stop: VirtualStop) -> Callable[[], None]:
         log, buffer = _silent(), LogBuffer()

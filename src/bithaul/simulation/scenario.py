@@ -23,6 +23,7 @@ from bithaul.errors import Conflict, InvalidInput, OutOfDisk, UnknownName
 from bithaul.exchange.messages import RunState
 from bithaul.rounds.gates import Gate
 from bithaul.rounds.rules import codec_of
+from bithaul.simulation.disk import ForgetfulDisk, is_database
 from bithaul.simulation.faults import Faults, Kind, Rates
 from bithaul.simulation.house import House
 from bithaul.simulation.invariants import Broken, Checker
@@ -192,10 +193,12 @@ class Rehearsal:
         self.subject = subject or Toy(folder / "corpus", seed=scenario.seed)
         self.time = VirtualTime(EPOCH)
         self.faults = Faults(self._random("faults"), rates=scenario.rates)
+        self.disk = ForgetfulDisk(folder, apart=is_database)
         self.house = House(
             folder / "run",
             self.time,
             self.faults,
+            disk=self.disk,
             random=self._random("ids"),
             settings=_settings(scenario),
             merge_delay=scenario.task_seconds / 60,
@@ -230,6 +233,7 @@ class Rehearsal:
                 self.house,
                 self.time,
                 self.faults,
+                disk=self.disk,
                 subject=self.subject,
                 random=self._random(spec.name),
                 heard=self.checker.heard,
@@ -245,14 +249,15 @@ class Rehearsal:
 
     def run(self) -> Outcome:
         """The storm, then the quiet. Never raises for a broken promise: the outcome says so."""
-        try:
-            self._storm()
-            self._quiet()
-            self.checker.final()
-        except Broken as broken:
-            self._broken = str(broken)
-        finally:
-            self.time.end()
+        with self.disk.watching():
+            try:
+                self._storm()
+                self._quiet()
+                self.checker.final()
+            except Broken as broken:
+                self._broken = str(broken)
+            finally:
+                self.time.end()
         outcome = self._outcome()
         self.timeline = self.record.timeline(
             f"{self.scenario.name}: {self.scenario.workers} machines, rule {self.scenario.rule}, "

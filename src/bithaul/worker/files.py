@@ -24,6 +24,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make it and what leads to it, if they are missing; their names are durable then."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing or [folder]:
+        sync_folder(made.parent)
+
+
 def move_into_place(source: Path, target: Path) -> None:
     """Atomic rename of a synced file or folder, then both folders are synced."""
     for attempt in range(_TRIES):

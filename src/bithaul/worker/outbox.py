@@ -21,7 +21,7 @@ from bithaul.errors import BithaulError, OutOfDisk
 from bithaul.exchange.frame import read_header, write_frame
 from bithaul.exchange.messages import ReportHeader
 from bithaul.exchange.weights import write_weights
-from bithaul.worker.files import move_into_place, sync_folder
+from bithaul.worker.files import make_folder, move_into_place, sync_folder
 
 _ASIDE = ".aside-"
 _REFUSED = ".refused"
@@ -55,7 +55,7 @@ class Outbox:
     def __init__(self, folder: Path, *, trouble: Callable[[Path, str], None] = lambda *_: None) -> None:
         self._folder = folder
         self._trouble = trouble
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         for leftover in folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -111,7 +111,7 @@ class Outbox:
 
     def _set_aside(self, folder: Path) -> Path:
         refused = self._folder / _REFUSED
-        refused.mkdir(exist_ok=True)
+        make_folder(refused)
         place = refused / folder.name
         shutil.rmtree(place, ignore_errors=True)
         os.utime(folder)  # the order is that of setting aside

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bithaul.errors import CorruptFile, OutOfDisk
 from bithaul.exchange.weights import open_weights, weights_size, write_weights
-from bithaul.worker.files import move_into_place
+from bithaul.worker.files import make_folder, move_into_place
 
 MAX_VERSIONS_BEHIND = 16
 
@@ -27,7 +27,7 @@ class ResidualStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
 
     def path(self, *, run: str, lineage: int, layout_hash: str, codec: str) -> Path:
         key = hashlib.sha256("\0".join((run, layout_hash, codec)).encode()).hexdigest()

@@ -86,7 +86,8 @@ def test_everything_is_synced_before_its_name_exists(
     monkeypatch.setattr(os, "fsync", note_fsync)
     monkeypatch.setattr(Path, "replace", note_replace)
     store.put([b"abc"], name="a")
-    assert steps == ["file", "file", "sidecar", "blob", "folder"]
+    new_folder = ["folder"]  # the one it lies in: its own name too
+    assert steps == ["file", *new_folder, "file", "sidecar", "blob", "folder"]
 
 
 def test_a_disk_that_lies_is_noticed(store: LocalBlobStore, monkeypatch: pytest.MonkeyPatch) -> None:

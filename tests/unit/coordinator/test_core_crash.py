@@ -20,6 +20,7 @@ from bithaul.coordinator.services.startup import check_run
 from bithaul.coordinator.services.sweeper import sweep
 from bithaul.exchange.messages import HeartbeatRequest, Receipt, Verdict
 from bithaul.rounds.leases import TaskState
+from bithaul.simulation.disk import ForgetfulDisk, is_database
 
 House = Any
 ROUNDS = 5
@@ -131,14 +132,17 @@ CRASHES = [(name, n) for name in NAMES for n in (1, 3) if n == 1 or name not in 
 def test_a_crash_changes_nothing(
     make_house: Callable[..., House], undisturbed: Script, name: str, occurrence: int
 ) -> None:
-    """Neither theta nor what is published, whichever way it is published."""
+    """Neither theta nor what is published, whichever way it is published. Unsynced files go."""
     script = start(make_house, undisturbed.house.run.weights)
     house = script.house
     house.crash_at, house.crash_count = name, occurrence
-    with pytest.raises(BaseException, match=f"^{name}$"):
+    disk = ForgetfulDisk(house.directory, apart=is_database)
+    with disk.watching(), pytest.raises(BaseException, match=f"^{name}$"):
         script.run()
     house.crash_at = None
-    house.reopen()
+    house.c.close()
+    disk.cut()
+    house.open()
     check_run(house.c)
     house.register(*WORKERS)
     script.run()

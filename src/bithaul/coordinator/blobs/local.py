@@ -1,7 +1,8 @@
 """Blobs in a local folder: `ab/abcdef...` with the SHA-256 beside it in `abcdef....sha256`.
 
-Every write goes aside, is flushed, fsynced, read back and compared, renamed, and the folder is fsynced; only
-then does the name exist. A blob without its sidecar is not there. A full disk leaves nothing behind.
+Every write goes aside, is flushed, fsynced, read back and compared, renamed, and the folder is fsynced, a new
+one's own name too; only then does the name exist. A blob without its sidecar is not there. A full disk
+leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -79,9 +80,11 @@ class LocalBlobStore:
     def __init__(self, folder: Path, *, incoming: Path) -> None:
         self._folder = folder
         self._incoming = incoming
+        self._durable: set[Path] = set()  # folders whose own names are synced
         with disk_errors():
             folder.mkdir(parents=True, exist_ok=True)
             incoming.mkdir(parents=True, exist_ok=True)
+            fsync_folder(folder.parent)
 
     def receive(self, name: str) -> LocalIncoming:
         return LocalIncoming(self._incoming / f"{name}.part")
@@ -89,7 +92,7 @@ class LocalBlobStore:
     def adopt(self, upload: UploadedFile) -> BlobRef:
         target = self._path(upload.sha256)
         with disk_errors():
-            target.parent.mkdir(exist_ok=True)
+            self._make_folder(target.parent)
             self._write_sidecar(target, upload.sha256)
             replace_durably(upload.path, target)
         return BlobRef(target, upload.sha256, upload.size)
@@ -163,6 +166,13 @@ class LocalBlobStore:
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
             raise NotFound("There is no such blob.")
         return self._folder / sha256[:2] / sha256
+
+    def _make_folder(self, folder: Path) -> None:
+        """Syncing a folder makes the names in it durable, not its own."""
+        folder.mkdir(exist_ok=True)
+        if folder not in self._durable:
+            fsync_folder(self._folder)
+            self._durable.add(folder)
 
     @staticmethod
     def _sidecar(path: Path) -> Path:

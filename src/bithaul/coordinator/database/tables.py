@@ -176,6 +176,7 @@ workers = Table(
     Column("pinned", Boolean, nullable=False, server_default=false()),  # by the operator, at weight 1
     Column("audits", Boolean, nullable=False, server_default=false()),  # its software knows audit tasks
     Column("streak", Integer, nullable=False, server_default="0"),  # accepted reports without a doubt since
+    Column("instance", String(32)),  # which state folder has the identity; None: its software has none
     Column("registered_at", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
 )

@@ -96,6 +96,9 @@ def test_killed_workers_and_coordinator_lose_nothing(up) -> None:
     receipts = acknowledged(session)
     assert receipts, "no worker logged a receipt: the check below would be empty"
     assert receipts <= merged
+    logs = "".join(path.read_text() for path in (session.run / "logs").glob("worker-*.log"))
+    assert "joined run" in logs
+    assert "cannot register yet" not in logs  # nobody waits for its own death to be noticed
 
 
 def test_killed_up_resumes(up) -> None:

@@ -15,9 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 WORKER_SCOPE = "bithaul.worker"
 ADMIN_SCOPE = "bithaul.admin"
 AUDIENCE = "bithaul"
+INSTANCE_HEADER = "Bithaul-Instance"  # at GET /work and POST /heartbeat, as registered
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Fence = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Instance = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e15, allow_inf_nan=False)]  # sums of many stay finite
 Count = Annotated[int, Field(ge=0, le=2**53)]  # what JSON carries exactly, and every database keeps
@@ -55,6 +57,7 @@ class RegisterRequest(Message):
     layout_hash: Sha256 | None = None
     capabilities: Capabilities | None = None
     audits: bool = False  # knows tasks with `audit`; others are never sent one
+    instance: Instance | None = None  # of the state folder; None: its software has none
 
 
 class ShardRef(Message):

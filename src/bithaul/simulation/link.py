@@ -93,25 +93,31 @@ class SimulatedLink:
         self._patience = patience
         self._die = die
         self._heard = heard
+        self._instance: str | None = None
         self._cut_until = 0.0
 
     # -- worker.link.Link -----------------------------------------------------------------------------
 
     def register(self, request: RegisterRequest) -> RegisterResponse:
-        return self._patience.persist(
+        answer = self._patience.persist(
             "POST /register",
             lambda: self._ask("register", lambda c: register_worker(c, self._worker, request)),
         )
+        self._instance = request.instance
+        return answer
 
     def work(self) -> WorkAnswer:
         claim: Claim = self._patience.persist(
-            "GET /work", lambda: self._ask("work", lambda c: claim_task(c, self._worker))
+            "GET /work",
+            lambda: self._ask("work", lambda c: claim_task(c, self._worker, instance=self._instance)),
         )
         return WorkAnswer(claim.task, claim.retry_after, claim.state)
 
     def heartbeat(self, request: HeartbeatRequest, *, persist: bool = False) -> HeartbeatResponse:
         def ask() -> HeartbeatResponse:
-            return self._ask("heartbeat", lambda c: heartbeat(c, self._worker, request))
+            return self._ask(
+                "heartbeat", lambda c: heartbeat(c, self._worker, request, instance=self._instance)
+            )
 
         if persist:
             return self._patience.persist("POST /heartbeat", ask, urgent=True)

@@ -26,6 +26,7 @@ from structlog.typing import FilteringBoundLogger
 from bithaul import __version__
 from bithaul.errors import InvalidInput, Unauthorized, Unavailable
 from bithaul.exchange.messages import (
+    INSTANCE_HEADER,
     WORKER_SCOPE,
     HeartbeatRequest,
     HeartbeatResponse,
@@ -82,6 +83,7 @@ class CoordinatorClient:
         self._patience = Patience(
             str(self._base), stop=stop, log=log, backoff=backoff or Backoff(), jitter=jitter, clock=clock
         )
+        self._registered: dict[str, str] = {}  # header with the instance
         self._token: _Token | None = None
         self._token_lock = threading.Lock()
         self._http = httpx2.Client(
@@ -100,6 +102,7 @@ class CoordinatorClient:
     def register(self, request: RegisterRequest) -> RegisterResponse:
         """POST /register; waits for as long as the coordinator is away."""
         response = self._persist("POST", "/register", _json(request))
+        self._registered = {} if request.instance is None else {INSTANCE_HEADER: request.instance}
         return _parse(RegisterResponse, response)
 
     def work(self) -> WorkAnswer:
@@ -224,7 +227,7 @@ class CoordinatorClient:
             response = self._http.request(
                 method,
                 self._url(path),
-                headers={**headers, "Authorization": f"Bearer {token}"},
+                headers={**headers, **self._registered, "Authorization": f"Bearer {token}"},
                 content=body() if body is not None else None,
             )
             if response.status_code != 401 or renewed:

@@ -26,6 +26,7 @@ from bithaul.exchange.messages import (
     TaskMessage,
 )
 
+IDENTITY_IN_USE = "identity_in_use"  # another machine with the same key is alive
 LATER = frozenset({408, 425, 429, 500, 502, 503, 504, 507})
 
 
@@ -71,7 +72,10 @@ class Download(Protocol):
 
 
 class Link(Protocol):
-    """Thread-safe. Calls that matter wait for as long as the coordinator is away; see the HTTP client."""
+    """Thread-safe. Calls that matter wait for as long as the coordinator is away; see the HTTP client.
+
+    `work` and `heartbeat` speak for the instance that this link has registered last.
+    """
 
     def register(self, request: RegisterRequest) -> RegisterResponse: ...
     def work(self) -> WorkAnswer: ...

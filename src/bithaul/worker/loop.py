@@ -40,7 +40,8 @@ from bithaul.exchange.messages import (
 from bithaul.exchange.weights import WEIGHT_FORMATS
 from bithaul.model.device import hardware
 from bithaul.worker.health import Beacon
-from bithaul.worker.link import Link, Refused, Stopped
+from bithaul.worker.instance import instance_of
+from bithaul.worker.link import IDENTITY_IN_USE, Link, Refused, Stopped
 from bithaul.worker.logship import LogBuffer
 from bithaul.worker.outbox import Entry, Outbox
 from bithaul.worker.residual import ResidualStore
@@ -88,6 +89,7 @@ class Worker:
         self._beacon = Beacon(settings.beacon)
         state = settings.state_dir
         state.mkdir(parents=True, exist_ok=True)
+        self._instance = instance_of(state)
         self._outbox = Outbox(state / "outbox", trouble=self._unreadable)
         self._residuals = ResidualStore(state / "residual")
         self._transfers = Transfers(
@@ -192,6 +194,8 @@ class Worker:
                 receipt = self._client.submit(header.task, header.fence, entry.frame, moved=self._moved)
             except Gone:
                 self._register()
+                if not entry.frame.exists():
+                    return  # delivered meanwhile, while another machine had the key
             except Refused as error:
                 if self._give_up(entry, error, attempt):
                     return
@@ -263,7 +267,10 @@ class Worker:
     # -- registration ---------------------------------------------------------------------------------
 
     def _register(self) -> None:
-        """Learn the run, build what it needs, agree on layout and formats; waits while there is no run."""
+        """Learn the run, build what it needs, agree on layout and formats.
+
+        Waits while there is no run, and while another machine works with this one's key.
+        """
         description = self._announce(None, None)
         if self._current is None or not self._current.session.same_run(description):
             session = self._tools.open_session(
@@ -290,6 +297,7 @@ class Worker:
             layout_hash=layout_hash,
             capabilities=capabilities,
             audits=True,
+            instance=self._instance,
         )
         while True:
             try:
@@ -300,6 +308,8 @@ class Worker:
                 if error.error_code == UnknownName.code:
                     raise UnknownName(error.message) from error
                 self._log.warning("cannot register yet", reason=error.message, code=error.error_code)
+                if error.error_code == IDENTITY_IN_USE:
+                    self._deliver_all()  # what was finished before still counts
                 if self._stop.wait(_ASK_AGAIN_SECONDS):
                     raise Stopped("not registered") from error
 

@@ -130,7 +130,9 @@ class House:
         }
         create_run(self.c, CreateRun(**{**wanted, **changes}))
 
-    def register(self, *names: str, speed: float = 70.0, audits: bool = False) -> None:
+    def register(
+        self, *names: str, speed: float = 70.0, audits: bool = False, instance: str | None = None
+    ) -> None:
         """Speed 70 with ten-second tasks: 100 examples a task."""
         for name in names:
             register_worker(
@@ -141,6 +143,7 @@ class House:
                     weight_formats=list(WEIGHT_FORMATS),
                     layout_hash=layout_of(TINY).hash,
                     audits=audits,
+                    instance=instance,
                     capabilities=Capabilities(
                         device="test", threads=1, memory_bytes=1, tokens_per_second=speed, software="0"
                     ),

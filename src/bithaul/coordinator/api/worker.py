@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
 
 from bithaul.coordinator.api.desk import Desk
 from bithaul.coordinator.api.guard import Caller, WorkerRoute
@@ -12,8 +14,10 @@ from bithaul.coordinator.commands.ingest_logs import ingest_logs
 from bithaul.coordinator.commands.register_worker import register_worker
 from bithaul.coordinator.context import Coordinator
 from bithaul.exchange.messages import (
+    INSTANCE_HEADER,
     HeartbeatRequest,
     HeartbeatResponse,
+    Instance,
     LogBatch,
     RegisterRequest,
     RegisterResponse,
@@ -21,6 +25,7 @@ from bithaul.exchange.messages import (
 )
 
 RUN_STATE_HEADER = "Bithaul-Run-State"
+SaidInstance = Annotated[Instance | None, Header(alias=INSTANCE_HEADER)]
 
 
 def worker_routes(c: Coordinator, desk: Desk) -> APIRouter:
@@ -29,24 +34,26 @@ def worker_routes(c: Coordinator, desk: Desk) -> APIRouter:
 
     @router.post("/register")
     async def register(caller: Caller, message: RegisterRequest) -> RegisterResponse:
-        """Register, or register again; idempotent per client."""
+        """Register, or register again; idempotent per client and instance."""
         return await desk.run(register_worker, c, caller.client_id, message)
 
     @router.get(
         "/work", responses={200: {"model": TaskMessage}, 204: {"description": "No work; see Retry-After"}}
     )
-    async def work(caller: Caller) -> Response:
+    async def work(caller: Caller, instance: SaidInstance = None) -> Response:
         """Lease one task; an open lease is returned again. Retry-After may be a fraction of a second."""
-        claim = await desk.run(claim_task, c, caller.client_id)
+        claim = await desk.run(claim_task, c, caller.client_id, instance=instance)
         headers = {RUN_STATE_HEADER: claim.state.value}
         if claim.task is None:
             return Response(status_code=204, headers={**headers, "Retry-After": f"{claim.retry_after:.3g}"})
         return Response(claim.task.model_dump_json(), media_type="application/json", headers=headers)
 
     @router.post("/heartbeat")
-    async def beat(caller: Caller, message: HeartbeatRequest) -> HeartbeatResponse:
+    async def beat(
+        caller: Caller, message: HeartbeatRequest, instance: SaidInstance = None
+    ) -> HeartbeatResponse:
         """Keep the worker and its lease alive; the answer says drain, pause, or stop."""
-        return await desk.run(heartbeat, c, caller.client_id, message)
+        return await desk.run(heartbeat, c, caller.client_id, message, instance=instance)
 
     @router.post("/logs", status_code=204)
     async def logs(caller: Caller, message: LogBatch) -> None:

@@ -62,12 +62,12 @@ class Claim:
     state: RunState
 
 
-def claim_task(c: Coordinator, worker: str) -> Claim:
-    """Raises `Gone` for a worker that is not registered."""
+def claim_task(c: Coordinator, worker: str, *, instance: str | None = None) -> Claim:
+    """Raises `Gone` for a worker that is not registered, or that another `instance` is now."""
     now = c.clock.now()
     with c.database.write(durable=False) as connection:
         run = runs.get_run(connection)
-        row = _seen(connection, fleet.get_worker(connection, worker), now=now)
+        row = _seen(connection, fleet.get_worker(connection, worker, instance=instance), now=now)
         held = _kept_lease(connection, run, row, now=now)
         state = run.state
         if held is None:

@@ -21,13 +21,15 @@ from bithaul.rounds.sizing import LAST_FACTOR, RENEWAL_FACTOR
 TELEMETRY_SECONDS = 1.0  # of a worker one point in each is kept, however often it tells
 
 
-def heartbeat(c: Coordinator, worker: str, beat: HeartbeatRequest) -> HeartbeatResponse:
-    """Raises `Gone` for a worker that is not registered."""
+def heartbeat(
+    c: Coordinator, worker: str, beat: HeartbeatRequest, *, instance: str | None = None
+) -> HeartbeatResponse:
+    """Raises `Gone` for a worker that is not registered, or that another `instance` is now."""
     now = c.clock.now()
     woken = False
     with c.database.write(durable=False) as connection:
         run = runs.get_run(connection)
-        row = fleet.get_worker(connection, worker)
+        row = fleet.get_worker(connection, worker, instance=instance)
         fleet.update_worker(connection, worker, last_seen=now, gone=False, activity=beat.activity)
         lease = None
         if beat.task is not None and beat.fence is not None:

@@ -42,6 +42,7 @@ class WorkerRow:
     streak: int  # accepted reports since the last strike or doubt
     score: float  # average of its loss scores, -1 to 1
     scored: int  # how many are in it
+    instance: str | None  # the state folder that has the identity; None: its software has none
     registered_at: float
     last_seen: float
 
@@ -64,6 +65,10 @@ class WorkerRow:
     @property
     def state(self) -> str:
         return "gone" if self.gone else "drained" if self.drained else "active"
+
+    def is_another(self, instance: str | None) -> bool:
+        """Whether `instance` is not the one that has registered. Who says none is believed."""
+        return instance is not None and self.instance is not None and instance != self.instance
 
     def may_work(self, now: float) -> bool:
         refused = self.drained or self.gone or self.standing == Standing.SET_ASIDE
@@ -126,10 +131,13 @@ def find_worker(connection: Connection, worker: str) -> WorkerRow | None:
     return None if row is None else WorkerRow(*row)
 
 
-def get_worker(connection: Connection, worker: str) -> WorkerRow:
+def get_worker(connection: Connection, worker: str, *, instance: str | None = None) -> WorkerRow:
+    """Raises `Gone` when it is not registered, or another instance than `instance` is."""
     found = find_worker(connection, worker)
     if found is None:
         raise Gone("This worker is not registered; POST /register first.")
+    if found.is_another(instance):
+        raise Gone("Another machine has registered with this key since; POST /register again.")
     return found
 
 

@@ -178,6 +178,7 @@ workers = Table(
     Column("streak", Integer, nullable=False, server_default="0"),  # accepted reports without a doubt since
     Column("score", Double, nullable=False, server_default="0"),  # average of its loss scores, -1 to 1
     Column("scored", Integer, nullable=False, server_default="0"),  # how many are in it
+    Column("instance", String(32)),  # which state folder has the identity; None: its software has none
     Column("registered_at", Double, nullable=False),
     Column("last_seen", Double, nullable=False),
 )

@@ -1,10 +1,11 @@
 """What distribution costs: workers that merge with `sync` against one process with their batches together.
 
 Both sides train the same examples in the same order for the same number of optimizer steps, along the same
-schedule: the single process with the inner batch of all workers together, each worker with its own. Trainer,
-codec with error feedback, and merge rule are the real ones; only HTTP is left out. Every side runs in a
-process of its own on one thread, where training is deterministic to the bit. Rows differ in the steps of one
-task; the ratio of the losses says which task length learns best. The last line is JSON. Example:
+schedule: the single process with the inner batch of all workers together and its own rate, each worker with
+its own. Trainer, codec with error feedback, and merge rule are the real ones; only HTTP is left out. Every
+side runs in a process of its own on one thread, where training is deterministic to the bit. Rows differ in
+the steps of one task and in the rate; the ratio of the losses says what learns best. The last line is JSON.
+Example:
 
     python benchmarks/convergence.py --examples 12000 --steps-per-task 5 10 20 40
 
@@ -255,8 +256,9 @@ def main() -> None:
     data = make_data(examples=args.examples, heldout=args.heldout, seed=args.seed, max_tokens=context + 1)
     config = load_config(args.preset, vocab_size=data.vocab_size)
     changes = json.loads(args.recipe)
-    alone = TrainingRecipe.for_preset(args.preset, "intents").changed(changes)
     theirs = TrainingRecipe.for_preset(args.preset, "intents", workers=args.workers).changed(changes)
+    together = args.workers * theirs.batch_examples
+    alone = TrainingRecipe.for_preset(args.preset, "intents").changed({**changes, "batch_examples": together})
     result = compare(
         data,
         config=config,

@@ -22,12 +22,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.codecs import codec_named, decode
 from bithaul.model.layout import layout_of
 from bithaul.rounds.audits import likeness
 from bithaul.simulation.real import Real
@@ -126,11 +125,7 @@ def make_bases(folder: Path, real: Real, bases: Sequence[int]) -> None:
 def encoded(codec_name: str, layout, update: np.ndarray) -> np.ndarray:
     """What the coordinator decodes."""
     codec = codec_named(codec_name)
-    payload = codec.encode(np.array(update), layout)
-    out = np.zeros(layout.size, np.float32)
-    for piece in codec.pieces(BytesIO(bytes(payload)), layout, chunk_values=2**20):
-        out[piece.offset : piece.offset + piece.size] = piece.values()
-    return out
+    return decode(codec, codec.encode(np.array(update), layout), layout)
 
 
 def like(a: np.ndarray, b: np.ndarray) -> float:

@@ -18,12 +18,11 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
-from bithaul.exchange.codecs import codec_named
+from bithaul.exchange.codecs import codec_named, decode
 from bithaul.model.init import initial_vector
 from bithaul.model.layout import layout_of
 from bithaul.rounds.scores import sample
@@ -33,11 +32,7 @@ from bithaul.simulation.real import Real
 def encoded(codec_name: str, layout, update: np.ndarray) -> np.ndarray:
     """What the coordinator decodes."""
     codec = codec_named(codec_name)
-    payload = codec.encode(np.array(update), layout)
-    out = np.zeros(layout.size, np.float32)
-    for piece in codec.pieces(BytesIO(bytes(payload)), layout, chunk_values=2**20):
-        out[piece.offset : piece.offset + piece.size] = piece.values()
-    return out
+    return decode(codec, codec.encode(np.array(update), layout), layout)
 
 
 def losses(trainer, vector: np.ndarray, parts) -> np.ndarray:
